@@ -1,0 +1,1 @@
+//! What an image is: chunks, hash tree, manifest, signature, verifier.

@@ -1,0 +1,1 @@
+//! The other world under the swarm: a deterministic simulator.

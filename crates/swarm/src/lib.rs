@@ -1,0 +1,1 @@
+//! Who fetches what from whom: the sans-IO node state machine.

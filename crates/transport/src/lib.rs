@@ -1,0 +1,1 @@
+//! The real world under the swarm: QUIC, TLS identity, stores.
