@@ -1,0 +1,46 @@
+//! Every maximum of this crate, with its arithmetic.
+//!
+//! The relations between them are asserted at compile time, at the end of the file.
+
+/// Smallest chunk: 64 KiB. Below it a chunk costs more in headers, stream set-up and scheduling
+/// than in bytes.
+pub const MIN_CHUNK_SIZE_LOG2: u8 = 16;
+
+/// Largest chunk: 16 MiB. It is also what a liar can make a node download in vain before the
+/// hash gives him away.
+pub const MAX_CHUNK_SIZE_LOG2: u8 = 24;
+
+/// The chunk size of small images: 256 KiB, which hashes in 40 µs and crosses a 1 Gbit link in
+/// 2 ms.
+pub const DEFAULT_CHUNK_SIZE_LOG2: u8 = 18;
+
+/// [`ChunkSize::for_length`](crate::ChunkSize::for_length) doubles the chunk size rather than let
+/// an image have more chunks than this: a have-bitfield is then 256 bytes and a manifest 64 KiB.
+///
+/// 2,048 × 256 KiB = 512 MiB is where the first doubling happens; 2,048 × 16 MiB = 32 GiB is where
+/// the chunk size stops growing and the count goes on instead.
+pub const TARGET_CHUNK_COUNT: u64 = 2048;
+
+/// No image has more chunks than this: 65,536 of 16 MiB are 1 TiB, more than any root filesystem
+/// that is loaded into RAM. It bounds every bitfield to 8 KiB and every manifest to 2 MiB.
+pub const MAX_CHUNK_COUNT: u32 = 1 << 16;
+
+/// Fixed part of an encoded manifest: version (1), chunk size (1), length (8), hash count (8).
+pub const MANIFEST_HEADER_BYTES: usize = 1 + 1 + 8 + 8;
+
+/// Bytes of one chunk hash, and of an image id.
+pub const HASH_BYTES: usize = 32;
+
+/// The longest manifest there can be: 18 + 65,536 × 32 bytes, a little over 2 MiB.
+pub const MAX_MANIFEST_BYTES: usize = MANIFEST_HEADER_BYTES + MAX_CHUNK_COUNT as usize * HASH_BYTES;
+
+/// The longest image name, in bytes (all of them are ASCII).
+pub const MAX_NAME_BYTES: usize = 64;
+
+const _: () = assert!(MIN_CHUNK_SIZE_LOG2 <= DEFAULT_CHUNK_SIZE_LOG2);
+const _: () = assert!(DEFAULT_CHUNK_SIZE_LOG2 <= MAX_CHUNK_SIZE_LOG2);
+// A BLAKE3 chunk is 1 KiB: a subtree must be a whole number of them.
+const _: () = assert!(MIN_CHUNK_SIZE_LOG2 >= 10);
+// The length of a chunk is a u32.
+const _: () = assert!(MAX_CHUNK_SIZE_LOG2 < 32);
+const _: () = assert!(TARGET_CHUNK_COUNT <= MAX_CHUNK_COUNT as u64);
