@@ -1,1 +1,10 @@
-//! Harness.
+//! What tests, demo and bench share: network namespaces, child processes and the lab that compares
+//! rootswarm with other tools.
+//!
+//! Everything here is a guard: dropping it ends or removes what it stands for, also after a panic,
+//! and the [`keeper`] does it for a process that was killed. What is tested is not here but in
+//! `tests/tests/`.
+
+pub mod keeper;
+pub mod netns;
+pub mod process;
