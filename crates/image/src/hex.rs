@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+/// The length of 32 bytes in hexadecimal.
+pub(crate) const DIGITS: usize = 64;
+
 /// Why a text is not 32 bytes in lower-case hexadecimal. Its `Display` is the part of a sentence
 /// that follows "found".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +34,7 @@ pub(crate) fn parse(text: &str) -> Result<[u8; 32], HexFault> {
         return Err(HexFault::Character(other));
     }
     let digits = text.as_bytes();
-    if digits.len() != 64 {
+    if digits.len() != DIGITS {
         return Err(HexFault::Length(digits.len()));
     }
     let value = |digit: u8| {

@@ -37,6 +37,30 @@ pub const MAX_MANIFEST_BYTES: usize = MANIFEST_HEADER_BYTES + MAX_CHUNK_COUNT as
 /// The longest image name, in bytes (all of them are ASCII).
 pub const MAX_NAME_BYTES: usize = 64;
 
+/// The longest tag without its signature: version (1), name (8 for its length, and at most 64),
+/// id (32), image length (8), chunk size (1), version of the name (8), epoch (4).
+pub const MAX_TAG_BODY_BYTES: usize = 1 + (8 + MAX_NAME_BYTES) + HASH_BYTES + 8 + 1 + 8 + 4;
+
+/// An Ed25519 signature.
+pub const SIGNATURE_BYTES: usize = 64;
+
+/// The longest signed tag: 190 bytes.
+pub const MAX_SIGNED_TAG_BYTES: usize = MAX_TAG_BODY_BYTES + SIGNATURE_BYTES;
+
+/// The longest rooturl: half of what a kernel command line can hold on the smallest of the usual
+/// limits, 2,048 on x86.
+pub const MAX_ROOT_URL_BYTES: usize = 1024;
+
+/// The longest host name: 253 characters, and labels of at most 63 (RFC 1035, 2.3.4).
+pub const MAX_HOST_NAME_BYTES: usize = 253;
+
+/// The longest label of a host name.
+pub const MAX_HOST_LABEL_BYTES: usize = 63;
+
+/// The most seeds a rooturl may name. Each is tried in turn, so a longer list only delays the
+/// message that none answers.
+pub const MAX_HOSTS: usize = 16;
+
 const _: () = assert!(MIN_CHUNK_SIZE_LOG2 <= DEFAULT_CHUNK_SIZE_LOG2);
 const _: () = assert!(DEFAULT_CHUNK_SIZE_LOG2 <= MAX_CHUNK_SIZE_LOG2);
 // A BLAKE3 chunk is 1 KiB: a subtree must be a whole number of them.
@@ -44,3 +68,4 @@ const _: () = assert!(MIN_CHUNK_SIZE_LOG2 >= 10);
 // The length of a chunk is a u32.
 const _: () = assert!(MAX_CHUNK_SIZE_LOG2 < 32);
 const _: () = assert!(TARGET_CHUNK_COUNT <= MAX_CHUNK_COUNT as u64);
+const _: () = assert!(MAX_SIGNED_TAG_BYTES == 190);
