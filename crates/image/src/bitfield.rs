@@ -137,20 +137,16 @@ impl Bitfield {
         &self.words
     }
 
-    /// Adds every chunk of `other`. What the image of only one of them has is left out.
+    /// Adds every chunk of `other`, a set for the same image.
     pub fn union_with(&mut self, other: &Bitfield) {
         debug_assert_eq!(self.len, other.len);
-        let mut count = 0;
         for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
             *mine |= theirs;
         }
         if let Some(last) = self.words.last_mut() {
             *last &= last_word_mask(self.len);
         }
-        for word in &self.words {
-            count += word.count_ones();
-        }
-        self.count = count;
+        self.count = self.words.iter().map(|word| word.count_ones()).sum();
     }
 
     /// The chunks in the set, in order.
@@ -218,7 +214,7 @@ impl Bitfield {
         if let Some(last) = set.words.last() {
             let stray = last & !last_word_mask(len);
             if stray != 0 {
-                // Below `len` rounded up to 64, which a u32 may not hold for the very largest.
+                // A bit of the last word, so there is one, and `len` is not 0.
                 let found = (len - 1) / 64 * 64 + stray.trailing_zeros();
                 return Err(BitfieldError::StrayBit { len, found });
             }
@@ -256,12 +252,31 @@ fn last_word_mask(len: u32) -> u64 {
 
 /// The positions of the ones in a sequence of words.
 fn ones(words: impl Iterator<Item = u64>) -> impl Iterator<Item = ChunkIndex> {
-    words.zip(0_u32..).flat_map(|(word, position)| {
-        // Each step drops the lowest one.
-        std::iter::successors((word != 0).then_some(word), |word| {
-            let rest = word & (word - 1);
-            (rest != 0).then_some(rest)
-        })
-        .map(move |word| ChunkIndex(position * 64 + word.trailing_zeros()))
-    })
+    Ones {
+        words: words.zip(0..),
+        word: 0,
+        position: 0,
+    }
+}
+
+struct Ones<I> {
+    words: I,
+    /// What is left of the word at `position`.
+    word: u64,
+    position: u32,
+}
+
+impl<I: Iterator<Item = (u64, u32)>> Iterator for Ones<I> {
+    type Item = ChunkIndex;
+
+    #[inline]
+    fn next(&mut self) -> Option<ChunkIndex> {
+        while self.word == 0 {
+            (self.word, self.position) = self.words.next()?;
+        }
+        let lowest = self.word.trailing_zeros();
+        // Drops the lowest one.
+        self.word &= self.word - 1;
+        Some(ChunkIndex(self.position * 64 + lowest))
+    }
 }

@@ -56,6 +56,21 @@ pub enum ManifestError {
         /// What there is.
         found: usize,
     },
+    /// The right hashes under a wrong length or chunk size.
+    #[error(
+        "manifest is of {found_length} bytes in chunks of {found_chunk_size}: expected \
+         {expected_length} in chunks of {expected_chunk_size} as the signed tag says"
+    )]
+    OtherGeometry {
+        /// The length of the tagged image in bytes.
+        expected_length: u64,
+        /// The chunk size that was tagged.
+        expected_chunk_size: ChunkSize,
+        /// The length in the manifest.
+        found_length: u64,
+        /// The chunk size in the manifest.
+        found_chunk_size: ChunkSize,
+    },
     /// A manifest in good order, of another image, or a forged one.
     #[error("manifest merges to image {found}: expected {expected}")]
     OtherImage {
@@ -118,6 +133,12 @@ impl Manifest {
     /// `expected`.
     ///
     /// Allocates no more than the bytes that are there, whatever they claim.
+    ///
+    /// Merging proves each hash, and with it each byte of the image. It does not prove the length
+    /// beyond the number of chunks, nor the chunk size: a sender can lie about them, with the
+    /// effect that no last chunk, or none at all, ever verifies. That is no more than he does by
+    /// sending nothing, and it spoils no byte; but where there is a signed tag, use
+    /// [`Tag::decode_manifest`](crate::Tag::decode_manifest), which refuses such a manifest.
     pub fn decode(bytes: &[u8], expected: &ImageId) -> Result<Manifest, ManifestError> {
         let truncated = ManifestError::Truncated { found: bytes.len() };
         // The version alone decides how the rest reads, so it is judged before anything else.

@@ -11,7 +11,7 @@ use crate::codec::{self, TAG_VERSION, TagBody};
 use crate::limits::{MAX_SIGNED_TAG_BYTES, SIGNATURE_BYTES};
 use crate::{
     ChunkSize, ChunkSizeError, Geometry, GeometryError, ImageId, ImageName, ImageNameError,
-    SwarmKey, SwarmPublicKey,
+    Manifest, ManifestError, SwarmKey, SwarmPublicKey,
 };
 
 /// In front of every tag that is signed. The zero byte ends it: no longer prefix begins with it.
@@ -98,6 +98,23 @@ impl Tag {
     /// How the image is cut.
     pub fn geometry(&self) -> Result<Geometry, GeometryError> {
         Geometry::new(self.length, self.chunk_size)
+    }
+
+    /// Reads the manifest of the tagged image, which anybody may have sent: refuses it unless it
+    /// merges to the tagged id *and* is cut as the tag says, which merging alone does not prove
+    /// (see [`Manifest::decode`]).
+    pub fn decode_manifest(&self, bytes: &[u8]) -> Result<Manifest, ManifestError> {
+        let manifest = Manifest::decode(bytes, &self.id)?;
+        let found = manifest.geometry();
+        if (found.length(), found.chunk_size()) != (self.length, self.chunk_size) {
+            return Err(ManifestError::OtherGeometry {
+                expected_length: self.length,
+                expected_chunk_size: self.chunk_size,
+                found_length: found.length(),
+                found_chunk_size: found.chunk_size(),
+            });
+        }
+        Ok(manifest)
     }
 
     /// Signs the tag.

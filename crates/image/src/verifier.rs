@@ -104,6 +104,15 @@ impl Verifier {
 }
 
 /// A chunk whose bytes were found to be those of the image.
+///
+/// Only a [`Verifier`] makes one:
+///
+/// ```compile_fail,E0451
+/// use rootswarm_image::{ChunkIndex, ImageId, VerifiedChunk};
+///
+/// let image = ImageId::from_bytes([0; 32]);
+/// let forged = VerifiedChunk { image, index: ChunkIndex(0), bytes: b"never checked" };
+/// ```
 #[derive(Clone)]
 pub struct VerifiedChunk<B> {
     image: ImageId,
