@@ -1,0 +1,94 @@
+//! The chunks on their way to this node: whom they were asked of, since when, until when.
+
+use crate::id::ConnId;
+use crate::time::Instant;
+use rootswarm_image::ChunkIndex;
+use std::time::Duration;
+
+/// How a chunk came to be under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// This node asked for it.
+    Pull,
+    /// A seed sent it unasked.
+    Push,
+}
+
+/// One chunk on its way from one peer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flight {
+    pub(crate) conn: ConnId,
+    pub(crate) index: ChunkIndex,
+    pub(crate) origin: Origin,
+    pub(crate) since: Instant,
+    pub(crate) deadline: Instant,
+    pub(crate) started: bool,
+}
+
+/// All chunks under way. At most two flights carry the same chunk, and only in the endgame.
+#[derive(Debug, Default)]
+pub(crate) struct Flights {
+    flights: Vec<Flight>,
+}
+
+impl Flights {
+    pub(crate) fn len(&self) -> usize {
+        self.flights.len()
+    }
+
+    pub(crate) fn add(&mut self, flight: Flight) {
+        debug_assert!(self.find(flight.conn, flight.index).is_none());
+        self.flights.push(flight);
+    }
+
+    pub(crate) fn find(&mut self, conn: ConnId, index: ChunkIndex) -> Option<&mut Flight> {
+        self.flights
+            .iter_mut()
+            .find(|flight| flight.conn == conn && flight.index == index)
+    }
+
+    pub(crate) fn remove(&mut self, conn: ConnId, index: ChunkIndex) -> Option<Flight> {
+        let position = self
+            .flights
+            .iter()
+            .position(|f| f.conn == conn && f.index == index)?;
+        Some(self.flights.swap_remove(position))
+    }
+
+    /// Takes out every flight for which `condition` holds, in a fixed order.
+    pub(crate) fn extract(&mut self, condition: impl Fn(&Flight) -> bool) -> Vec<Flight> {
+        let (out, keep) = self.flights.drain(..).partition(|flight| condition(flight));
+        self.flights = keep;
+        out
+    }
+
+    pub(crate) fn of_chunk(&self, index: ChunkIndex) -> impl Iterator<Item = &Flight> {
+        self.flights
+            .iter()
+            .filter(move |flight| flight.index == index)
+    }
+
+    pub(crate) fn pushes_from(&self, conn: ConnId) -> usize {
+        self.flights
+            .iter()
+            .filter(|f| f.conn == conn && f.origin == Origin::Push)
+            .count()
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.flights.iter().map(|flight| flight.deadline).min()
+    }
+
+    /// The flights that are alone with their chunk and older than `age`, oldest first: what the
+    /// endgame asks for a second time.
+    pub(crate) fn stragglers(&self, now: Instant, age: Duration) -> Vec<Flight> {
+        let mut old: Vec<Flight> = self
+            .flights
+            .iter()
+            .filter(|f| now.since(f.since) >= age && self.of_chunk(f.index).count() == 1)
+            .copied()
+            .collect();
+        old.sort_by_key(|flight| (flight.since, flight.index));
+        old
+    }
+}

@@ -1,0 +1,141 @@
+//! Every bound of the protocol and the scheduler, with the arithmetic beside it.
+
+use std::time::Duration;
+
+/// The largest control frame, in bytes. The largest legal one is a `Hello` with a bit for each
+/// of 2^17 chunks: 16 KiB and a few bytes.
+pub const FRAME_BYTES_MAX: usize = 32 * 1024;
+
+/// The most chunks an image may have in a swarm: 2^17 × 32 bytes of hashes is a 4 MiB manifest,
+/// and at 16 MiB a chunk it is an image of 2 TiB.
+pub const CHUNKS_MAX: u32 = 1 << 17;
+
+/// The most runs in one `Have`. 2,048 × at most 10 bytes fits a frame; more go in a second one.
+pub const HAVE_RUNS_MAX: usize = 2048;
+
+/// The most addresses in one `Peers` or `Dial`: 64 × at most 54 bytes.
+pub const ADDRESSES_MAX: usize = 64;
+
+/// The longest rack name, in bytes.
+pub const RACK_BYTES_MAX: usize = 64;
+
+/// Neighbours in the overlay (half of them from rings that name this node, see `tracker`). A
+/// swarm of up to this many nodes and one is a full mesh. Below 12 stragglers appear in the
+/// simulator; above 24 the have-deltas cost more than the choice is worth.
+pub const DEGREE: usize = 16;
+
+/// The most connections a peer keeps, the seeds' not counted. Twice and a half [`DEGREE`], so that a
+/// node that just lost neighbours finds somebody who takes it.
+pub const PEERS_MAX: usize = 40;
+
+/// The most connections a seed accepts for one image. The tracker keeps one for each live node.
+pub const SEED_PEERS_MAX: usize = 16 * 1024;
+
+/// How many nodes a seed hands chunks to at a time; the others it only tracks.
+pub const SEED_NEIGHBOURS: usize = 64;
+
+/// Nodes remembered beside those connected.
+pub const KNOWN_MAX: usize = 256;
+
+/// Banned nodes remembered; the oldest is forgotten first.
+pub const BANS_MAX: usize = 1024;
+
+/// Bytes a receiver keeps in flight, over all its peers. Eight chunks of 256 KiB: at 1 Gbit/s
+/// 17 ms of download, a few round trips with the queues of the senders in them.
+pub const IN_FLIGHT_BYTES: u64 = 2 << 20;
+
+/// Bounds on the chunks in flight that follow from [`IN_FLIGHT_BYTES`].
+pub const IN_FLIGHT_MIN: usize = 4;
+/// See [`IN_FLIGHT_MIN`].
+pub const IN_FLIGHT_MAX: usize = 16;
+
+/// Chunks in flight from one peer while there are many to choose from.
+pub const PER_PEER_MIN: usize = 2;
+
+/// Uploads a peer interleaves.
+pub const UPLOAD_SLOTS: usize = 4;
+
+/// Requests that may wait for an upload slot. The queue is what a slow sender costs its
+/// receivers, so it is short: beyond it the answer is `Busy` at once.
+pub const UPLOAD_QUEUE: usize = 2;
+
+/// Uploads a seed interleaves.
+pub const SEED_UPLOAD_SLOTS: usize = 8;
+
+/// Chunks a seed has under way to one node while it has other nodes to feed.
+pub const SEED_PER_NODE: usize = 2;
+
+/// Have-deltas are collected this long before they are sent.
+pub const HAVE_BATCH: Duration = Duration::from_millis(5);
+
+/// A peer that said `Busy` is left alone for a time in this range (microseconds), drawn anew
+/// each time so that those it sent away do not come back together.
+pub const BUSY_BACKOFF_US: (u64, u64) = (3_000, 10_000);
+
+/// The same for a seed that said `Busy`: it is still handing out first copies.
+pub const SEED_BUSY_BACKOFF_US: (u64, u64) = (40_000, 120_000);
+
+/// A node that could use more chunks than its peers offer waits this long before it asks a
+/// seed: the chunk it lacks is most likely about to arrive at a neighbour.
+pub const SEED_PATIENCE: Duration = Duration::from_millis(30);
+
+/// From a request to the first byte of its chunk or `Busy`. Generous beside a queue of
+/// [`UPLOAD_QUEUE`] chunks at 10 Mbit/s (0.6 s), short beside a dead peer.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(2_000);
+
+/// From a chunk's first byte to its last at the lowest useful rate; a chunk of `n` bytes gets
+/// this plus `n` over [`CHUNK_RATE_MIN`]. Silence in between is caught earlier, by the
+/// transport's [`CHUNK_SILENCE`].
+pub const CHUNK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes per second; see [`CHUNK_TIMEOUT`].
+pub const CHUNK_RATE_MIN: u64 = 32 * 1024;
+/// The longest silence within one chunk.
+pub const CHUNK_SILENCE: Duration = Duration::from_secs(2);
+
+/// A peer that did not answer, or broke off, is left alone for this long, doubled each time up
+/// to [`FAILURE_BACKOFF_MAX`].
+pub const FAILURE_BACKOFF: Duration = Duration::from_millis(500);
+/// See [`FAILURE_BACKOFF`].
+pub const FAILURE_BACKOFF_MAX: Duration = Duration::from_secs(8);
+
+/// Failures in a row after which the connection is given up.
+pub const FAILURES_MAX: u32 = 6;
+
+/// Between attempts to reach a known node, doubled each time up to [`REDIAL_MAX`].
+pub const REDIAL: Duration = Duration::from_millis(500);
+/// See [`REDIAL`].
+pub const REDIAL_MAX: Duration = Duration::from_secs(15);
+
+/// Dials under way at once.
+pub const DIALS_MAX: usize = 16;
+
+/// Chunk streams that a peer may have open towards this node before they are refused: a seed's
+/// pushes and the answers to requests.
+pub const PUSHES_MAX: usize = 16;
+
+/// How often a peer with too few neighbours asks for more, and the tracker hears progress.
+pub const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// While a node starves, the picker runs at least this often.
+pub const STARVED_TICK: Duration = Duration::from_millis(5);
+
+/// Two complete peers have nothing more to say: after this they part.
+pub const COMPLETE_LINGER: Duration = Duration::from_secs(5);
+
+const _: () = assert!(CHUNKS_MAX as usize / 8 + 256 <= FRAME_BYTES_MAX);
+const _: () = assert!(HAVE_RUNS_MAX * 10 + 16 <= FRAME_BYTES_MAX);
+const _: () = assert!(ADDRESSES_MAX * 64 + 16 <= FRAME_BYTES_MAX);
+const _: () = assert!(PEERS_MAX > DEGREE && KNOWN_MAX > PEERS_MAX);
+const _: () = assert!(IN_FLIGHT_MIN <= IN_FLIGHT_MAX && PER_PEER_MIN <= IN_FLIGHT_MIN);
+
+/// Chunks in flight for chunks of `chunk_bytes`.
+pub fn in_flight_chunks(chunk_bytes: u64) -> usize {
+    usize::try_from(IN_FLIGHT_BYTES / chunk_bytes.max(1))
+        .unwrap_or(IN_FLIGHT_MAX)
+        .clamp(IN_FLIGHT_MIN, IN_FLIGHT_MAX)
+}
+
+/// How long a chunk of `chunk_bytes` may take once it has started.
+pub fn chunk_timeout(chunk_bytes: u64) -> Duration {
+    CHUNK_TIMEOUT + Duration::from_millis(chunk_bytes * 1000 / CHUNK_RATE_MIN)
+}

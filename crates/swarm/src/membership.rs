@@ -1,0 +1,193 @@
+//! The nodes this one knows of but may not be connected to, and when to dial them.
+
+use crate::id::NodeId;
+use crate::limits::{KNOWN_MAX, REDIAL, REDIAL_MAX};
+use crate::rng::Rng;
+use crate::time::Instant;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    addr: SocketAddr,
+    /// The tracker said so; others are hints from peers.
+    assigned: bool,
+    dialing: bool,
+    failures: u32,
+    not_before: Instant,
+}
+
+/// The address book of one node.
+#[derive(Debug, Default)]
+pub(crate) struct Membership {
+    known: BTreeMap<NodeId, Known>,
+    dialing: usize,
+}
+
+impl Membership {
+    /// Notes where a node can be reached. Beyond [`KNOWN_MAX`] an assigned node takes the place
+    /// of a hint and further hints are ignored.
+    pub(crate) fn learn(&mut self, node: NodeId, addr: SocketAddr, assigned: bool, now: Instant) {
+        if let Some(known) = self.known.get_mut(&node) {
+            if assigned || !known.assigned {
+                known.addr = addr;
+            }
+            if assigned {
+                known.assigned = true;
+                known.not_before = now;
+            }
+            return;
+        }
+        if self.known.len() >= KNOWN_MAX {
+            let hint = self
+                .known
+                .iter()
+                .find(|(_, known)| !known.assigned && !known.dialing);
+            match hint.map(|(node, _)| *node) {
+                Some(hint) if assigned => self.known.remove(&hint),
+                _ => return,
+            };
+        }
+        let known = Known {
+            addr,
+            assigned,
+            dialing: false,
+            failures: 0,
+            not_before: now,
+        };
+        self.known.insert(node, known);
+    }
+
+    /// The node is not wanted as a neighbour any more; it stays known as a hint.
+    pub(crate) fn unassign(&mut self, node: NodeId) {
+        if let Some(known) = self.known.get_mut(&node) {
+            known.assigned = false;
+        }
+    }
+
+    pub(crate) fn forget(&mut self, node: NodeId) {
+        self.dialed(node);
+        self.known.remove(&node);
+    }
+
+    /// Dials under way.
+    pub(crate) fn dialing(&self) -> usize {
+        self.dialing
+    }
+
+    /// A dial ended well.
+    pub(crate) fn dialed(&mut self, node: NodeId) {
+        if let Some(known) = self.known.get_mut(&node) {
+            known.failures = 0;
+            self.dialing -= usize::from(std::mem::take(&mut known.dialing));
+        }
+    }
+
+    /// A dial, or the connection it made, failed: next time later.
+    pub(crate) fn failed(&mut self, node: NodeId, now: Instant, rng: &mut Rng) {
+        if let Some(known) = self.known.get_mut(&node) {
+            self.dialing -= usize::from(std::mem::take(&mut known.dialing));
+            let wait = (REDIAL * 2u32.pow(known.failures.min(6))).min(REDIAL_MAX);
+            known.failures += 1;
+            // Between half and the whole of it, so that many nodes do not knock together.
+            let micros = wait.as_micros() as u64;
+            known.not_before = Instant(now.0 + rng.between(micros / 2, micros));
+        }
+    }
+
+    /// Up to `count` nodes to dial now, assigned ones first, hints only with `hints`; they count
+    /// as being dialed from here on.
+    pub(crate) fn to_dial(
+        &mut self,
+        count: usize,
+        hints: bool,
+        now: Instant,
+        rng: &mut Rng,
+        is_connected: impl Fn(NodeId) -> bool,
+    ) -> Vec<(NodeId, SocketAddr)> {
+        let mut due: Vec<(bool, u64, NodeId)> = self
+            .known
+            .iter()
+            .filter(|(node, known)| {
+                !known.dialing
+                    && known.not_before <= now
+                    && (known.assigned || hints)
+                    && !is_connected(**node)
+            })
+            .map(|(node, known)| (!known.assigned, rng.next_u64(), *node))
+            .collect();
+        due.sort_unstable();
+        due.truncate(count);
+        self.dialing += due.len();
+        let mut chosen = Vec::with_capacity(due.len());
+        for (_, _, node) in due {
+            if let Some(known) = self.known.get_mut(&node) {
+                known.dialing = true;
+                chosen.push((node, known.addr));
+            }
+        }
+        chosen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(byte: u8) -> NodeId {
+        NodeId([byte; 32])
+    }
+
+    fn addr() -> SocketAddr {
+        ([10, 0, 0, 1], 7400).into()
+    }
+
+    #[test]
+    fn assigned_nodes_go_first_and_failures_back_off() {
+        let (mut book, mut rng) = (Membership::default(), Rng::new(1));
+        let now = Instant(1_000_000);
+        book.learn(id(1), addr(), false, now);
+        book.learn(id(2), addr(), true, now);
+        assert_eq!(
+            book.to_dial(9, false, now, &mut rng, |_| false),
+            [(id(2), addr())]
+        );
+        assert_eq!(
+            book.to_dial(9, false, now, &mut rng, |_| false),
+            [],
+            "already dialing"
+        );
+        assert_eq!(
+            book.to_dial(9, true, now, &mut rng, |_| false),
+            [(id(1), addr())]
+        );
+        assert_eq!(book.dialing(), 2);
+        book.failed(id(2), now, &mut rng);
+        book.dialed(id(1));
+        assert_eq!(book.dialing(), 0);
+        assert_eq!(book.to_dial(9, false, now, &mut rng, |_| false), []);
+        assert_eq!(
+            book.to_dial(9, false, now + REDIAL, &mut rng, |_| false),
+            [(id(2), addr())]
+        );
+        assert_eq!(
+            book.to_dial(9, true, now + REDIAL, &mut rng, |_| true),
+            [],
+            "connected"
+        );
+    }
+
+    #[test]
+    fn the_book_is_bounded() {
+        let (mut book, now) = (Membership::default(), Instant(0));
+        for number in 0..KNOWN_MAX as u16 * 2 {
+            let mut node = [0; 32];
+            node[..2].copy_from_slice(&number.to_be_bytes());
+            book.learn(NodeId(node), addr(), false, now);
+        }
+        assert_eq!(book.known.len(), KNOWN_MAX);
+        book.learn(id(255), addr(), true, now);
+        assert_eq!(book.known.len(), KNOWN_MAX);
+        assert!(book.known.contains_key(&id(255)));
+    }
+}

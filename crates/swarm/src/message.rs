@@ -1,0 +1,72 @@
+//! What nodes say to each other on the control stream. The bytes are in `codec` and WIRE.md.
+
+use crate::id::NodeId;
+use rootswarm_image::{ChunkIndex, ImageId};
+use std::net::SocketAddr;
+
+/// The first frame in each direction of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The image this connection is about: a connection serves one image.
+    pub image: ImageId,
+    /// What the sender holds.
+    pub have: Have,
+    /// Where the sender stands, for locality. At most [`crate::limits::RACK_BYTES_MAX`] bytes.
+    pub rack: Option<String>,
+}
+
+/// What a node holds when a connection starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Have {
+    /// Nothing yet.
+    Nothing,
+    /// Every chunk.
+    Everything,
+    /// One bit per chunk, chunk 0 in the lowest bit of the first byte, spare bits zero.
+    Bits(Vec<u8>),
+}
+
+/// A run of consecutive chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkRun {
+    /// The first chunk.
+    pub first: ChunkIndex,
+    /// How many chunks, at least 1.
+    pub count: u32,
+}
+
+/// How to reach a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// Who must answer there: the connection is refused when its certificate says otherwise.
+    pub node: NodeId,
+    /// The address that a third node observed.
+    pub addr: SocketAddr,
+}
+
+/// A control message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// The sender now holds these chunks too.
+    Have(Vec<ChunkRun>),
+    /// Please send this chunk. Answered by a chunk stream, or by `Busy`.
+    Request(ChunkIndex),
+    /// The request is declined: all upload slots and queue places are taken, or the chunk is
+    /// not (or no longer) held. Ask elsewhere, or again a little later.
+    Busy(ChunkIndex),
+    /// The request is withdrawn.
+    Cancel(ChunkIndex),
+    /// Nodes that the sender knows of (peer exchange). Hints.
+    Peers(Vec<PeerAddress>),
+    /// From the tracker: dial these. They are the receiver's neighbours in the overlay.
+    Dial(Vec<PeerAddress>),
+    /// From the tracker: these are no longer the receiver's neighbours.
+    Drop(Vec<NodeId>),
+    /// Asks for `Peers`: the sender has fewer neighbours than it should.
+    WantPeers,
+    /// Whether the receiver should announce its chunks here. A tracker that has enough
+    /// neighbours says `false` and learns of the rest from `Progress` alone.
+    WantHaves(bool),
+    /// To the tracker, once a second: how many chunks the sender holds.
+    Progress(u32),
+}

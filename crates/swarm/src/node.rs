@@ -1,0 +1,535 @@
+//! One machine's part in a swarm: inputs in, outputs out.
+//!
+//! This file holds the interface, the dispatch and the timers. What is decided lies in its
+//! parts: `fetching` (what to ask of whom), `serving` (uploads and the seed's pushes) and
+//! `overlay` (whom to be connected to). How bytes travel and where they are kept is the owner's.
+
+mod fetching;
+mod overlay;
+mod serving;
+#[cfg(test)]
+mod tests;
+
+use crate::flight::Flights;
+use crate::id::{ConnId, NodeId, Role};
+use crate::limits::{self, HOUSEKEEPING};
+use crate::membership::Membership;
+use crate::message::{Hello, Message};
+use crate::peers::Peers;
+use crate::picker::Picker;
+use crate::rng::Rng;
+use crate::seeding::Seeding;
+use crate::status::{Ban, PeerReport, Report};
+use crate::time::Instant;
+use crate::tracker::Tracker;
+use crate::uploads::Uploads;
+use rootswarm_image::{Bitfield, ChunkIndex, Geometry, ImageId};
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// What a node is made from.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's identity.
+    pub node: NodeId,
+    /// Its part.
+    pub role: Role,
+    /// The image.
+    pub image: ImageId,
+    /// The image's chunks; at most [`limits::CHUNKS_MAX`].
+    pub geometry: Geometry,
+    /// The chunks held at the start.
+    pub have: Bitfield,
+    /// Where it stands.
+    pub rack: Option<String>,
+    /// Uploads at once; by default [`limits::UPLOAD_SLOTS`] or [`limits::SEED_UPLOAD_SLOTS`].
+    pub upload_slots: Option<usize>,
+    /// Seeds the generator that spreads load. Not a secret.
+    pub rng_seed: u64,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A connection is up and the node behind it proved its identity.
+    Connected {
+        /// Its name from here on.
+        conn: ConnId,
+        /// Who.
+        node: NodeId,
+        /// Its observed address: what others will be told.
+        addr: SocketAddr,
+        /// Seed or peer, as its certificate says.
+        role: Role,
+        /// Whether this side dialed.
+        dialed: bool,
+    },
+    /// The first frame came.
+    Hello {
+        /// From where.
+        conn: ConnId,
+        /// What it says; its image is this node's.
+        hello: Hello,
+    },
+    /// A control frame came.
+    Message {
+        /// From where.
+        conn: ConnId,
+        /// What it says.
+        message: Message,
+    },
+    /// The connection is gone.
+    Disconnected {
+        /// Which.
+        conn: ConnId,
+    },
+    /// A dial asked for by [`Output::Dial`] did not make a connection.
+    DialFailed {
+        /// To whom.
+        node: NodeId,
+    },
+    /// The header of a chunk stream came.
+    ChunkStarted {
+        /// From where.
+        conn: ConnId,
+        /// Which chunk.
+        index: ChunkIndex,
+    },
+    /// A chunk stream ended.
+    ChunkEnded {
+        /// From where.
+        conn: ConnId,
+        /// Which chunk.
+        index: ChunkIndex,
+        /// How.
+        outcome: ChunkOutcome,
+    },
+    /// A chunk was verified and stored that came by another way than the swarm.
+    ChunkStored {
+        /// Which.
+        index: ChunkIndex,
+    },
+    /// A reader waits for this chunk: it goes before all others.
+    Want {
+        /// Which.
+        index: ChunkIndex,
+    },
+    /// An upload that [`Output::Upload`] began is over.
+    UploadEnded {
+        /// To where.
+        conn: ConnId,
+        /// Which chunk.
+        index: ChunkIndex,
+        /// How.
+        outcome: UploadOutcome,
+    },
+    /// Time has passed.
+    Timeout,
+}
+
+/// How the arrival of a chunk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChunkOutcome {
+    /// It matches its hash and is in the store.
+    Verified,
+    /// It does not match its hash: its sender is banned.
+    Corrupt,
+    /// It broke off or fell silent.
+    Broken,
+}
+
+/// How an upload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UploadOutcome {
+    /// The receiver acknowledged every byte.
+    Delivered,
+    /// The receiver stopped it, or it was cancelled.
+    Refused,
+    /// The connection failed under it, or time ran out.
+    Failed,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send the first frame.
+    Hello {
+        /// To where.
+        conn: ConnId,
+        /// What it says.
+        hello: Hello,
+    },
+    /// Send a control frame.
+    Send {
+        /// To where.
+        conn: ConnId,
+        /// What it says.
+        message: Message,
+    },
+    /// Open a stream and send a chunk; report [`Input::UploadEnded`].
+    Upload {
+        /// To where.
+        conn: ConnId,
+        /// Which chunk.
+        index: ChunkIndex,
+    },
+    /// Break off an upload; it ends as [`UploadOutcome::Refused`].
+    CancelUpload {
+        /// To where.
+        conn: ConnId,
+        /// Which chunk.
+        index: ChunkIndex,
+    },
+    /// Stop the arrival of a chunk. Its end is not reported, unless it was verified already.
+    StopChunk {
+        /// From where.
+        conn: ConnId,
+        /// Which chunk.
+        index: ChunkIndex,
+    },
+    /// Connect to a node and see that it is the one named; report [`Input::Connected`] or
+    /// [`Input::DialFailed`].
+    Dial {
+        /// Who.
+        node: NodeId,
+        /// Where.
+        addr: SocketAddr,
+    },
+    /// Close a connection. No input for it is expected any more.
+    Close {
+        /// Which.
+        conn: ConnId,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// Every chunk is held. Comes once.
+    Complete,
+}
+
+/// Why a node closes a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// There is a better connection to the same node.
+    #[error("duplicate connection")]
+    Duplicate,
+    /// As many connections as allowed.
+    #[error("no room for more peers")]
+    Full,
+    /// It sent a chunk that does not match its hash.
+    #[error("banned: it sent a chunk that does not match its hash")]
+    Banned,
+    /// It said something that no honest node says.
+    #[error("protocol violation: {0}")]
+    Protocol(&'static str),
+    /// It let too many requests down in a row.
+    #[error("too many unanswered requests")]
+    Unresponsive,
+    /// Both hold everything.
+    #[error("both sides are complete")]
+    Done,
+    /// The tracker rewired the overlay.
+    #[error("no longer a neighbour")]
+    Rewired,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    from_seed: u64,
+    from_peers: u64,
+    duplicate: u64,
+    uploaded: u64,
+    requests: u64,
+    declined: u64,
+    failures: u64,
+}
+
+/// The state of one machine in the swarm of one image. See the crate's documentation for the
+/// contract.
+#[derive(Debug)]
+pub struct Node {
+    node: NodeId,
+    role: Role,
+    image: ImageId,
+    geometry: Geometry,
+    rack: Option<String>,
+    rng: Rng,
+    peers: Peers,
+    picker: Picker,
+    flights: Flights,
+    uploads: Uploads,
+    membership: Membership,
+    /// A seed's duties; empty and idle on a peer.
+    seeding: Seeding,
+    tracker: Tracker,
+    /// Chunks to announce, and when.
+    unannounced: Vec<ChunkIndex>,
+    announce_at: Option<Instant>,
+    in_flight_max: usize,
+    /// Smoothed time from request to arrival.
+    chunk_time: Duration,
+    /// Since when there was room in flight that no peer could fill.
+    starved_since: Option<Instant>,
+    /// When the picker runs again although nothing happened.
+    look_again_at: Option<Instant>,
+    /// When a seed tries again to push, because the nodes it could push to are left alone.
+    feed_again_at: Option<Instant>,
+    /// Something changed that the picker should look at.
+    is_stale: bool,
+    housekeeping_at: Instant,
+    /// The address book changed, or a dial has ended: there may be somebody to dial.
+    may_dial: bool,
+    banned: BTreeSet<NodeId>,
+    bans: Vec<Ban>,
+    counters: Counters,
+    reported_progress: u32,
+    completed: bool,
+    outputs: VecDeque<Output>,
+}
+
+impl Node {
+    /// A node at `now`, connected to nobody.
+    pub fn new(config: Config, now: Instant) -> Self {
+        let mut rng = Rng::new(config.rng_seed);
+        let chunks = config.geometry.chunk_count();
+        let is_seed = config.role == Role::Seed;
+        let slots = config.upload_slots.unwrap_or(match config.role {
+            Role::Seed => limits::SEED_UPLOAD_SLOTS,
+            Role::Peer => limits::UPLOAD_SLOTS,
+        });
+        let completed = config.have.is_full();
+        Self {
+            node: config.node,
+            role: config.role,
+            image: config.image,
+            geometry: config.geometry,
+            rack: config.rack,
+            seeding: Seeding::new(if is_seed { chunks } else { 0 }, &mut rng),
+            tracker: Tracker::default(),
+            housekeeping_at: now + HOUSEKEEPING,
+            rng,
+            peers: Peers::default(),
+            picker: Picker::new(config.have),
+            flights: Flights::default(),
+            uploads: Uploads::new(slots, limits::UPLOAD_QUEUE),
+            membership: Membership::default(),
+            unannounced: Vec::new(),
+            announce_at: None,
+            in_flight_max: limits::in_flight_chunks(config.geometry.chunk_size().bytes()),
+            chunk_time: Duration::from_millis(20),
+            starved_since: None,
+            look_again_at: None,
+            feed_again_at: None,
+            is_stale: true,
+            may_dial: false,
+            banned: BTreeSet::new(),
+            bans: Vec::new(),
+            counters: Counters::default(),
+            reported_progress: 0,
+            completed,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes in what happened at `now`.
+    pub fn handle(&mut self, now: Instant, input: Input) {
+        match input {
+            Input::Connected {
+                conn,
+                node,
+                addr,
+                role,
+                dialed,
+            } => {
+                self.connected(conn, node, addr, role, dialed, now);
+            }
+            Input::Hello { conn, hello } => self.greeted(conn, &hello, now),
+            Input::Message { conn, message } => self.told(conn, message, now),
+            Input::Disconnected { conn } => self.disconnected(conn, now),
+            Input::DialFailed { node } => {
+                self.membership.failed(node, now, &mut self.rng);
+                self.may_dial = true;
+            }
+            Input::ChunkStarted { conn, index } => self.chunk_started(conn, index, now),
+            Input::ChunkEnded {
+                conn,
+                index,
+                outcome,
+            } => self.chunk_ended(conn, index, outcome, now),
+            Input::ChunkStored { index } => self.stored(index, now),
+            Input::Want { index } => {
+                if self.geometry.contains(index) {
+                    self.picker.want(index);
+                    self.is_stale = true;
+                }
+            }
+            Input::UploadEnded {
+                conn,
+                index,
+                outcome,
+            } => self.upload_ended(conn, index, outcome, now),
+            Input::Timeout => self.is_stale = true,
+        }
+        self.run(now);
+    }
+
+    /// What is to be done next, if anything.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Input::Timeout`] is due.
+    pub fn next_timeout(&self) -> Instant {
+        [
+            Some(self.housekeeping_at),
+            self.announce_at,
+            self.flights.next_deadline(),
+            self.look_again_at,
+            self.feed_again_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(self.housekeeping_at)
+    }
+
+    /// The chunks held.
+    pub fn have(&self) -> &Bitfield {
+        self.picker.have()
+    }
+
+    /// Whether every chunk is held.
+    pub fn is_complete(&self) -> bool {
+        self.picker.is_complete()
+    }
+
+    /// A snapshot for displays and checkers.
+    pub fn report(&self, now: Instant) -> Report {
+        Report {
+            chunks_total: self.geometry.chunk_count(),
+            chunks_have: self.picker.have().count(),
+            in_flight: self.flights.len(),
+            chunks_from_seed: self.counters.from_seed,
+            chunks_from_peers: self.counters.from_peers,
+            chunks_duplicate: self.counters.duplicate,
+            chunks_uploaded: self.counters.uploaded,
+            requests: self.counters.requests,
+            declined: self.counters.declined,
+            failures: self.counters.failures,
+            peers: self
+                .peers
+                .iter()
+                .map(|peer| PeerReport {
+                    node: peer.node,
+                    addr: peer.addr,
+                    role: peer.role,
+                    chunks_have: peer.chunks(),
+                    is_complete: peer.is_complete(),
+                    connected_for: now.since(peer.connected_at),
+                    complete_after: peer.complete_since.map(|at| at.since(peer.connected_at)),
+                })
+                .collect(),
+            bans: self.bans.clone(),
+        }
+    }
+
+    /// Everything that follows from the state as it is now.
+    fn run(&mut self, now: Instant) {
+        if self
+            .flights
+            .next_deadline()
+            .is_some_and(|deadline| deadline <= now)
+        {
+            self.expire(now);
+        }
+        if std::mem::take(&mut self.is_stale) {
+            self.request_chunks(now);
+            self.feed(now);
+        }
+        if self.announce_at.is_some_and(|at| at <= now) {
+            self.announce();
+        }
+        if self.housekeeping_at <= now {
+            self.housekeeping_at = now + HOUSEKEEPING;
+            self.keep_house(now);
+            self.may_dial = true;
+        }
+        if self.may_dial {
+            self.dial_neighbours(now);
+        }
+    }
+
+    fn told(&mut self, conn: ConnId, message: Message, now: Instant) {
+        let Some(peer) = self.peers.get_mut(conn) else {
+            return;
+        };
+        let from_seed = peer.role == Role::Seed;
+        if !peer.active {
+            return self.close(conn, CloseReason::Protocol("a message before hello"), now);
+        }
+        match message {
+            Message::Have(runs) => self.peer_has(conn, &runs, now),
+            Message::Request(index) => self.requested(conn, index, now),
+            Message::Busy(index) => self.declined(conn, index, now),
+            Message::Cancel(index) => self.cancelled(conn, index),
+            Message::Peers(addresses) => {
+                for address in addresses {
+                    self.learn(address, false, now);
+                }
+            }
+            Message::Dial(addresses) if from_seed => {
+                for address in addresses {
+                    self.learn(address, true, now);
+                }
+            }
+            Message::Drop(nodes) if from_seed => self.drop_neighbours(&nodes, now),
+            Message::Dial(_) | Message::Drop(_) => {
+                self.close(
+                    conn,
+                    CloseReason::Protocol("a tracker's message from a peer"),
+                    now,
+                );
+            }
+            Message::WantPeers => self.tell_peers(conn, now),
+            Message::WantHaves(wanted) => {
+                peer.wants_haves = wanted;
+                if wanted {
+                    self.announce_everything(conn);
+                }
+            }
+            Message::Progress(chunks) => {
+                peer.progress = chunks.min(self.geometry.chunk_count());
+                self.note_completion(conn, now);
+            }
+        }
+    }
+
+    fn send(&mut self, conn: ConnId, message: Message) {
+        self.outputs.push_back(Output::Send { conn, message });
+    }
+
+    fn close(&mut self, conn: ConnId, reason: CloseReason, now: Instant) {
+        self.outputs.push_back(Output::Close { conn, reason });
+        self.disconnected(conn, now);
+    }
+
+    fn ban(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
+        let Some(peer) = self.peers.get(conn) else {
+            return;
+        };
+        let reason = format!("chunk {index} does not match its hash");
+        let ban = Ban {
+            node: peer.node,
+            addr: peer.addr,
+            reason,
+        };
+        self.banned.insert(ban.node);
+        self.membership.forget(ban.node);
+        self.bans.push(ban);
+        if self.bans.len() > limits::BANS_MAX {
+            let oldest = self.bans.remove(0);
+            self.banned.remove(&oldest.node);
+        }
+        self.close(conn, CloseReason::Banned, now);
+    }
+}

@@ -1,0 +1,380 @@
+//! What to ask of whom: the receiver's side.
+//!
+//! The receiver bounds what is in flight and spreads it over its peers; a sender that has no
+//! room declines at once. So queues stay short everywhere, and a chunk that leaves the seed for
+//! the first time is passed on within a few chunk times. Peers are asked in an order drawn by
+//! chance: always choosing the best one sends everybody to the same.
+
+use super::{ChunkOutcome, CloseReason, Node, Output};
+use crate::flight::{Flight, Origin};
+use crate::id::{ConnId, Role};
+use crate::limits;
+use crate::message::{ChunkRun, Message};
+use crate::time::Instant;
+use rootswarm_image::ChunkIndex;
+use std::time::Duration;
+
+impl Node {
+    /// Fills the room in flight.
+    pub(super) fn request_chunks(&mut self, now: Instant) {
+        if self.role == Role::Seed || self.picker.is_complete() {
+            return self.sate();
+        }
+        while self.flights.len() < self.in_flight_max {
+            let Some((conn, index)) = self.choose(now) else {
+                return self.starve(now);
+            };
+            self.ask(conn, index, now);
+        }
+        self.sate();
+    }
+
+    fn sate(&mut self) {
+        self.starved_since = None;
+        self.look_again_at = None;
+    }
+
+    /// The first peer, from one drawn by chance, that may be asked and can give something.
+    fn choose(&mut self, now: Instant) -> Option<(ConnId, ChunkIndex)> {
+        let count = self.peers.len();
+        let start = self.rng.below(count);
+        let per_peer = self.per_peer();
+        for step in 0..count {
+            let peer = self.peers.at((start + step) % count);
+            let may_ask = peer.active
+                && peer.role == Role::Peer
+                && peer.outstanding < per_peer
+                && peer.backoff_until <= now;
+            if may_ask && let Some(index) = self.picker.pick(&peer.have, &mut self.rng) {
+                return Some((peer.conn, index));
+            }
+        }
+        None
+    }
+
+    /// Chunks in flight from one peer: two, or more when there are few peers, but never more
+    /// than a sender takes in.
+    fn per_peer(&self) -> usize {
+        (self.in_flight_max / self.peers.len().max(1)).clamp(
+            limits::PER_PEER_MIN,
+            limits::UPLOAD_SLOTS + limits::UPLOAD_QUEUE,
+        )
+    }
+
+    fn ask(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
+        self.picker.begin(index);
+        self.flights.add(Flight {
+            conn,
+            index,
+            origin: Origin::Pull,
+            since: now,
+            deadline: now + limits::ANSWER_TIMEOUT,
+            started: false,
+        });
+        if let Some(peer) = self.peers.get_mut(conn) {
+            peer.outstanding += 1;
+        }
+        self.counters.requests += 1;
+        self.send(conn, Message::Request(index));
+    }
+
+    /// There is room in flight that no peer can fill: in the endgame, ask a second peer for
+    /// what takes long; otherwise, with some patience, ask a seed.
+    fn starve(&mut self, now: Instant) {
+        let since = *self.starved_since.get_or_insert(now);
+        if self.picker.nothing_left_to_ask() {
+            self.endgame(now);
+        } else if now.since(since) >= limits::SEED_PATIENCE
+            && let Some((conn, index)) = self.choose_seed(now)
+        {
+            self.starved_since = Some(now);
+            self.ask(conn, index, now);
+        }
+        self.look_again_at = Some(self.next_look(now));
+    }
+
+    /// When a starving node looks again although nothing happened: when a peer that declined may
+    /// be asked again, when its patience ends, or, in the endgame, soon.
+    fn next_look(&self, now: Instant) -> Instant {
+        let own = if self.picker.nothing_left_to_ask() {
+            limits::STARVED_TICK
+        } else {
+            limits::SEED_PATIENCE
+        };
+        let backoffs = self.peers.iter().map(|peer| peer.backoff_until);
+        backoffs
+            .filter(|until| *until > now)
+            .fold(now + own, Instant::min)
+    }
+
+    fn choose_seed(&mut self, now: Instant) -> Option<(ConnId, ChunkIndex)> {
+        let seed = self.peers.iter().find(|peer| {
+            peer.active
+                && peer.role == Role::Seed
+                && peer.outstanding < limits::PER_PEER_MIN
+                && peer.backoff_until <= now
+        })?;
+        Some((seed.conn, self.picker.pick(&seed.have, &mut self.rng)?))
+    }
+
+    /// Asks a second peer for a chunk that is on its way for much longer than chunks use to be
+    /// (Cohen 2003, "endgame mode"). The slower of the two is cancelled.
+    fn endgame(&mut self, now: Instant) {
+        let overdue = (self.chunk_time * 3).max(Duration::from_millis(30));
+        for slow in self.flights.stragglers(now, overdue) {
+            if self.flights.len() >= self.in_flight_max {
+                return;
+            }
+            let count = self.peers.len();
+            let start = self.rng.below(count);
+            let other = (0..count)
+                .map(|step| self.peers.at((start + step) % count))
+                .find(|peer| {
+                    peer.active
+                        && peer.conn != slow.conn
+                        && peer.have.get(slow.index)
+                        && peer.outstanding < limits::PER_PEER_MIN
+                        && peer.backoff_until <= now
+                        && (peer.role == Role::Peer || now.since(slow.since) >= overdue * 3)
+                });
+            if let Some(conn) = other.map(|peer| peer.conn) {
+                self.ask(conn, slow.index, now);
+            }
+        }
+    }
+
+    pub(super) fn chunk_started(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
+        let Some(peer) = self.peers.get(conn) else {
+            return;
+        };
+        let role = peer.role;
+        let deadline = now + limits::chunk_timeout(self.geometry.chunk_size().bytes());
+        if !self.geometry.contains(index) {
+            return self.close(conn, CloseReason::Protocol("a chunk beyond the image"), now);
+        }
+        if let Some(flight) = self.flights.find(conn, index) {
+            flight.started = true;
+            flight.deadline = deadline;
+            return;
+        }
+        // Not asked for. Seeds may push; from a peer it is the answer to a request that was
+        // given up meanwhile.
+        let crowded = self.flights.pushes_from(conn) >= limits::PUSHES_MAX;
+        if self.picker.has(index) || role == Role::Peer || crowded {
+            self.outputs.push_back(Output::StopChunk { conn, index });
+            return;
+        }
+        // A push that crossed a request: the one that moves wins.
+        if self.flights.of_chunk(index).any(|flight| flight.started) {
+            self.outputs.push_back(Output::StopChunk { conn, index });
+            return;
+        }
+        for flight in self.flights.extract(|flight| flight.index == index) {
+            self.call_off(&flight);
+        }
+        self.picker.begin(index);
+        let since = now;
+        self.flights.add(Flight {
+            conn,
+            index,
+            origin: Origin::Push,
+            since,
+            deadline,
+            started: true,
+        });
+    }
+
+    pub(super) fn chunk_ended(
+        &mut self,
+        conn: ConnId,
+        index: ChunkIndex,
+        outcome: ChunkOutcome,
+        now: Instant,
+    ) {
+        self.is_stale = true;
+        let flight = self.flights.remove(conn, index);
+        if let Some(flight) = &flight {
+            self.release(flight);
+        }
+        match outcome {
+            ChunkOutcome::Verified => {
+                self.count_arrival(conn, index);
+                if let Some(flight) = flight.filter(|flight| flight.origin == Origin::Pull) {
+                    // The smoothing of RFC 6298: an eighth of what is new.
+                    self.chunk_time = (self.chunk_time * 7 + now.since(flight.since)) / 8;
+                }
+                self.stored(index, now);
+            }
+            ChunkOutcome::Corrupt => self.ban(conn, index, now),
+            ChunkOutcome::Broken if flight.is_some() => self.let_down(conn, now),
+            ChunkOutcome::Broken => {}
+        }
+    }
+
+    fn count_arrival(&mut self, conn: ConnId, index: ChunkIndex) {
+        let from_seed = match self.peers.get_mut(conn) {
+            Some(peer) => {
+                peer.delivered();
+                peer.role == Role::Seed
+            }
+            None => false,
+        };
+        if self.picker.has(index) {
+            self.counters.duplicate += 1;
+        } else if from_seed {
+            self.counters.from_seed += 1;
+        } else {
+            self.counters.from_peers += 1;
+        }
+    }
+
+    /// The chunk is in the store.
+    pub(super) fn stored(&mut self, index: ChunkIndex, now: Instant) {
+        self.is_stale = true;
+        if !self.geometry.contains(index) || !self.picker.complete(index) {
+            return;
+        }
+        for flight in self.flights.extract(|flight| flight.index == index) {
+            self.call_off(&flight);
+        }
+        self.unannounced.push(index);
+        if self.picker.is_complete() && !self.completed {
+            self.completed = true;
+            self.outputs.push_back(Output::Complete);
+            self.announce();
+        }
+        self.announce_at = self.announce_at.or(Some(now + limits::HAVE_BATCH));
+    }
+
+    /// Ends a flight that is no longer wanted; it is out of the list already.
+    fn call_off(&mut self, flight: &Flight) {
+        self.release(flight);
+        let (conn, index) = (flight.conn, flight.index);
+        if flight.started {
+            self.outputs.push_back(Output::StopChunk { conn, index });
+        } else {
+            self.send(conn, Message::Cancel(index));
+        }
+    }
+
+    /// Bookkeeping for a flight that is out of the list.
+    fn release(&mut self, flight: &Flight) {
+        if flight.origin == Origin::Pull
+            && let Some(peer) = self.peers.get_mut(flight.conn)
+        {
+            peer.outstanding = peer.outstanding.saturating_sub(1);
+        }
+        if self.flights.of_chunk(flight.index).next().is_none() {
+            self.picker.abandon(flight.index);
+        }
+    }
+
+    /// Gives up what took too long.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.is_stale = true;
+        for flight in self.flights.extract(|flight| flight.deadline <= now) {
+            self.call_off(&flight);
+            self.let_down(flight.conn, now);
+        }
+    }
+
+    fn let_down(&mut self, conn: ConnId, now: Instant) {
+        self.counters.failures += 1;
+        let failures = self.peers.get_mut(conn).map_or(0, |peer| peer.failed(now));
+        if failures >= limits::FAILURES_MAX {
+            self.close(conn, CloseReason::Unresponsive, now);
+        }
+    }
+
+    pub(super) fn declined(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
+        let waiting = self
+            .flights
+            .find(conn, index)
+            .is_some_and(|flight| !flight.started);
+        let Some(flight) = waiting.then(|| self.flights.remove(conn, index)).flatten() else {
+            return;
+        };
+        self.counters.declined += 1;
+        self.release(&flight);
+        if let Some(peer) = self.peers.get_mut(conn) {
+            let (low, high) = match peer.role {
+                Role::Seed => limits::SEED_BUSY_BACKOFF_US,
+                Role::Peer => limits::BUSY_BACKOFF_US,
+            };
+            peer.backoff_until = Instant(now.0 + self.rng.between(low, high));
+        }
+        self.is_stale = true;
+    }
+
+    pub(super) fn peer_has(&mut self, conn: ConnId, runs: &[ChunkRun], now: Instant) {
+        let chunks = self.geometry.chunk_count();
+        let beyond = |run: &ChunkRun| {
+            run.count == 0
+                || run
+                    .first
+                    .0
+                    .checked_add(run.count)
+                    .is_none_or(|end| end > chunks)
+        };
+        if runs.iter().any(beyond) {
+            return self.close(conn, CloseReason::Protocol("a have beyond the image"), now);
+        }
+        let Some(peer) = self.peers.get_mut(conn) else {
+            return;
+        };
+        for run in runs {
+            for index in (run.first.0..run.first.0 + run.count).map(ChunkIndex) {
+                if peer.have.set(index) && peer.role == Role::Peer {
+                    self.picker.announced(index);
+                }
+            }
+        }
+        self.note_completion(conn, now);
+        self.is_stale = true;
+    }
+
+    /// Tells the neighbours what arrived since the last time.
+    pub(super) fn announce(&mut self) {
+        self.announce_at = None;
+        let mut fresh = std::mem::take(&mut self.unannounced);
+        if fresh.is_empty() {
+            return;
+        }
+        fresh.sort_unstable();
+        let listeners: Vec<ConnId> = self
+            .peers
+            .iter()
+            .filter(|peer| peer.wants_haves && (peer.role == Role::Seed || !peer.is_complete()))
+            .map(|peer| peer.conn)
+            .collect();
+        for message in have_messages(fresh.into_iter()) {
+            for conn in &listeners {
+                self.send(*conn, message.clone());
+            }
+        }
+    }
+
+    pub(super) fn announce_everything(&mut self, conn: ConnId) {
+        let held: Vec<ChunkIndex> = self.picker.have().iter_set().collect();
+        for message in have_messages(held.into_iter()) {
+            self.send(conn, message);
+        }
+    }
+}
+
+/// `Have` messages for chunks in ascending order.
+fn have_messages(chunks: impl Iterator<Item = ChunkIndex>) -> Vec<Message> {
+    let mut runs: Vec<ChunkRun> = Vec::new();
+    for index in chunks {
+        match runs.last_mut() {
+            Some(run) if run.first.0 + run.count == index.0 => run.count += 1,
+            _ => runs.push(ChunkRun {
+                first: index,
+                count: 1,
+            }),
+        }
+    }
+    runs.chunks(limits::HAVE_RUNS_MAX)
+        .map(|runs| Message::Have(runs.to_vec()))
+        .collect()
+}

@@ -1,0 +1,357 @@
+//! Whom to be connected to: arrivals, departures, the tracker's orders, peer exchange.
+
+use super::{CloseReason, Node, Output};
+use crate::id::{ConnId, NodeId, Role};
+use crate::limits::{self, ADDRESSES_MAX, DEGREE, DIALS_MAX};
+use crate::message::{Have, Hello, Message, PeerAddress};
+use crate::peers::Peer;
+use crate::time::Instant;
+use crate::tracker::Rewiring;
+use rootswarm_image::Bitfield;
+use std::net::SocketAddr;
+
+impl Node {
+    pub(super) fn connected(
+        &mut self,
+        conn: ConnId,
+        node: NodeId,
+        addr: SocketAddr,
+        role: Role,
+        dialed: bool,
+        now: Instant,
+    ) {
+        self.membership.dialed(node);
+        if self.banned.contains(&node) {
+            return self.refuse(conn, CloseReason::Banned);
+        }
+        if node == self.node {
+            return self.refuse(conn, CloseReason::Protocol("a connection to itself"));
+        }
+        if let Some(old) = self.peers.conn_of(node) {
+            // Both dialed at once: both keep the one that the smaller id dialed. Dialed twice by
+            // the same side: the older one is dead, or will be.
+            let crossed = self.peers.get(old).is_some_and(|old| old.dialed != dialed);
+            if crossed && dialed != (self.node < node) {
+                return self.refuse(conn, CloseReason::Duplicate);
+            }
+            self.close(old, CloseReason::Duplicate, now);
+        }
+        let most = if self.role == Role::Seed {
+            limits::SEED_PEERS_MAX
+        } else {
+            limits::PEERS_MAX
+        };
+        if self.peers.len() >= most && role == Role::Peer {
+            return self.refuse(conn, CloseReason::Full);
+        }
+        let have = self.picker.have();
+        let have = match have.count() {
+            0 => Have::Nothing,
+            all if all == have.len() => Have::Everything,
+            _ => Have::Bits(have.to_bytes()),
+        };
+        let hello = Hello {
+            image: self.image,
+            have,
+            rack: self.rack.clone(),
+        };
+        self.outputs.push_back(Output::Hello { conn, hello });
+        let chunks = self.geometry.chunk_count();
+        self.peers
+            .insert(Peer::new(conn, node, addr, role, dialed, chunks, now));
+    }
+
+    fn refuse(&mut self, conn: ConnId, reason: CloseReason) {
+        self.outputs.push_back(Output::Close { conn, reason });
+    }
+
+    pub(super) fn greeted(&mut self, conn: ConnId, hello: &Hello, now: Instant) {
+        let chunks = self.geometry.chunk_count();
+        let Some(peer) = self.peers.get_mut(conn) else {
+            return;
+        };
+        if peer.active || hello.image != self.image {
+            return self.close(
+                conn,
+                CloseReason::Protocol("hello twice, or for another image"),
+                now,
+            );
+        }
+        peer.have = match &hello.have {
+            Have::Nothing => Bitfield::new(chunks),
+            Have::Everything => Bitfield::full(chunks),
+            Have::Bits(bits) => match Bitfield::from_bytes(chunks, bits) {
+                Ok(have) => have,
+                Err(_) => {
+                    return self.close(
+                        conn,
+                        CloseReason::Protocol("a bit field of another length"),
+                        now,
+                    );
+                }
+            },
+        };
+        peer.active = true;
+        let (node, role) = (peer.node, peer.role);
+        if role == Role::Peer {
+            for index in peer.have.iter_set() {
+                self.picker.announced(index);
+            }
+        }
+        self.note_completion(conn, now);
+        match (self.role, role) {
+            (Role::Seed, Role::Peer) => self.track(conn, node, now),
+            // Peer exchange: what lets a swarm finish without its seed.
+            (Role::Peer, Role::Peer) => self.tell_peers(conn, now),
+            _ => {}
+        }
+        self.is_stale = true;
+    }
+
+    /// A seed places a newcomer.
+    fn track(&mut self, conn: ConnId, node: NodeId, now: Instant) {
+        let rewiring = self.tracker.join(node, &mut self.rng);
+        self.rewire(rewiring);
+        let fed = self.peers.iter().filter(|peer| peer.is_fed).count();
+        let Some(peer) = self.peers.get_mut(conn) else {
+            return;
+        };
+        peer.is_fed = fed < limits::SEED_NEIGHBOURS && !peer.is_complete();
+        if !peer.is_fed {
+            self.send(conn, Message::WantHaves(false));
+        }
+        self.note_completion(conn, now);
+    }
+
+    fn rewire(&mut self, rewiring: Rewiring) {
+        let mut dial = rewiring.dial;
+        dial.sort_unstable();
+        for edges in dial.chunk_by(|a, b| a.0 == b.0) {
+            let who = edges[0].0;
+            let addresses: Vec<PeerAddress> = edges
+                .iter()
+                .filter_map(|(_, whom)| self.address_for(who, *whom))
+                .collect();
+            if let Some(conn) = self.peers.conn_of(who).filter(|_| !addresses.is_empty()) {
+                self.send(conn, Message::Dial(addresses));
+            }
+        }
+        for (who, whom) in rewiring.drop {
+            if let Some(conn) = self.peers.conn_of(who) {
+                self.send(conn, Message::Drop(vec![whom]));
+            }
+        }
+    }
+
+    /// The address at which `who` may reach `whom`, both connected here. A loopback address
+    /// means something to those on the same loopback only.
+    fn address_for(&self, who: NodeId, whom: NodeId) -> Option<PeerAddress> {
+        let asker = self.peers.get(self.peers.conn_of(who)?)?;
+        let target = self.peers.get(self.peers.conn_of(whom)?)?;
+        let useful = !target.addr.ip().is_loopback() || asker.addr.ip().is_loopback();
+        (useful && who != whom).then_some(PeerAddress {
+            node: whom,
+            addr: target.addr,
+        })
+    }
+
+    pub(super) fn disconnected(&mut self, conn: ConnId, now: Instant) {
+        let Some(peer) = self.peers.remove(conn) else {
+            return;
+        };
+        self.is_stale = true;
+        for flight in self.flights.extract(|flight| flight.conn == conn) {
+            if self.flights.of_chunk(flight.index).next().is_none() {
+                self.picker.abandon(flight.index);
+            }
+        }
+        let broken_off = self.uploads.forget(conn);
+        if peer.role == Role::Peer {
+            for index in peer.have.iter_set() {
+                if self.picker.withdrawn(index) && self.role == Role::Seed {
+                    self.seeding.reconsider(index, &self.picker);
+                }
+            }
+            self.membership.failed(peer.node, now, &mut self.rng);
+            self.may_dial = true;
+        }
+        if self.role == Role::Seed {
+            for index in broken_off {
+                self.seeding.ended(index, &self.picker);
+            }
+        }
+        // A newer connection to the same node may have taken over already.
+        if self.role == Role::Seed && self.peers.conn_of(peer.node).is_none() {
+            let rewiring = self.tracker.leave(peer.node);
+            self.rewire(rewiring);
+            if peer.is_fed {
+                self.feed_another();
+            }
+        }
+        while let Some((conn, index)) = self.uploads.start_next() {
+            self.outputs.push_back(Output::Upload { conn, index });
+        }
+    }
+
+    /// A place among the fed nodes is free: the one that holds least gets it.
+    fn feed_another(&mut self) {
+        let waiting = self
+            .peers
+            .iter()
+            .filter(|peer| peer.active && !peer.is_fed && !peer.is_complete());
+        let Some(conn) = waiting
+            .min_by_key(|peer| (peer.chunks(), peer.conn))
+            .map(|peer| peer.conn)
+        else {
+            return;
+        };
+        if let Some(peer) = self.peers.get_mut(conn) {
+            peer.is_fed = true;
+            self.send(conn, Message::WantHaves(true));
+        }
+    }
+
+    /// Notes when a peer has become complete; a seed then feeds another in its place.
+    pub(super) fn note_completion(&mut self, conn: ConnId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(conn) else {
+            return;
+        };
+        if peer.complete_since.is_none() && peer.is_complete() {
+            peer.complete_since = Some(now);
+            if std::mem::take(&mut peer.is_fed) {
+                self.feed_another();
+            }
+        }
+    }
+
+    pub(super) fn learn(&mut self, address: PeerAddress, assigned: bool, now: Instant) {
+        let banned = self.banned.contains(&address.node);
+        if address.node != self.node && !banned && self.role == Role::Peer {
+            self.membership
+                .learn(address.node, address.addr, assigned, now);
+            self.may_dial = true;
+        }
+    }
+
+    pub(super) fn drop_neighbours(&mut self, nodes: &[NodeId], now: Instant) {
+        for node in nodes {
+            self.membership.unassign(*node);
+            // Never below the degree: the tracker's view may be older than ours.
+            if self.neighbours() > DEGREE
+                && let Some(conn) = self.peers.conn_of(*node)
+            {
+                self.close(conn, CloseReason::Rewired, now);
+            }
+        }
+    }
+
+    fn neighbours(&self) -> usize {
+        self.peers
+            .iter()
+            .filter(|peer| peer.role == Role::Peer)
+            .count()
+    }
+
+    /// Peer exchange: some of the nodes this one is connected to.
+    pub(super) fn tell_peers(&mut self, conn: ConnId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(conn) else {
+            return;
+        };
+        if peer
+            .asked_for_peers_at
+            .is_some_and(|at| now.since(at) < limits::HOUSEKEEPING / 2)
+        {
+            return;
+        }
+        peer.asked_for_peers_at = Some(now);
+        let who = peer.node;
+        let mut others: Vec<NodeId> = if self.role == Role::Seed {
+            self.tracker.sample(DEGREE, who, &mut self.rng)
+        } else {
+            self.peers
+                .iter()
+                .filter(|peer| peer.role == Role::Peer && peer.active)
+                .map(|peer| peer.node)
+                .collect()
+        };
+        self.rng.shuffle(&mut others);
+        others.truncate(DEGREE.min(ADDRESSES_MAX));
+        let addresses: Vec<PeerAddress> = others
+            .into_iter()
+            .filter_map(|whom| self.address_for(who, whom))
+            .collect();
+        if !addresses.is_empty() {
+            self.send(conn, Message::Peers(addresses));
+        }
+    }
+
+    /// Dials neighbours: those the tracker named, and others while there are too few.
+    pub(super) fn dial_neighbours(&mut self, now: Instant) {
+        self.may_dial = false;
+        if self.role == Role::Seed || self.picker.is_complete() {
+            return;
+        }
+        let room = DIALS_MAX
+            .saturating_sub(self.membership.dialing())
+            .min(limits::PEERS_MAX.saturating_sub(self.peers.len()));
+        if room == 0 {
+            return;
+        }
+        let short = self.neighbours() + self.membership.dialing() < DEGREE;
+        let peers = &self.peers;
+        let due = self
+            .membership
+            .to_dial(room, short, now, &mut self.rng, |node| {
+                peers.conn_of(node).is_some()
+            });
+        for (node, addr) in due {
+            self.outputs.push_back(Output::Dial { node, addr });
+        }
+    }
+
+    /// Once a second.
+    pub(super) fn keep_house(&mut self, now: Instant) {
+        let complete = self.picker.is_complete();
+        let held = self.picker.have().count();
+        let seeds: Vec<ConnId> = self
+            .peers
+            .iter()
+            .filter(|peer| peer.active && peer.role == Role::Seed)
+            .map(|peer| peer.conn)
+            .collect();
+        if self.role == Role::Peer && held != self.reported_progress && !seeds.is_empty() {
+            self.reported_progress = held;
+            for conn in &seeds {
+                self.send(*conn, Message::Progress(held));
+            }
+        }
+        if complete && self.role == Role::Peer {
+            let done = |peer: &Peer| {
+                peer.role == Role::Peer
+                    && peer
+                        .complete_since
+                        .is_some_and(|at| now.since(at) >= limits::COMPLETE_LINGER)
+            };
+            let parting: Vec<ConnId> = self
+                .peers
+                .iter()
+                .filter(|peer| done(peer))
+                .map(|peer| peer.conn)
+                .collect();
+            for conn in parting {
+                self.close(conn, CloseReason::Done, now);
+            }
+        } else if self.role == Role::Peer && self.neighbours() < DEGREE / 2 {
+            let askable: Vec<ConnId> = self
+                .peers
+                .iter()
+                .filter(|peer| peer.active)
+                .map(|peer| peer.conn)
+                .collect();
+            if !askable.is_empty() {
+                let conn = askable[self.rng.below(askable.len())];
+                self.send(conn, Message::WantPeers);
+            }
+        }
+    }
+}

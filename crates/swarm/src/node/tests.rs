@@ -1,0 +1,1 @@
+//! Nodes joined by perfect wires: what each rule does, and what is refused.

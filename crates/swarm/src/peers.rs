@@ -1,0 +1,149 @@
+//! The connections of one node and what is known of the nodes behind them.
+
+use crate::id::{ConnId, NodeId, Role};
+use crate::limits::{FAILURE_BACKOFF, FAILURE_BACKOFF_MAX};
+use crate::time::Instant;
+use rootswarm_image::Bitfield;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+/// One connected node.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) conn: ConnId,
+    pub(crate) node: NodeId,
+    pub(crate) addr: SocketAddr,
+    pub(crate) role: Role,
+    /// This side dialed.
+    pub(crate) dialed: bool,
+    /// Its hello came: chunks may be exchanged.
+    pub(crate) active: bool,
+    pub(crate) have: Bitfield,
+    /// What it last reported as held; kept where its haves are not asked for.
+    pub(crate) progress: u32,
+    /// It wants to hear what this node holds.
+    pub(crate) wants_haves: bool,
+    /// A seed hands chunks to it (seeds only).
+    pub(crate) is_fed: bool,
+    /// Requests of ours that it has not finished.
+    pub(crate) outstanding: usize,
+    /// It is not asked, and nothing is pushed to it, before this.
+    pub(crate) backoff_until: Instant,
+    failures: u32,
+    pub(crate) connected_at: Instant,
+    pub(crate) complete_since: Option<Instant>,
+    pub(crate) asked_for_peers_at: Option<Instant>,
+}
+
+impl Peer {
+    pub(crate) fn new(
+        conn: ConnId,
+        node: NodeId,
+        addr: SocketAddr,
+        role: Role,
+        dialed: bool,
+        chunks: u32,
+        now: Instant,
+    ) -> Self {
+        Self {
+            conn,
+            node,
+            addr,
+            role,
+            dialed,
+            active: false,
+            have: Bitfield::new(chunks),
+            progress: 0,
+            wants_haves: true,
+            is_fed: false,
+            outstanding: 0,
+            backoff_until: Instant::ZERO,
+            failures: 0,
+            connected_at: now,
+            complete_since: None,
+            asked_for_peers_at: None,
+        }
+    }
+
+    /// How many chunks it is known to hold.
+    pub(crate) fn chunks(&self) -> u32 {
+        self.progress.max(self.have.count())
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.chunks() >= self.have.len()
+    }
+
+    /// It let a request down. Returns how often in a row.
+    pub(crate) fn failed(&mut self, now: Instant) -> u32 {
+        let wait = FAILURE_BACKOFF * 2u32.pow(self.failures.min(8));
+        self.backoff_until = now + wait.min(FAILURE_BACKOFF_MAX);
+        self.failures += 1;
+        self.failures
+    }
+
+    /// It delivered.
+    pub(crate) fn delivered(&mut self) {
+        self.failures = 0;
+    }
+}
+
+/// All connected nodes, in a fixed order, found by connection or identity.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    list: Vec<Peer>,
+    by_conn: BTreeMap<ConnId, usize>,
+    by_node: BTreeMap<NodeId, ConnId>,
+}
+
+impl Peers {
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(crate) fn at(&self, position: usize) -> &Peer {
+        &self.list[position]
+    }
+
+    pub(crate) fn at_mut(&mut self, position: usize) -> &mut Peer {
+        &mut self.list[position]
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Peer> {
+        self.list.iter()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
+        self.list.iter_mut()
+    }
+
+    pub(crate) fn get(&self, conn: ConnId) -> Option<&Peer> {
+        Some(&self.list[*self.by_conn.get(&conn)?])
+    }
+
+    pub(crate) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Peer> {
+        Some(&mut self.list[*self.by_conn.get(&conn)?])
+    }
+
+    pub(crate) fn conn_of(&self, node: NodeId) -> Option<ConnId> {
+        self.by_node.get(&node).copied()
+    }
+
+    pub(crate) fn insert(&mut self, peer: Peer) {
+        self.by_conn.insert(peer.conn, self.list.len());
+        self.by_node.insert(peer.node, peer.conn);
+        self.list.push(peer);
+    }
+
+    pub(crate) fn remove(&mut self, conn: ConnId) -> Option<Peer> {
+        let position = self.by_conn.remove(&conn)?;
+        let peer = self.list.swap_remove(position);
+        if let Some(moved) = self.list.get(position) {
+            self.by_conn.insert(moved.conn, position);
+        }
+        if self.by_node.get(&peer.node) == Some(&conn) {
+            self.by_node.remove(&peer.node);
+        }
+        Some(peer)
+    }
+}

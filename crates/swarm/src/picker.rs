@@ -1,0 +1,217 @@
+//! Which chunk next: the piece picker. Rarest first among what a peer can give.
+//!
+//! It knows what this node holds, what is under way, and how many neighbours announced each
+//! chunk. It does not know peers: the caller brings the bit field of the one it wants to ask.
+
+use crate::rng::Rng;
+use rootswarm_image::{Bitfield, ChunkIndex};
+
+/// The state of every chunk of one image on one node.
+#[derive(Debug)]
+pub(crate) struct Picker {
+    have: Bitfield,
+    in_flight: Bitfield,
+    /// Neighbours, seeds not counted, that announced the chunk.
+    replicas: Vec<u16>,
+    /// Chunks that a reader waits for, in its order: these go before anything else.
+    wanted: Vec<ChunkIndex>,
+}
+
+impl Picker {
+    pub(crate) fn new(have: Bitfield) -> Self {
+        let chunks = have.len();
+        Self {
+            have,
+            in_flight: Bitfield::new(chunks),
+            replicas: vec![0; chunks as usize],
+            wanted: Vec::new(),
+        }
+    }
+
+    pub(crate) fn have(&self) -> &Bitfield {
+        &self.have
+    }
+
+    pub(crate) fn has(&self, index: ChunkIndex) -> bool {
+        self.have.get(index)
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.have.is_full()
+    }
+
+    /// Whether every missing chunk is under way: the endgame.
+    pub(crate) fn nothing_left_to_ask(&self) -> bool {
+        self.have.count() + self.in_flight.count() >= self.have.len()
+    }
+
+    pub(crate) fn replicas(&self, index: ChunkIndex) -> u16 {
+        self.replicas[index.0 as usize]
+    }
+
+    /// A neighbour announced the chunk.
+    pub(crate) fn announced(&mut self, index: ChunkIndex) {
+        let count = &mut self.replicas[index.0 as usize];
+        *count = count.saturating_add(1);
+    }
+
+    /// A neighbour that had announced the chunk is gone. Says whether it was the last.
+    pub(crate) fn withdrawn(&mut self, index: ChunkIndex) -> bool {
+        let count = &mut self.replicas[index.0 as usize];
+        *count = count.saturating_sub(1);
+        *count == 0
+    }
+
+    pub(crate) fn begin(&mut self, index: ChunkIndex) {
+        self.in_flight.set(index);
+    }
+
+    pub(crate) fn abandon(&mut self, index: ChunkIndex) {
+        self.in_flight.clear(index);
+    }
+
+    /// The chunk is held now. Says whether that is news.
+    pub(crate) fn complete(&mut self, index: ChunkIndex) -> bool {
+        self.in_flight.clear(index);
+        self.wanted.retain(|wanted| *wanted != index);
+        let news = !self.have.get(index);
+        self.have.set(index);
+        news
+    }
+
+    /// A reader waits for the chunk.
+    pub(crate) fn want(&mut self, index: ChunkIndex) {
+        if !self.has(index) && !self.wanted.contains(&index) {
+            self.wanted.push(index);
+        }
+    }
+
+    /// Whether a peer that holds `theirs` can give anything that is neither held nor under way.
+    pub(crate) fn is_useful(&self, theirs: &Bitfield) -> bool {
+        self.candidates(theirs).any(|(_, word)| word != 0)
+    }
+
+    /// What to ask of a peer that holds `theirs`: a chunk that a reader waits for, or else the
+    /// one with the fewest replicas, ties broken by chance (Cohen, "Incentives Build Robustness
+    /// in BitTorrent", 2003).
+    pub(crate) fn pick(&self, theirs: &Bitfield, rng: &mut Rng) -> Option<ChunkIndex> {
+        let free = |index: &&ChunkIndex| theirs.get(**index) && !self.in_flight.get(**index);
+        if let Some(wanted) = self.wanted.iter().find(free) {
+            return Some(*wanted);
+        }
+        let mut best: Option<(u16, ChunkIndex)> = None;
+        let mut ties = 0usize;
+        for (position, word) in self.candidates(theirs) {
+            let mut rest = word;
+            while rest != 0 {
+                let index = position as u32 * 64 + rest.trailing_zeros();
+                rest &= rest - 1;
+                let replicas = self.replicas[index as usize];
+                match best {
+                    Some((fewest, _)) if replicas > fewest => {}
+                    Some((fewest, _)) if replicas == fewest => {
+                        ties += 1;
+                        if rng.below(ties) == 0 {
+                            best = Some((replicas, ChunkIndex(index)));
+                        }
+                    }
+                    _ => {
+                        ties = 1;
+                        best = Some((replicas, ChunkIndex(index)));
+                    }
+                }
+            }
+        }
+        best.map(|(_, index)| index)
+    }
+
+    fn candidates<'a>(&'a self, theirs: &'a Bitfield) -> impl Iterator<Item = (usize, u64)> + 'a {
+        let mine = self.have.words().iter().zip(self.in_flight.words());
+        theirs
+            .words()
+            .iter()
+            .zip(mine)
+            .map(|(theirs, (have, in_flight))| theirs & !have & !in_flight)
+            .enumerate()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bits(set: &[bool]) -> Bitfield {
+        let mut bits = Bitfield::new(set.len() as u32);
+        for (index, _) in set.iter().enumerate().filter(|(_, set)| **set) {
+            bits.set(ChunkIndex(index as u32));
+        }
+        bits
+    }
+
+    proptest! {
+        /// Against the definition: the pick is held by the peer, missing here, not under way,
+        /// and none such has fewer replicas.
+        #[test]
+        fn picks_a_rarest(
+            chunks in proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), 0u16..4), 1..300),
+            seed in any::<u64>(),
+        ) {
+            let column = |pick: fn(&(bool, bool, bool, u16)) -> bool| chunks.iter().map(pick).collect::<Vec<_>>();
+            let mut picker = Picker::new(bits(&column(|c| c.0)));
+            for (index, chunk) in chunks.iter().enumerate() {
+                (0..chunk.3).for_each(|_| picker.announced(ChunkIndex(index as u32)));
+                if chunk.1 && !chunk.0 {
+                    picker.begin(ChunkIndex(index as u32));
+                }
+            }
+            let theirs = bits(&column(|c| c.2));
+            let fewest = chunks.iter().filter(|c| !c.0 && !c.1 && c.2).map(|c| c.3).min();
+            let picked = picker.pick(&theirs, &mut Rng::new(seed));
+            prop_assert_eq!(picker.is_useful(&theirs), fewest.is_some());
+            match picked {
+                None => prop_assert_eq!(fewest, None),
+                Some(index) => {
+                    let chunk = chunks[index.0 as usize];
+                    prop_assert!(!chunk.0 && !chunk.1 && chunk.2);
+                    prop_assert_eq!(Some(chunk.3), fewest);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ties_are_spread_evenly() {
+        let picker = Picker::new(Bitfield::new(4));
+        let mut rng = Rng::new(1);
+        let mut hits = [0; 4];
+        for _ in 0..4000 {
+            hits[picker.pick(&Bitfield::full(4), &mut rng).unwrap().0 as usize] += 1;
+        }
+        assert!(
+            hits.iter().all(|hits| (900..1100).contains(hits)),
+            "{hits:?}"
+        );
+    }
+
+    #[test]
+    fn a_waiting_reader_goes_first() {
+        let mut picker = Picker::new(Bitfield::new(10));
+        (0..3).for_each(|_| picker.announced(ChunkIndex(7)));
+        picker.want(ChunkIndex(7));
+        let mut rng = Rng::new(1);
+        assert_eq!(
+            picker.pick(&Bitfield::full(10), &mut rng),
+            Some(ChunkIndex(7))
+        );
+        picker.begin(ChunkIndex(7));
+        assert_ne!(
+            picker.pick(&Bitfield::full(10), &mut rng),
+            Some(ChunkIndex(7))
+        );
+        picker.abandon(ChunkIndex(7));
+        assert!(picker.complete(ChunkIndex(7)));
+        assert!(!picker.complete(ChunkIndex(7)));
+        assert!(picker.wanted.is_empty());
+    }
+}
