@@ -1,0 +1,681 @@
+//! TLS 1.3 for the swarm: who presents what to whom, on which protocol.
+//!
+//! | ALPN | dials | listens | certificates |
+//! |---|---|---|---|
+//! | `rootswarm-join/1` | a node that has none yet | a seed | the seed's only |
+//! | `rootswarm/1` | a node | a node or a seed | both sides', always |
+//!
+//! A [`Dialer`] connects and says exactly why it did not; a [`Listener`] accepts and refuses a
+//! data connection without a certificate before the caller sees it. The rules for certificates are
+//! in [`crate::trust`]; this file only plugs them into rustls. Nothing is ever resumed and there
+//! is no early data, so that no connection comes to be without those rules being applied.
+//!
+//! Time limits for a handshake, retries, and what is said on a connection are left to others.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
+use quinn::{Connection, Endpoint, Incoming, VarInt};
+use rootswarm_swarm::Role;
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{
+    CryptoProvider, GetRandomFailed, KeyProvider, WebPkiSupportedAlgorithms, ring as suites,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::{SigningKey, SingleCertAndKey};
+use rustls::time_provider::TimeProvider;
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme,
+};
+
+use crate::identity::Identity;
+use crate::trust::{self, PeerIdentity, SwarmTrust, TrustError, Usage};
+use crate::tuning::Tuning;
+
+/// Joining: no client certificate. The number is the protocol's version.
+pub const ALPN_JOIN: &[u8] = b"rootswarm-join/1";
+
+/// Everything else: mutual TLS. The number is the protocol's version.
+pub const ALPN_DATA: &[u8] = b"rootswarm/1";
+
+/// The application code with which a [`Listener`] closes a connection that it does not trust.
+pub const CLOSE_UNTRUSTED: VarInt = VarInt::from_u32(0x7472);
+
+/// What TLS wants to be told as the server's name. It is not sent (there is no SNI), and the
+/// verifier looks at the role instead.
+const SERVER_NAME: &str = "rootswarm.invalid";
+
+/// TLS's alert `no_application_protocol`, as QUIC carries it.
+const NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
+
+/// QUIC's range for TLS alerts.
+const TLS_ALERTS: std::ops::RangeInclusive<u64> = 0x100..=0x1ff;
+
+/// rustls or quinn would not take a configuration: a bug, or a build without a cipher suite.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up TLS: {0}")]
+pub struct TlsError(String);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// This side refused the peer.
+    #[error("refused {address}: {source}")]
+    Untrusted {
+        /// Whom.
+        address: SocketAddr,
+        /// Why.
+        source: TrustError,
+    },
+    /// The peer refused this side: its TLS alert, or what it said when it closed.
+    #[error("{address} refused this node: {reason}")]
+    RefusedByPeer {
+        /// Who.
+        address: SocketAddr,
+        /// In the peer's words.
+        reason: String,
+    },
+    /// The peer speaks another version.
+    #[error(
+        "{address} does not speak {offered}: this agent and that server are of different versions"
+    )]
+    NoCommonProtocol {
+        /// Who.
+        address: SocketAddr,
+        /// What this side offered.
+        offered: String,
+    },
+    /// Nobody answered, or the answer broke off.
+    #[error("cannot reach {address}: {source}")]
+    Unreachable {
+        /// Who.
+        address: SocketAddr,
+        /// quinn's word for it.
+        source: quinn::ConnectionError,
+    },
+    /// The dial was not even tried.
+    #[error("cannot dial {address}: {source}")]
+    Dial {
+        /// Who.
+        address: SocketAddr,
+        /// quinn's word for it.
+        source: quinn::ConnectError,
+    },
+    /// TLS could not be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl ConnectError {
+    /// Whether this is a verdict (ask another, or give up) rather than a matter of the network
+    /// (try again).
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        !matches!(
+            self,
+            ConnectError::Unreachable { .. } | ConnectError::Dial { .. }
+        )
+    }
+}
+
+/// Why an incoming connection came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// The peer is not trusted; the connection was closed with [`CLOSE_UNTRUSTED`].
+    #[error("refused {address}: {source}")]
+    Untrusted {
+        /// Whom.
+        address: SocketAddr,
+        /// Why.
+        source: TrustError,
+    },
+    /// The handshake failed: a certificate that does not verify, no common protocol, silence.
+    #[error("no handshake with {address}: {source}")]
+    Handshake {
+        /// Whom.
+        address: SocketAddr,
+        /// quinn's word for it.
+        source: quinn::ConnectionError,
+    },
+}
+
+/// What an accepted connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A newcomer: it has shown nothing yet.
+    Join,
+    /// A member of the swarm.
+    Data(PeerIdentity),
+}
+
+/// Connects to others, on one of the two protocols.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    presents: Presents,
+    transport: Arc<quinn::TransportConfig>,
+}
+
+#[derive(Clone, Debug)]
+enum Presents {
+    /// Nothing: a newcomer, and how it trusts a seed.
+    Nothing(SwarmTrust),
+    /// The certificate of a member.
+    Certificate(Identity),
+}
+
+impl Dialer {
+    /// For `rootswarm-join/1`: only seeds are accepted, as `trust` says.
+    #[must_use]
+    pub fn join(trust: SwarmTrust, tuning: &Tuning) -> Dialer {
+        Dialer {
+            presents: Presents::Nothing(trust),
+            transport: tuning.transport_config(),
+        }
+    }
+
+    /// For `rootswarm/1`: presents the certificate of `identity`.
+    #[must_use]
+    pub fn data(identity: Identity, tuning: &Tuning) -> Dialer {
+        Dialer {
+            presents: Presents::Certificate(identity),
+            transport: tuning.transport_config(),
+        }
+    }
+
+    /// Connects to `address`, which must turn out to be a seed or a node as `expected` says, and
+    /// says who it is.
+    ///
+    /// A joining dialer expects a seed whatever is said here. With TLS 1.3 a client is done before
+    /// the server has looked at its certificate: a peer that refuses it closes the connection
+    /// right after; [`refusal`] reads why.
+    pub async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        address: SocketAddr,
+        expected: Role,
+    ) -> Result<(Connection, PeerIdentity), ConnectError> {
+        let verdict = Verdict::default();
+        let config = self.client_config(expected, verdict.clone())?;
+        let connecting = endpoint
+            .connect_with(config, address, SERVER_NAME)
+            .map_err(|source| ConnectError::Dial { address, source })?;
+        let connection = match connecting.await {
+            Ok(connection) => connection,
+            Err(source) => return Err(self.explain(address, source, &verdict)),
+        };
+        match certificate_of(&connection).and_then(|found| trust::read_verified(&found)) {
+            Ok(peer) => Ok((connection, peer)),
+            // rustls does not complete a handshake without the server's certificate, so this is
+            // its bug or ours; it is refused like any other.
+            Err(source) => {
+                connection.close(CLOSE_UNTRUSTED, source.to_string().as_bytes());
+                Err(ConnectError::Untrusted { address, source })
+            }
+        }
+    }
+
+    fn alpn(&self) -> &'static [u8] {
+        match self.presents {
+            Presents::Nothing(_) => ALPN_JOIN,
+            Presents::Certificate(_) => ALPN_DATA,
+        }
+    }
+
+    fn client_config(
+        &self,
+        expected: Role,
+        verdict: Verdict,
+    ) -> Result<quinn::ClientConfig, TlsError> {
+        let (rule, certified) = match &self.presents {
+            Presents::Nothing(trust) => (ServerRule::Seed(trust.clone()), None),
+            Presents::Certificate(identity) => (
+                ServerRule::Member(identity.clone(), expected),
+                Some(identity.certified.clone()),
+            ),
+        };
+        let builder = rustls::ClientConfig::builder_with_details(provider(), Arc::new(FixedTime))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|error| TlsError(error.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(ServerVerifier { rule, verdict }));
+        let mut config = match certified {
+            None => builder.with_no_client_auth(),
+            Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
+        };
+        config.alpn_protocols = vec![self.alpn().to_vec()];
+        config.enable_sni = false;
+        config.resumption = Resumption::disabled();
+        config.enable_early_data = false;
+        let config =
+            QuicClientConfig::try_from(config).map_err(|error| TlsError(error.to_string()))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(config));
+        config.transport_config(self.transport.clone());
+        Ok(config)
+    }
+
+    fn explain(
+        &self,
+        address: SocketAddr,
+        source: quinn::ConnectionError,
+        verdict: &Verdict,
+    ) -> ConnectError {
+        if let Some(source) = verdict.take() {
+            return ConnectError::Untrusted { address, source };
+        }
+        match refusal(&source) {
+            Some(Refusal::NoCommonProtocol) => ConnectError::NoCommonProtocol {
+                address,
+                offered: String::from_utf8_lossy(self.alpn()).into_owned(),
+            },
+            Some(Refusal::Said(reason)) => ConnectError::RefusedByPeer { address, reason },
+            None => ConnectError::Unreachable { address, source },
+        }
+    }
+}
+
+/// How a peer refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It speaks none of the protocols offered.
+    NoCommonProtocol,
+    /// It does not trust this side; in its words.
+    Said(String),
+}
+
+/// Reads from the end of a connection whether the peer's TLS or its [`Listener`] refused this
+/// side. `None` is any other end.
+#[must_use]
+pub fn refusal(error: &quinn::ConnectionError) -> Option<Refusal> {
+    let (code, reason) = match error {
+        quinn::ConnectionError::ConnectionClosed(close) => (
+            u64::from(close.error_code),
+            String::from_utf8_lossy(&close.reason),
+        ),
+        // quinn reports an alert that its own side raised in the same way.
+        quinn::ConnectionError::TransportError(error) => {
+            (u64::from(error.code), error.reason.as_str().into())
+        }
+        quinn::ConnectionError::ApplicationClosed(close) if close.error_code == CLOSE_UNTRUSTED => {
+            return Some(Refusal::Said(
+                String::from_utf8_lossy(&close.reason).into_owned(),
+            ));
+        }
+        _ => return None,
+    };
+    match code {
+        NO_APPLICATION_PROTOCOL => Some(Refusal::NoCommonProtocol),
+        code if TLS_ALERTS.contains(&code) => Some(Refusal::Said(if reason.is_empty() {
+            format!("TLS alert {}", code - TLS_ALERTS.start())
+        } else {
+            reason.into_owned()
+        })),
+        _ => None,
+    }
+}
+
+/// Accepts connections for a seed or a node.
+#[derive(Debug)]
+pub struct Listener {
+    /// Handshakes under way; above the threshold, strangers must prove their address first.
+    handshakes: AtomicUsize,
+    validate_above: usize,
+}
+
+impl Listener {
+    /// The server half of an endpoint for this identity: a seed takes both protocols, a node only
+    /// `rootswarm/1`.
+    pub fn server_config(
+        identity: &Identity,
+        tuning: &Tuning,
+    ) -> Result<quinn::ServerConfig, TlsError> {
+        let verifier = ClientVerifier {
+            identity: identity.clone(),
+            // On a seed TLS cannot tell yet whether the client comes to join; `accept` can.
+            mandatory: identity.role() == Role::Peer,
+        };
+        let mut config =
+            rustls::ServerConfig::builder_with_details(provider(), Arc::new(FixedTime))
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .map_err(|error| TlsError(error.to_string()))?
+                .with_client_cert_verifier(Arc::new(verifier))
+                .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified.clone())));
+        config.alpn_protocols = match identity.role() {
+            Role::Seed => vec![ALPN_DATA.to_vec(), ALPN_JOIN.to_vec()],
+            Role::Peer => vec![ALPN_DATA.to_vec()],
+        };
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        config.max_early_data_size = 0;
+        let config =
+            QuicServerConfig::try_from(config).map_err(|error| TlsError(error.to_string()))?;
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(config));
+        config.transport_config(tuning.transport_config());
+        Ok(config)
+    }
+
+    /// A listener that asks for address validation (QUIC's Retry, one more round trip) once more
+    /// than `validate_above` handshakes are under way: a forged source address then costs neither
+    /// a handshake nor more bytes than it sent.
+    #[must_use]
+    pub fn new(validate_above: usize) -> Listener {
+        Listener {
+            handshakes: AtomicUsize::new(0),
+            validate_above,
+        }
+    }
+
+    /// Completes the handshake of `incoming`. `None` means that it was told to prove its address
+    /// and will come again.
+    ///
+    /// What is returned is trusted as far as [`Purpose`] says. Take it in a task of its own: a
+    /// silent client is given up only after the idle timeout.
+    pub async fn accept(
+        &self,
+        incoming: Incoming,
+    ) -> Result<Option<(Connection, Purpose)>, AcceptError> {
+        let address = incoming.remote_address();
+        let under_way = Count::of(&self.handshakes);
+        if under_way.number > self.validate_above && incoming.may_retry() {
+            // It fails only for a client that has been validated already.
+            let _ = incoming.retry();
+            return Ok(None);
+        }
+        let failed = |source| AcceptError::Handshake { address, source };
+        let connection = incoming.accept().map_err(failed)?.await.map_err(failed)?;
+        match purpose(&connection) {
+            Ok(purpose) => Ok(Some((connection, purpose))),
+            Err(source) => {
+                connection.close(CLOSE_UNTRUSTED, source.to_string().as_bytes());
+                Err(AcceptError::Untrusted { address, source })
+            }
+        }
+    }
+}
+
+/// One of the handshakes under way.
+struct Count<'a> {
+    counter: &'a AtomicUsize,
+    /// How many there are, this one included.
+    number: usize,
+}
+
+impl<'a> Count<'a> {
+    fn of(counter: &'a AtomicUsize) -> Count<'a> {
+        Count {
+            counter,
+            number: counter.fetch_add(1, Ordering::Relaxed) + 1,
+        }
+    }
+}
+
+impl Drop for Count<'_> {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a connection whose handshake is complete is for. A data connection without a certificate
+/// is an error; its caller closes it.
+pub fn purpose(connection: &Connection) -> Result<Purpose, TrustError> {
+    let protocol = connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok())
+        .and_then(|data| data.protocol)
+        .unwrap_or_default();
+    match protocol.as_slice() {
+        ALPN_JOIN => Ok(Purpose::Join),
+        ALPN_DATA => peer_identity(connection).map(Purpose::Data),
+        other => Err(TrustError::UnexpectedProtocol {
+            found: String::from_utf8_lossy(other).into_owned(),
+        }),
+    }
+}
+
+/// Who is at the other end: from the certificate that TLS verified.
+pub fn peer_identity(connection: &Connection) -> Result<PeerIdentity, TrustError> {
+    trust::read_verified(&certificate_of(connection)?)
+}
+
+fn certificate_of(connection: &Connection) -> Result<CertificateDer<'static>, TrustError> {
+    connection
+        .peer_identity()
+        .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .and_then(|chain| chain.into_iter().next())
+        .ok_or(TrustError::NoCertificate)
+}
+
+/// Carries a verifier's typed verdict past TLS, which knows only alerts, to whoever dialled.
+#[derive(Clone, Debug, Default)]
+struct Verdict(Arc<Mutex<Option<TrustError>>>);
+
+impl Verdict {
+    fn record(&self, error: TrustError) -> rustls::Error {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+        refused(error)
+    }
+
+    fn take(&self) -> Option<TrustError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn refused(error: TrustError) -> rustls::Error {
+    rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+}
+
+/// Judges servers on behalf of one dial.
+#[derive(Debug)]
+struct ServerVerifier {
+    rule: ServerRule,
+    verdict: Verdict,
+}
+
+#[derive(Debug)]
+enum ServerRule {
+    Seed(SwarmTrust),
+    Member(Identity, Role),
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match &self.rule {
+            ServerRule::Seed(trust) => trust.key_for(certificate).and_then(|key| {
+                trust::check(certificate, &key, Usage::Server, Some(Role::Seed), None)
+            }),
+            ServerRule::Member(me, expected) => {
+                let epochs = Some(me.epochs());
+                trust::check(
+                    certificate,
+                    me.swarm(),
+                    Usage::Server,
+                    Some(*expected),
+                    epochs,
+                )
+            }
+        }
+        .map(|_| ServerCertVerified::assertion())
+        .map_err(|error| self.verdict.record(error))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let valid = verify_signature(message, certificate, signature)?;
+        if let ServerRule::Seed(trust) = &self.rule {
+            // Only now is it known that the seed holds the key which its certificate is for.
+            trust
+                .fix(certificate)
+                .map_err(|error| self.verdict.record(error))?;
+        }
+        Ok(valid)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+/// Judges clients on behalf of a listener: members of the swarm that are nodes. Seeds never dial.
+#[derive(Debug)]
+struct ClientVerifier {
+    identity: Identity,
+    mandatory: bool,
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // A node has one certificate to show, whatever it is told.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let me = &self.identity;
+        let epochs = Some(me.epochs());
+        trust::check(
+            certificate,
+            me.swarm(),
+            Usage::Client,
+            Some(Role::Peer),
+            epochs,
+        )
+        .map(|_| ClientCertVerified::assertion())
+        .map_err(refused)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+fn verify_signature(
+    message: &[u8],
+    certificate: &CertificateDer<'_>,
+    signature: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, rustls::Error> {
+    rustls::crypto::verify_tls13_signature(message, certificate, signature, &SIGNATURES)
+}
+
+fn no_tls12() -> rustls::Error {
+    rustls::Error::General("TLS 1.2 is not spoken here".to_owned())
+}
+
+/// Ed25519 and nothing else, for certificates and handshakes alike.
+static SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
+    all: &[webpki::ring::ED25519],
+    mapping: &[(SignatureScheme::ED25519, &[webpki::ring::ED25519])],
+};
+
+/// The primitives that are linked: one key exchange, one signature, and the cipher that suits the
+/// machine first. rustls's own provider would bring RSA and ECDSA into the initrd.
+fn provider() -> Arc<CryptoProvider> {
+    let aes = suites::cipher_suite::TLS13_AES_128_GCM_SHA256;
+    let chacha = suites::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256;
+    let cipher_suites = if has_aes() {
+        vec![aes, chacha]
+    } else {
+        vec![chacha, aes]
+    };
+    Arc::new(CryptoProvider {
+        cipher_suites,
+        kx_groups: vec![suites::kx_group::X25519],
+        signature_verification_algorithms: SIGNATURES,
+        secure_random: &Ring,
+        key_provider: &Ring,
+    })
+}
+
+/// Whether the processor encrypts with AES by itself. The one that dials decides the cipher (the
+/// server takes the client's first).
+fn has_aes() -> bool {
+    #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+    return std::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "x86", target_arch = "aarch64")))]
+    return false;
+}
+
+#[derive(Debug)]
+struct Ring;
+
+impl rustls::crypto::SecureRandom for Ring {
+    fn fill(&self, buffer: &mut [u8]) -> Result<(), GetRandomFailed> {
+        use ring::rand::SecureRandom as _;
+        ring::rand::SystemRandom::new()
+            .fill(buffer)
+            .map_err(|_| GetRandomFailed)
+    }
+}
+
+impl KeyProvider for Ring {
+    fn load_private_key(
+        &self,
+        _key: PrivateKeyDer<'static>,
+    ) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+        // Keys come with their `Identity`, never through rustls's own loader.
+        Err(rustls::Error::General(
+            "keys are not loaded from DER here".to_owned(),
+        ))
+    }
+}
+
+/// What rustls is told the time is: it is asked for nothing but certificates and tickets, and there
+/// are no tickets.
+#[derive(Debug)]
+struct FixedTime;
+
+impl TimeProvider for FixedTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(trust::VERIFICATION_TIME)
+    }
+}

@@ -1,0 +1,172 @@
+//! quinn's settings for a LAN, each with its reason.
+//!
+//! quinn's defaults are for 100 Mbit/s over 100 ms. Here round trips are 0.1-2 ms, links are 0.1
+//! to 10 Gbit/s, and the number of connections is known: a node has 16 peers and a seed or two, a
+//! seed has a few hundred nodes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::congestion::CubicConfig;
+use quinn::{AckFrequencyConfig, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+/// What one stream may have in flight unread: 32 chunks of 256 KiB, 8 of 1 MiB. A stream carries
+/// one chunk, so only chunks over 8 MiB ever meet it, and they flow as they are read.
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+
+/// What one connection may have in flight unread.
+///
+/// Floor: 10 Gbit/s for 10 ms (a receiver that lost its core to something else) are 12.5 MB.
+/// Ceiling: memory. quinn buffers only what the application has not read yet or what has a gap
+/// before it. An honest peer costs next to nothing of it, a hostile one that leaves gaps costs all
+/// of it: 16 MiB each, and if all 16 peers of a node were hostile 256 MiB, until the progress
+/// timeout of their chunks closes the streams.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// What one connection may have written and not seen acknowledged. Chunks are slices of the mapped
+/// image, which quinn holds by reference: this is no memory, only how far ahead a sender runs.
+const SEND_WINDOW_BYTES: u64 = 32 << 20;
+
+/// Chunks travel on unidirectional streams: a node has at most some 16 requests outstanding at one
+/// peer, and the rest are streams that were cancelled but not yet closed.
+const UNI_STREAMS: u32 = 128;
+
+/// One control stream, one join request, and room for a successor of either.
+const BIDI_STREAMS: u32 = 4;
+
+/// The round trip assumed before one was measured. quinn's first retransmission comes after three
+/// of them: 30 ms. That is longer than a LAN's round trip plus the handshake's own work (under 2 ms
+/// on an idle seed), and it doubles each time, so that of a thousand nodes that join at once (0.8 s
+/// of handshakes on one core) a node sends 4 more packets of 1,200 bytes before it is answered; at
+/// 1 ms it would be 8. With the default, 333 ms, one lost packet costs a second.
+const INITIAL_RTT: Duration = Duration::from_millis(10);
+
+/// So that a peer that died without a word is noticed by the idle timeout, and its own silence does
+/// not end a connection that is merely idle. Four of them fit into the timeout.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// Longer than three lost keep-alives; chunk deadlines notice a stalled peer long before.
+const IDLE_TIMEOUT_MS: u32 = 8_000;
+
+/// How many packets a receiver may leave unacknowledged. An acknowledgement of its own takes about
+/// 80 bytes on the wire with its Ethernet frame; one for each two packets of 1,500 bytes is 2.7 % of
+/// the reverse direction, which in a swarm is somebody's uplink; one for eleven is 0.5 %.
+const ACK_EVERY: u32 = 10;
+
+/// …but no longer than this, or the end of a chunk and a small window would wait.
+const ACK_DELAY: Duration = Duration::from_millis(5);
+
+/// Ethernet's usual MTU.
+pub const ETHERNET_MTU: u16 = 1500;
+
+/// Jumbo frames: the largest MTU that is searched for.
+pub const JUMBO_MTU: u16 = 9000;
+
+/// IPv6 and UDP headers; with IPv4 20 bytes less are used than would fit.
+const HEADERS_BYTES: u16 = 48;
+
+/// QUIC's own floor for a datagram (RFC 9000, 14): also the floor of the search.
+const QUIC_MIN_PAYLOAD_BYTES: u16 = 1200;
+
+/// What differs from host to host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// The largest MTU among the interfaces in use. Above 1500 jumbo datagrams are searched for
+    /// and accepted, which costs the endpoint 18 MB of receive buffer instead of 3.
+    pub interface_mtu: u16,
+    /// Hand batches of packets to the kernel in one call. Some drivers refuse (EIO, EINVAL).
+    pub segmentation_offload: bool,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            interface_mtu: ETHERNET_MTU,
+            segmentation_offload: true,
+        }
+    }
+}
+
+impl Tuning {
+    /// The largest UDP payload to try: 1452 on Ethernet, 8952 with jumbo frames.
+    #[must_use]
+    pub fn max_payload_bytes(&self) -> u16 {
+        self.interface_mtu
+            .min(JUMBO_MTU)
+            .saturating_sub(HEADERS_BYTES)
+            .max(QUIC_MIN_PAYLOAD_BYTES)
+    }
+
+    /// For `quinn::Endpoint::new`. A node accepts datagrams as large as it would send.
+    #[must_use]
+    pub fn endpoint_config(&self) -> EndpointConfig {
+        let mut config = EndpointConfig::default();
+        // 1472 is quinn's default: IPv4 on Ethernet. The value is within quinn's bounds of 1200
+        // and 65527 by `max_payload_bytes`, so that this cannot fail; if it did, the default works.
+        let payload = self.max_payload_bytes().max(1472);
+        if let Err(error) = config.max_udp_payload_size(payload) {
+            tracing::warn!(payload, %error, "payload size refused");
+        }
+        config
+    }
+
+    /// For both ends of every connection.
+    #[must_use]
+    pub fn transport_config(&self) -> Arc<TransportConfig> {
+        let mut mtu = MtuDiscoveryConfig::default();
+        mtu.upper_bound(self.max_payload_bytes());
+        let mut acks = AckFrequencyConfig::default();
+        acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY))
+            .max_ack_delay(Some(ACK_DELAY));
+
+        let mut config = TransportConfig::default();
+        config
+            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+            .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+            .send_window(SEND_WINDOW_BYTES)
+            .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS))
+            .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_STREAMS))
+            // Nothing is ever sent as a datagram.
+            .datagram_receive_buffer_size(None)
+            .initial_rtt(INITIAL_RTT)
+            .keep_alive_interval(Some(KEEP_ALIVE))
+            .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT_MS).into()))
+            .mtu_discovery_config(Some(mtu))
+            .ack_frequency_config(Some(acks))
+            // BBR in quinn is experimental.
+            .congestion_controller_factory(Arc::new(CubicConfig::default()))
+            .enable_segmentation_offload(self.segmentation_offload);
+        Arc::new(config)
+    }
+}
+
+const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
+const _: () = assert!(KEEP_ALIVE.as_millis() * 3 < IDLE_TIMEOUT_MS as u128);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payload_follows_the_interface() {
+        for (interface_mtu, payload) in [
+            (0, 1200),
+            (1280, 1232),
+            (1500, 1452),
+            (9000, 8952),
+            (65_535, 8952),
+        ] {
+            let tuning = Tuning {
+                interface_mtu,
+                ..Tuning::default()
+            };
+            assert_eq!(tuning.max_payload_bytes(), payload, "MTU {interface_mtu}");
+            let accepted = tuning.endpoint_config().get_max_udp_payload_size();
+            assert_eq!(
+                accepted,
+                u64::from(payload.max(1472)),
+                "MTU {interface_mtu}"
+            );
+        }
+    }
+}
