@@ -98,11 +98,11 @@ pub enum RootUrlError {
         /// How many there are.
         found: usize,
     },
-    /// A user in front of the host.
-    #[error("rooturl has {found:?} where its host should be: expected no user and no password")]
+    /// A user in front of the host. He is not repeated here: a password may go with him.
+    #[error("rooturl has a user in front of host {host:?}: expected no user and no password")]
     User {
-        /// What was found there.
-        found: String,
+        /// What follows the user.
+        host: String,
     },
     /// `swarm://HOST` and no more.
     #[error("rooturl {found:?} names no image: expected swarm://HOST/NAME")]
@@ -233,7 +233,9 @@ fn parse_http(rest: &str) -> Result<RootUrl, RootUrlError> {
             found: rest[position..].to_owned(),
         });
     }
-    let (server, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    // A path may be missing where a pin follows the host.
+    let server_end = rest.find(['/', '?']).or_else(|| rest.find("@blake3:"));
+    let (server, path) = rest.split_at(server_end.unwrap_or(rest.len()));
     refuse_user(server)?;
     let (path, pin) = split_pin(path)?;
     // A request line always has a path, if only the root.
@@ -265,10 +267,10 @@ fn split_pin(text: &str) -> Result<(&str, Option<ImageId>), RootUrlError> {
 }
 
 fn refuse_user(hosts: &str) -> Result<(), RootUrlError> {
-    match hosts.contains('@') {
-        true => Err(RootUrlError::User {
-            found: hosts.to_owned(),
+    match hosts.rsplit_once('@') {
+        Some((_, host)) => Err(RootUrlError::User {
+            host: host.to_owned(),
         }),
-        false => Ok(()),
+        None => Ok(()),
     }
 }
