@@ -1,0 +1,32 @@
+#!/bin/sh
+# Part of the lab's Debian root and of no other: tells over the serial console what came up.
+# The lab's side of this is tests/src/vm/facts.rs.
+
+say()
+{
+	# One write a line, on a line of its own even when something else was printing.
+	printf '\n@lab %s\n' "$*" >/dev/console
+}
+
+state="$(systemctl is-system-running --wait)"
+# From here on the kernel's messages would end up between these lines.
+dmesg --console-level emerg
+sleep 2
+
+say "begin"
+say "systemd ${state}"
+for unit in $(systemctl list-units --failed --plain --no-legend --full | cut -d' ' -f1); do
+	say "failed ${unit}"
+done
+say "memory $(free -m | awk '/^Mem:/ { print $2, $3, $5 }')"
+for target in / /mnt/ro /mnt/rw /run/rootswarm; do
+	mount="$(findmnt -n -r -o TARGET,SOURCE,FSTYPE "${target}")" && say "mount ${mount}"
+done
+for pid in $(pgrep -f rootswarm-agent); do
+	say "agent ${pid} $(awk '/^VmRSS:/ { rss = $2 } /^RssAnon:/ { anon = $2 } END { print rss, anon }' "/proc/${pid}/status")"
+done
+if [ -r /run/rootswarm/status.json ]; then
+	say "status $(tr -d '\n' </run/rootswarm/status.json)"
+fi
+say "uptime $(cut -d' ' -f1 /proc/uptime)"
+say "end"

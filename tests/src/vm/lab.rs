@@ -1,0 +1,193 @@
+//! The lab as a whole: makes what is missing, starts the PXE host, switches machines on and waits
+//! for them.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::binaries::{Binaries, target_directory};
+use super::debian::Debian;
+use super::host::{Host, HostError, SwarmKeys};
+use super::initrd;
+use super::machine::{Machine, MachineError, MachineSpec, Phase};
+use super::step::StepError;
+use crate::scratch::{Scratch, ScratchError};
+
+/// What the lab needs of Debian, as (file, package).
+pub const PACKAGES: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("/usr/lib/ipxe/qemu/efi-virtio.rom", "ipxe-qemu"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("mksquashfs", "squashfs-tools"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("/usr/lib/PXELINUX/lpxelinux.0", "pxelinux"),
+    (
+        "/usr/lib/syslinux/modules/bios/ldlinux.c32",
+        "syslinux-common",
+    ),
+];
+
+/// How often the consoles are looked at: they are files, and times are shown in tenths.
+const TICK: Duration = Duration::from_millis(200);
+/// The image in the seed's state directory, kernel, initramfs and consoles.
+const SCRATCH_BYTES: u64 = 400 << 20;
+
+/// Why the lab cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// Something could not be made.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// There is no room.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
+    /// The PXE host failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A machine failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// A machine took too long.
+    #[error("{machine}: not up after {waited_s} s ({phase:?}); the console's end:\n{tail}")]
+    Timeout {
+        /// Its name.
+        machine: String,
+        /// For how long.
+        waited_s: u64,
+        /// How far it had come.
+        phase: Phase,
+        /// The end of its console.
+        tail: String,
+    },
+}
+
+/// A PXE host and the machines on its bridge.
+#[derive(Debug)]
+pub struct Lab {
+    /// Before the host: the plug is pulled before the switch goes.
+    machines: Vec<Machine>,
+    host: Host,
+    scratch: Scratch,
+    /// Held as long as the lab lives: what is made is shared with other runs.
+    _lock: File,
+}
+
+impl Lab {
+    /// Makes what is missing and starts the PXE host. `say` is told what takes time.
+    ///
+    /// # Errors
+    /// When something cannot be made or started; a bare Debian lacks [`PACKAGES`].
+    pub fn open(say: &dyn Fn(&str)) -> Result<Lab, LabError> {
+        let cache = target_directory().join("demo");
+        let logs = cache.join("log");
+        fs::create_dir_all(&logs).map_err(StepError::file("make", &logs))?;
+        let lock = lock(&cache.join("lock"), say)?;
+
+        say("building rootswarm and rootswarm-agent (a first build takes minutes)");
+        let binaries = Binaries::build(&logs)?;
+        let debian = Debian::make(&cache, &logs, say)?;
+        let keys = SwarmKeys::make(&cache.join("swarm-key"), &binaries, &logs)?;
+        let initrd = initrd::make(&cache, &logs, &debian, &binaries.agent, &keys.public, say)?;
+
+        let scratch = Scratch::create("vm", SCRATCH_BYTES, &cache)?;
+        say("publishing the image and starting the PXE host");
+        let host = Host::start(&binaries, &debian, &initrd, &keys, scratch.path())?;
+        Ok(Lab {
+            machines: Vec::new(),
+            host,
+            scratch,
+            _lock: lock,
+        })
+    }
+
+    /// The PXE host.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The PXE host, to restart its seed.
+    pub fn host_mut(&mut self) -> &mut Host {
+        &mut self.host
+    }
+
+    /// Writes this machine's pxelinux entry and switches it on. Returns its place in
+    /// [`Lab::machines`].
+    ///
+    /// # Errors
+    /// When qemu cannot be started.
+    pub fn switch_on(&mut self, spec: MachineSpec) -> Result<usize, LabError> {
+        self.host.write_entry(&spec)?;
+        let machine = Machine::switch_on(spec, self.host.bridge(), self.scratch.path())?;
+        self.machines.push(machine);
+        Ok(self.machines.len() - 1)
+    }
+
+    /// All machines, also those that were switched off.
+    pub fn machines(&self) -> &[Machine] {
+        &self.machines
+    }
+
+    /// Pulls a machine's plug. Its console and its report stay.
+    ///
+    /// # Errors
+    /// When qemu survives.
+    pub fn switch_off(&mut self, place: usize) -> Result<(), LabError> {
+        Ok(self.machines[place].switch_off()?)
+    }
+
+    /// Waits until each of `places` is up or has stopped; `tick` is called with the phases of all of
+    /// them after each look at the consoles.
+    ///
+    /// # Errors
+    /// When one is neither after `limit`, or can no longer be followed.
+    pub fn wait(
+        &mut self,
+        places: &[usize],
+        limit: Duration,
+        mut tick: impl FnMut(&Lab, &[Phase]),
+    ) -> Result<Vec<Phase>, LabError> {
+        let start = Instant::now();
+        loop {
+            let mut phases = Vec::with_capacity(places.len());
+            for &place in places {
+                phases.push(self.machines[place].update()?);
+            }
+            tick(self, &phases);
+            let waited = places
+                .iter()
+                .zip(&phases)
+                .find(|(_, phase)| !matches!(phase, Phase::Up | Phase::Stopped(_)));
+            let Some((&place, phase)) = waited else {
+                return Ok(phases);
+            };
+            if start.elapsed() > limit {
+                let machine = &self.machines[place];
+                return Err(LabError::Timeout {
+                    machine: machine.spec().name.clone(),
+                    waited_s: start.elapsed().as_secs(),
+                    phase: phase.clone(),
+                    tail: machine.console().tail(25),
+                });
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Where consoles and logs are while the lab lives.
+    pub fn directory(&self) -> PathBuf {
+        self.scratch.path().to_owned()
+    }
+}
+
+fn lock(path: &PathBuf, say: &dyn Fn(&str)) -> Result<File, StepError> {
+    let file = File::create(path).map_err(StepError::file("make", path))?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        say("waiting for another demo or VM test to end");
+        flock(&file, FlockOperation::LockExclusive)
+            .map_err(|errno| StepError::file("lock", path)(errno.into()))?;
+    }
+    Ok(file)
+}

@@ -1,0 +1,261 @@
+//! One virtual machine: emulated, booted from its network card, its serial console in a file.
+//!
+//! The emulator is TCG, because it runs everywhere; a guest is some twenty times slower than its
+//! host. It leaves to others: what the machine is told over DHCP and TFTP (see `host`).
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use super::console::{Console, Line};
+use super::facts::Facts;
+use crate::netns::{Bridge, NetnsError};
+use crate::process::{Process, ProcessError};
+
+/// The agent says this on the console, followed by how, when the whole image is in RAM.
+const COMPLETE: &str = "image complete";
+/// How a boot that stops says so: `panic` of the boot script.
+const STOPPED: &str = "rootswarm: cannot mount the root:";
+/// The kernel's last words.
+const KERNEL_PANIC: &str = "Kernel panic - not syncing";
+
+/// Why a machine is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// No cable.
+    #[error(transparent)]
+    Network(#[from] NetnsError),
+    /// qemu cannot be started.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// Its console cannot be read.
+    #[error("{machine}: cannot read its console: {source}")]
+    Console {
+        /// Its name.
+        machine: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its report is not as it should be.
+    #[error("{machine}: unexpected line in its report: `{line}`")]
+    Report {
+        /// Its name.
+        machine: String,
+        /// The line.
+        line: String,
+    },
+    /// qemu ended while the machine was booting and nothing on the console says why.
+    #[error("{machine}: qemu ended before the machine was up: {qemu}; the console's end:\n{tail}")]
+    Gone {
+        /// Its name.
+        machine: String,
+        /// What qemu said.
+        qemu: String,
+        /// The end of its console.
+        tail: String,
+    },
+}
+
+/// What is to be booted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineSpec {
+    /// What messages call it.
+    pub name: String,
+    /// Its number in the lab: gives its MAC and its address.
+    pub number: u8,
+    /// Changes to the kernel command line: `key=value` replaces a key that is there.
+    pub arguments: Vec<String>,
+    /// Its memory.
+    pub memory_mib: u32,
+}
+
+impl MachineSpec {
+    /// A machine as the baseline has it: 1 GiB.
+    pub fn new(name: &str, number: u8) -> MachineSpec {
+        MachineSpec {
+            name: name.to_owned(),
+            number,
+            arguments: Vec::new(),
+            memory_mib: 1024,
+        }
+    }
+
+    /// With another word on its kernel command line.
+    #[must_use]
+    pub fn with(mut self, argument: &str) -> MachineSpec {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// The address of its network card, in qemu's own range.
+    pub fn mac(&self) -> String {
+        format!("52:54:00:72:73:{:02x}", self.number)
+    }
+
+    /// The IP address that DHCP gives it.
+    pub fn address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 78, 0, self.number)
+    }
+}
+
+/// How far a machine has come.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Phase {
+    /// Firmware, DHCP, TFTP: nothing of ours runs yet.
+    Netboot,
+    /// The kernel runs; no network yet, or nothing fetched.
+    Kernel,
+    /// The agent fetches; the last it said.
+    Fetching(String),
+    /// The image is there, its system starts.
+    Starting,
+    /// Its system is up and has reported.
+    Up,
+    /// It gave up, for this reason.
+    Stopped(String),
+}
+
+/// A machine that was switched on. Dropping it pulls the plug.
+#[derive(Debug)]
+pub struct Machine {
+    spec: MachineSpec,
+    process: Process,
+    console: Console,
+    facts: Option<Facts>,
+    up_at: Option<Duration>,
+}
+
+impl Machine {
+    /// Plugs a machine into `bridge` and switches it on. Its files go to `directory`.
+    ///
+    /// # Errors
+    /// Without /dev/net/tun or qemu.
+    pub fn switch_on(
+        spec: MachineSpec,
+        bridge: &Bridge,
+        directory: &Path,
+    ) -> Result<Machine, MachineError> {
+        let tap = bridge.tap()?;
+        let console = directory.join(format!("{}.console", spec.name));
+        let mut qemu = bridge.namespace().command("qemu-system-x86_64");
+        qemu.args(["-nodefaults", "-display", "none", "-no-reboot"])
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"])
+            .args(["-m", &spec.memory_mib.to_string()])
+            .args(["-serial", &format!("file:{}", console.display())])
+            .args([
+                "-netdev",
+                &format!("tap,id=net,ifname={tap},script=no,downscript=no"),
+            ])
+            .args([
+                "-device",
+                &format!("virtio-net-pci,netdev=net,bootindex=1,mac={}", spec.mac()),
+            ])
+            // Without it getrandom waits for a pool that an emulated machine fills slowly.
+            .args(["-object", "rng-random,id=rng,filename=/dev/urandom"])
+            .args(["-device", "virtio-rng-pci,rng=rng"]);
+        let log = directory.join(format!("{}.qemu", spec.name));
+        let process = Process::spawn(&spec.name, qemu, &log)?;
+        let console = Console::follow(&console);
+        Ok(Machine {
+            spec,
+            process,
+            console,
+            facts: None,
+            up_at: None,
+        })
+    }
+
+    /// What it is.
+    pub fn spec(&self) -> &MachineSpec {
+        &self.spec
+    }
+
+    /// Its console.
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// What it reported, once it is up.
+    pub fn facts(&self) -> Option<&Facts> {
+        self.facts.as_ref()
+    }
+
+    /// When its report was whole, since it was switched on.
+    pub fn up_at(&self) -> Option<Duration> {
+        self.up_at
+    }
+
+    /// When the agent had the whole image, since it was switched on.
+    pub fn image_complete_at(&self) -> Option<Duration> {
+        self.console.first(COMPLETE).map(|line| line.at)
+    }
+
+    /// Pulls the plug. Its console and its report stay.
+    ///
+    /// # Errors
+    /// When qemu survives.
+    pub fn switch_off(&mut self) -> Result<(), MachineError> {
+        self.process.kill()?;
+        Ok(())
+    }
+
+    /// Reads its console and says how far it is.
+    ///
+    /// # Errors
+    /// When it can no longer be followed.
+    pub fn update(&mut self) -> Result<Phase, MachineError> {
+        // In this order: what it wrote before it ended counts.
+        let ended = self.process.try_wait()?;
+        self.console
+            .update()
+            .map_err(|source| MachineError::Console {
+                machine: self.spec.name.clone(),
+                source,
+            })?;
+        if self.facts.is_none() {
+            self.facts =
+                Facts::parse(self.console.texts()).map_err(|line| MachineError::Report {
+                    machine: self.spec.name.clone(),
+                    line,
+                })?;
+            if self.facts.is_some() {
+                self.up_at = Some(self.console.elapsed());
+            }
+        }
+        let phase = self.phase();
+        if ended.is_some() && !matches!(phase, Phase::Up | Phase::Stopped(_)) {
+            return Err(MachineError::Gone {
+                machine: self.spec.name.clone(),
+                qemu: self.process.tail(5),
+                tail: self.console.tail(15),
+            });
+        }
+        Ok(phase)
+    }
+
+    fn phase(&self) -> Phase {
+        if self.facts.is_some() {
+            return Phase::Up;
+        }
+        if let Some(Line { text, .. }) = self.console.first(STOPPED) {
+            let at = text.find(STOPPED).unwrap_or_default();
+            return Phase::Stopped(text[at + STOPPED.len()..].trim().to_owned());
+        }
+        if let Some(Line { text, .. }) = self.console.first(KERNEL_PANIC) {
+            return Phase::Stopped(text.clone());
+        }
+        if self.console.first(COMPLETE).is_some() {
+            return Phase::Starting;
+        }
+        let said = self.console.texts().rev().find_map(|text| {
+            let (_, said) = text.split_once("rootswarm: ")?;
+            Some(said.to_owned())
+        });
+        match said {
+            Some(said) => Phase::Fetching(said),
+            None if self.console.first("Linux version").is_some() => Phase::Kernel,
+            None => Phase::Netboot,
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The VM lab: real machines that boot over real PXE from a seed and from each other.
+//!
+//! One network namespace is the PXE host's site: a bridge, the seed (`rootswarm serve`), a stock
+//! dnsmasq, and a tap for each machine. The files that dnsmasq and pxelinux read are those that
+//! `rootswarm pxe` writes; the initramfs is made by initramfs-tools with this project's hook.
+//!
+//! - [`debian`] and [`initrd`] make what is booted, [`binaries`] what it is booted with; all three
+//!   are kept below `target/demo` and made again when what they are made from changes.
+//! - [`host`] is the PXE host, [`machine`] one machine, [`console`] its serial console and
+//!   [`facts`] what it reports about itself.
+//! - [`lab`] puts these together for the demo and the tests.
+//!
+//! It needs root, for namespaces and for making a Debian root. Nothing of it outlives its process.
+
+pub mod binaries;
+pub mod console;
+pub mod debian;
+pub mod facts;
+pub mod host;
+pub mod initrd;
+pub mod lab;
+pub mod machine;
+pub mod step;
+
+pub use lab::{Lab, LabError, PACKAGES};
+pub use machine::{Machine, MachineSpec, Phase};
