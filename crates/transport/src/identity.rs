@@ -220,7 +220,7 @@ impl SwarmCa {
         self.issue(seed, trust::SEED_NAME.to_owned(), usage)
     }
 
-    fn issue(
+    pub(crate) fn issue(
         &self,
         subject: &NodePublicKey,
         san: String,

@@ -12,28 +12,24 @@
 //!
 //! Time limits for a handshake, retries, and what is said on a connection are left to others.
 
+mod provider;
+mod verifiers;
+
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, Incoming, VarInt};
 use rootswarm_swarm::Role;
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{
-    CryptoProvider, GetRandomFailed, KeyProvider, WebPkiSupportedAlgorithms, ring as suites,
-};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::sign::{SigningKey, SingleCertAndKey};
-use rustls::time_provider::TimeProvider;
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme,
-};
+use rustls::pki_types::CertificateDer;
+use rustls::sign::SingleCertAndKey;
 
+use self::provider::{FixedTime, provider};
+use self::verifiers::{ClientVerifier, ServerRule, ServerVerifier, Verdict};
 use crate::identity::Identity;
-use crate::trust::{self, PeerIdentity, SwarmTrust, TrustError, Usage};
+use crate::trust::{self, PeerIdentity, SwarmTrust, TrustError};
 use crate::tuning::Tuning;
 
 /// Joining: no client certificate. The number is the protocol's version.
@@ -306,15 +302,19 @@ pub fn refusal(error: &quinn::ConnectionError) -> Option<Refusal> {
         }
         _ => return None,
     };
-    match code {
-        NO_APPLICATION_PROTOCOL => Some(Refusal::NoCommonProtocol),
-        code if TLS_ALERTS.contains(&code) => Some(Refusal::Said(if reason.is_empty() {
-            format!("TLS alert {}", code - TLS_ALERTS.start())
-        } else {
-            reason.into_owned()
-        })),
-        _ => None,
+    if code == NO_APPLICATION_PROTOCOL {
+        return Some(Refusal::NoCommonProtocol);
     }
+    if !TLS_ALERTS.contains(&code) {
+        return None;
+    }
+    // How rustls introduces what a verifier said.
+    let reason = reason.strip_prefix("other error: ").unwrap_or(&reason);
+    Some(Refusal::Said(if reason.is_empty() {
+        format!("TLS alert {}", code - TLS_ALERTS.start())
+    } else {
+        reason.to_owned()
+    }))
 }
 
 /// Accepts connections for a seed or a node.
@@ -448,234 +448,5 @@ fn certificate_of(connection: &Connection) -> Result<CertificateDer<'static>, Tr
         .ok_or(TrustError::NoCertificate)
 }
 
-/// Carries a verifier's typed verdict past TLS, which knows only alerts, to whoever dialled.
-#[derive(Clone, Debug, Default)]
-struct Verdict(Arc<Mutex<Option<TrustError>>>);
-
-impl Verdict {
-    fn record(&self, error: TrustError) -> rustls::Error {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
-        refused(error)
-    }
-
-    fn take(&self) -> Option<TrustError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-fn refused(error: TrustError) -> rustls::Error {
-    rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
-}
-
-/// Judges servers on behalf of one dial.
-#[derive(Debug)]
-struct ServerVerifier {
-    rule: ServerRule,
-    verdict: Verdict,
-}
-
-#[derive(Debug)]
-enum ServerRule {
-    Seed(SwarmTrust),
-    Member(Identity, Role),
-}
-
-impl ServerCertVerifier for ServerVerifier {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match &self.rule {
-            ServerRule::Seed(trust) => trust.key_for(certificate).and_then(|key| {
-                trust::check(certificate, &key, Usage::Server, Some(Role::Seed), None)
-            }),
-            ServerRule::Member(me, expected) => {
-                let epochs = Some(me.epochs());
-                trust::check(
-                    certificate,
-                    me.swarm(),
-                    Usage::Server,
-                    Some(*expected),
-                    epochs,
-                )
-            }
-        }
-        .map(|_| ServerCertVerified::assertion())
-        .map_err(|error| self.verdict.record(error))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let valid = verify_signature(message, certificate, signature)?;
-        if let ServerRule::Seed(trust) = &self.rule {
-            // Only now is it known that the seed holds the key which its certificate is for.
-            trust
-                .fix(certificate)
-                .map_err(|error| self.verdict.record(error))?;
-        }
-        Ok(valid)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-}
-
-/// Judges clients on behalf of a listener: members of the swarm that are nodes. Seeds never dial.
-#[derive(Debug)]
-struct ClientVerifier {
-    identity: Identity,
-    mandatory: bool,
-}
-
-impl ClientCertVerifier for ClientVerifier {
-    fn client_auth_mandatory(&self) -> bool {
-        self.mandatory
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // A node has one certificate to show, whatever it is told.
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        let me = &self.identity;
-        let epochs = Some(me.epochs());
-        trust::check(
-            certificate,
-            me.swarm(),
-            Usage::Client,
-            Some(Role::Peer),
-            epochs,
-        )
-        .map(|_| ClientCertVerified::assertion())
-        .map_err(refused)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-}
-
-fn verify_signature(
-    message: &[u8],
-    certificate: &CertificateDer<'_>,
-    signature: &DigitallySignedStruct,
-) -> Result<HandshakeSignatureValid, rustls::Error> {
-    rustls::crypto::verify_tls13_signature(message, certificate, signature, &SIGNATURES)
-}
-
-fn no_tls12() -> rustls::Error {
-    rustls::Error::General("TLS 1.2 is not spoken here".to_owned())
-}
-
-/// Ed25519 and nothing else, for certificates and handshakes alike.
-static SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
-    all: &[webpki::ring::ED25519],
-    mapping: &[(SignatureScheme::ED25519, &[webpki::ring::ED25519])],
-};
-
-/// The primitives that are linked: one key exchange, one signature, and the cipher that suits the
-/// machine first. rustls's own provider would bring RSA and ECDSA into the initrd.
-fn provider() -> Arc<CryptoProvider> {
-    let aes = suites::cipher_suite::TLS13_AES_128_GCM_SHA256;
-    let chacha = suites::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256;
-    let cipher_suites = if has_aes() {
-        vec![aes, chacha]
-    } else {
-        vec![chacha, aes]
-    };
-    Arc::new(CryptoProvider {
-        cipher_suites,
-        kx_groups: vec![suites::kx_group::X25519],
-        signature_verification_algorithms: SIGNATURES,
-        secure_random: &Ring,
-        key_provider: &Ring,
-    })
-}
-
-/// Whether the processor encrypts with AES by itself. The one that dials decides the cipher (the
-/// server takes the client's first).
-fn has_aes() -> bool {
-    #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
-    return std::is_x86_feature_detected!("aes");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("aes");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "x86", target_arch = "aarch64")))]
-    return false;
-}
-
-#[derive(Debug)]
-struct Ring;
-
-impl rustls::crypto::SecureRandom for Ring {
-    fn fill(&self, buffer: &mut [u8]) -> Result<(), GetRandomFailed> {
-        use ring::rand::SecureRandom as _;
-        ring::rand::SystemRandom::new()
-            .fill(buffer)
-            .map_err(|_| GetRandomFailed)
-    }
-}
-
-impl KeyProvider for Ring {
-    fn load_private_key(
-        &self,
-        _key: PrivateKeyDer<'static>,
-    ) -> Result<Arc<dyn SigningKey>, rustls::Error> {
-        // Keys come with their `Identity`, never through rustls's own loader.
-        Err(rustls::Error::General(
-            "keys are not loaded from DER here".to_owned(),
-        ))
-    }
-}
-
-/// What rustls is told the time is: it is asked for nothing but certificates and tickets, and there
-/// are no tickets.
-#[derive(Debug)]
-struct FixedTime;
-
-impl TimeProvider for FixedTime {
-    fn current_time(&self) -> Option<UnixTime> {
-        Some(trust::VERIFICATION_TIME)
-    }
-}
+#[cfg(test)]
+mod tests;
