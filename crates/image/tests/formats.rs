@@ -339,6 +339,31 @@ fn the_longest_tag_survives_the_round_trip() {
     assert_eq!(decoded.verify(&golden_key().public(), &tag.name), Ok(tag));
 }
 
+/// Even its own key cannot sign what no image is: the tag is refused before it is believed.
+#[test]
+fn a_tag_of_no_possible_image_is_refused() {
+    let tag = Tag {
+        length: 1 << 62,
+        ..golden_tag()
+    };
+    assert!(tag.geometry().is_err());
+    let bytes = tag.sign(&golden_key()).encode();
+    assert!(matches!(
+        SignedTag::decode(&bytes),
+        Err(TagError::Geometry(_))
+    ));
+    // The chunk size stands in front of version, epoch and signature.
+    for log2 in [0, 15, 25, 64, 255] {
+        let mut bytes = unhex(GOLDEN_TAG);
+        let position = bytes.len() - 64 - 4 - 8 - 1;
+        bytes[position] = log2;
+        assert!(matches!(
+            SignedTag::decode(&bytes),
+            Err(TagError::ChunkSize(_))
+        ));
+    }
+}
+
 fn bytes_of_version_1() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(any::<u8>(), 0..300).prop_map(|mut bytes| {
         if let Some(version) = bytes.first_mut() {

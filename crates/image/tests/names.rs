@@ -19,6 +19,7 @@ fn a_good_rooturl_is_read_and_written_back() {
     let pinned = |text: &str| format!("{text}@blake3:{HEX}");
     let long_label = format!("swarm://{}.example/n", "a".repeat(63));
     let long_name = format!("swarm://h/{}", "n".repeat(64));
+    let long_host = format!("swarm://{}h/n", "a.".repeat(126));
     let sixteen = format!("swarm://h{}/n", ",h".repeat(15));
     for text in [
         "swarm://10.0.0.1/debian",
@@ -33,6 +34,7 @@ fn a_good_rooturl_is_read_and_written_back() {
         "swarm://0x7f.example/a",
         &long_label,
         &long_name,
+        &long_host,
         &sixteen,
         "http://10.0.0.1/",
         "http://10.0.0.1/images/debian.squashfs",
@@ -106,6 +108,7 @@ fn a_bad_rooturl_is_refused_in_one_clear_line() {
     let too_long = format!("http://h/{}", "a".repeat(1016));
     let long_label = format!("swarm://{}/n", "a".repeat(64));
     let long_name = format!("swarm://h/{}", "n".repeat(65));
+    let long_host = format!("swarm://{}h4/n", "a.".repeat(126));
     for (text, expected) in [
         (
             "",
@@ -196,6 +199,7 @@ fn a_bad_rooturl_is_refused_in_one_clear_line() {
         ("swarm://a-/n", "is no host name"),
         ("swarm://a*b/n", "is no host name"),
         (&long_label, "is no host name"),
+        (&long_host, "at most 253 characters in all"),
         (
             "swarm://user@h/n",
             "rooturl has a user in front of host \"h\": expected no user",
