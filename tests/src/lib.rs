@@ -5,6 +5,10 @@
 //! and the [`keeper`] does it for a process that was killed. What is tested is not here but in
 //! `tests/tests/`.
 
+pub mod bench;
 pub mod keeper;
 pub mod netns;
+pub mod packages;
 pub mod process;
+pub mod scratch;
+pub mod vm;

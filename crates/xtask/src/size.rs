@@ -1,0 +1,65 @@
+//! `cargo xtask size`: the static agent as it goes into the initrd, held against its limit.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::bench::{target_directory, workspace_root};
+
+/// Every node loads this on every boot, from one host.
+const LIMIT_BYTES: u64 = 2_500_000;
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Build the static agent and hold its size against the limit.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Builds, compresses as an initrd is compressed, prints both sizes.
+#[allow(clippy::print_stdout)] // A command that people run.
+pub fn run(_args: Args) -> anyhow::Result<()> {
+    rootswarm_tests::packages::ensure(&[("zstd", "zstd")])?;
+    let agent = build_static_agent()?;
+    let bytes = std::fs::metadata(&agent)
+        .with_context(|| format!("cannot read {}", agent.display()))?
+        .len();
+    let compressed = Command::new("zstd")
+        .args(["-19", "--stdout", "--quiet", "--single-thread"])
+        .arg(&agent)
+        .output()
+        .context("cannot run zstd")?;
+    ensure!(
+        compressed.status.success(),
+        "zstd failed on {}",
+        agent.display()
+    );
+    let compressed_bytes = compressed.stdout.len() as u64;
+    println!(
+        "{}: {bytes} bytes, {compressed_bytes} bytes with zstd -19 (limit {LIMIT_BYTES})",
+        agent.display()
+    );
+    if compressed_bytes > LIMIT_BYTES {
+        bail!(
+            "the agent is {} bytes over its limit",
+            compressed_bytes - LIMIT_BYTES
+        );
+    }
+    Ok(())
+}
+
+/// Builds `rootswarm-agent` as it goes into the initrd and returns where it is.
+pub fn build_static_agent() -> anyhow::Result<PathBuf> {
+    let root = workspace_root();
+    let status = Command::new("cargo")
+        .args(["build", "--quiet", "--profile", "agent", "--target", TARGET])
+        .args(["--package", "rootswarm-agent"])
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .current_dir(&root)
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "the static agent could not be built");
+    Ok(target_directory(&root)
+        .join(TARGET)
+        .join("agent")
+        .join("rootswarm-agent"))
+}
