@@ -1,0 +1,537 @@
+//! Runs one `rootswarm_swarm::Node` in the real world: the only clock of the swarm.
+//!
+//! One task owns the node. Links and dials report to it through bounded queues, it hands their
+//! reports to the node and carries out what the node decides. It also counts bytes, because the
+//! node counts chunks. What is decided, and how bytes travel, lies elsewhere.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use quinn::Endpoint;
+use rootswarm_image::{Bitfield, ChunkIndex, Manifest, Verifier};
+use rootswarm_swarm::{
+    ChunkOutcome, Config, ConnId, Input, Instant, Message, Node, NodeId, Output, Role,
+    UploadOutcome,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant as Clock, timeout};
+
+use crate::limiter::RateLimiter;
+use crate::link::{self, Event, HELLO_TIMEOUT, Link, Opened, Shared};
+use crate::status::{Phase, SwarmStatus};
+use crate::store::{ChunkSource, ChunkStore};
+use crate::tls::Dialer;
+
+/// Events that wait for the driver. When it is full the links wait, and flow control with them.
+const EVENTS: usize = 1024;
+
+/// Commands that wait for the driver.
+const COMMANDS: usize = 256;
+
+/// Events taken in per wake-up.
+const BATCH: usize = 64;
+
+/// How old a published status may be; with more peers it is made less often.
+const STATUS_EVERY: Duration = Duration::from_millis(100);
+/// See [`STATUS_EVERY`].
+const STATUS_EVERY_LARGE: Duration = Duration::from_secs(1);
+
+/// A dial that takes longer has failed: LAN round trips are below a millisecond.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What others tell the driver.
+pub(crate) enum Command {
+    /// A connection is ready.
+    Attach(Box<Opened>),
+    /// A dial came to nothing.
+    DialFailed(NodeId),
+    /// A chunk reached the store by another way.
+    Stored(ChunkIndex),
+    /// A reader waits for a chunk.
+    Want(ChunkIndex),
+    /// Start no more uploads; end when those under way have ended, or at the deadline.
+    Drain(Clock),
+}
+
+/// What a driver is made from.
+pub(crate) struct Setup {
+    pub(crate) node: NodeId,
+    pub(crate) role: Role,
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) have: Bitfield,
+    pub(crate) source: Arc<dyn ChunkSource>,
+    pub(crate) sink: Option<ChunkStore>,
+    pub(crate) rack: Option<String>,
+    pub(crate) limiter: Arc<RateLimiter>,
+    /// How to reach peers; a seed reaches nobody.
+    pub(crate) dialer: Option<(Endpoint, Dialer)>,
+}
+
+/// The outside's end of a driver.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) phase: watch::Receiver<Phase>,
+    pub(crate) status: Arc<Mutex<SwarmStatus>>,
+}
+
+impl Handle {
+    pub(crate) fn status(&self) -> SwarmStatus {
+        self.status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Ends the driver: uploads under way are finished within `grace`.
+    pub(crate) async fn shutdown(&self, grace: Duration) {
+        let deadline = Clock::now() + grace;
+        if self.commands.send(Command::Drain(deadline)).await.is_ok() {
+            // A second more than the driver takes at most.
+            let _ =
+                tokio::time::timeout_at(deadline + Duration::from_secs(1), self.commands.closed())
+                    .await;
+        }
+    }
+}
+
+/// Starts a driver on the present runtime.
+pub(crate) fn spawn(setup: Setup) -> Handle {
+    let (events, event_queue) = mpsc::channel(EVENTS);
+    let (commands, command_queue) = mpsc::channel(COMMANDS);
+    let complete = setup.have.is_full();
+    let phase = if complete {
+        Phase::Complete
+    } else {
+        Phase::Fetching
+    };
+    let (phase_sender, phase) = watch::channel(phase);
+    let origin = Clock::now();
+    let geometry = *setup.manifest.geometry();
+    let node = Node::new(
+        Config {
+            node: setup.node,
+            role: setup.role,
+            image: *setup.manifest.id(),
+            geometry,
+            have: setup.have,
+            rack: setup.rack,
+            upload_slots: slots(setup.role, &setup.limiter),
+            rng_seed: seed_from_kernel(setup.node),
+        },
+        Instant::ZERO,
+    );
+    let status = Arc::new(Mutex::new(SwarmStatus::new(
+        *setup.manifest.id(),
+        geometry.length(),
+    )));
+    let driver = Driver {
+        node,
+        origin,
+        shared: Arc::new(Shared {
+            verifier: Verifier::new(setup.manifest),
+            source: setup.source,
+            sink: setup.sink,
+            limiter: setup.limiter,
+            bytes_uploaded: AtomicU64::new(0),
+            events,
+        }),
+        links: BTreeMap::new(),
+        roles: BTreeMap::new(),
+        next_conn: 0,
+        dialer: setup.dialer,
+        dials: JoinSet::new(),
+        uploads: 0,
+        draining: None,
+        phase: phase_sender,
+        status: status.clone(),
+        tally: Tally::default(),
+        progress_at: origin,
+        published_at: origin,
+        weak_commands: commands.downgrade(),
+    };
+    tokio::spawn(driver.run(event_queue, command_queue));
+    Handle {
+        commands,
+        phase,
+        status,
+    }
+}
+
+/// With a low limit, few uploads at a time, so that each chunk is done soon: a chunk of 256 KiB
+/// takes 2 s at 1 Mbit/s. One slot for each 2 MB/s, at least one.
+fn slots(role: Role, limiter: &RateLimiter) -> Option<usize> {
+    let most = match role {
+        Role::Seed => rootswarm_swarm::limits::SEED_UPLOAD_SLOTS,
+        Role::Peer => rootswarm_swarm::limits::UPLOAD_SLOTS,
+    };
+    let rate = limiter.bytes_per_s()?;
+    Some(
+        usize::try_from(rate / 2_000_000)
+            .unwrap_or(most)
+            .clamp(1, most),
+    )
+}
+
+/// The generator only spreads load, so the node's identity will do where the kernel refuses.
+fn seed_from_kernel(node: NodeId) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = node.0;
+    getrandom::u64().unwrap_or(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+}
+
+#[derive(Default)]
+struct Tally {
+    from_seed: u64,
+    from_peers: u64,
+    duplicate: u64,
+}
+
+struct Driver {
+    node: Node,
+    origin: Clock,
+    shared: Arc<Shared>,
+    links: BTreeMap<ConnId, Link>,
+    roles: BTreeMap<ConnId, Role>,
+    next_conn: u64,
+    dialer: Option<(Endpoint, Dialer)>,
+    dials: JoinSet<()>,
+    /// Uploads under way.
+    uploads: usize,
+    draining: Option<Clock>,
+    phase: watch::Sender<Phase>,
+    status: Arc<Mutex<SwarmStatus>>,
+    tally: Tally,
+    progress_at: Clock,
+    published_at: Clock,
+    /// Weak, so that the driver ends when nobody holds its handle any more.
+    weak_commands: mpsc::WeakSender<Command>,
+}
+
+impl Driver {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut commands: mpsc::Receiver<Command>,
+    ) {
+        self.publish();
+        loop {
+            self.carry_out();
+            self.publish_if_due();
+            if let Some(deadline) = self.draining
+                && (self.uploads == 0 || deadline <= Clock::now())
+            {
+                break;
+            }
+            let wake = self.wake_at();
+            tokio::select! {
+                biased;
+                command = commands.recv() => match command {
+                    Some(command) => self.obey(command),
+                    None => break,
+                },
+                Some(event) = events.recv() => {
+                    self.take_in(event);
+                    for _ in 1..BATCH {
+                        let Ok(event) = events.try_recv() else { break };
+                        self.take_in(event);
+                    }
+                }
+                Some(_) = self.dials.join_next() => {}
+                () = tokio::time::sleep_until(wake) => self.tell(Input::Timeout),
+            }
+        }
+        commands.close();
+        self.publish();
+        for (_, link) in std::mem::take(&mut self.links) {
+            link.close(rootswarm_swarm::CloseReason::Done);
+        }
+    }
+
+    fn now(&self) -> Instant {
+        Instant(u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn wake_at(&self) -> Clock {
+        let node = self.origin + Duration::from_micros(self.node.next_timeout().0);
+        let status = self.published_at + self.status_every();
+        let wake = node.min(status);
+        self.draining.map_or(wake, |deadline| deadline.min(wake))
+    }
+
+    fn tell(&mut self, input: Input) {
+        let now = self.now();
+        self.node.handle(now, input);
+    }
+
+    fn take_in(&mut self, event: Event) {
+        match event {
+            Event::Hello { conn, hello } => self.tell(Input::Hello { conn, hello }),
+            Event::Message {
+                conn,
+                message: Message::Request(index),
+            } if self.draining.is_some() => {
+                if let Some(link) = self.links.get(&conn) {
+                    link.send(&Message::Busy(index));
+                }
+            }
+            Event::Message { conn, message } => self.tell(Input::Message { conn, message }),
+            Event::ChunkStarted { conn, index } => self.tell(Input::ChunkStarted { conn, index }),
+            Event::ChunkEnded {
+                conn,
+                index,
+                outcome,
+            } => {
+                if outcome == ChunkOutcome::Verified {
+                    self.count(conn, index);
+                }
+                self.tell(Input::ChunkEnded {
+                    conn,
+                    index,
+                    outcome,
+                });
+            }
+            Event::UploadEnded {
+                conn,
+                index,
+                outcome,
+            } => self.upload_ended(conn, index, outcome),
+            Event::Gone { conn } => {
+                self.tell(Input::Disconnected { conn });
+                self.forget(conn);
+            }
+            Event::StoreFailed { reason } => {
+                tracing::error!(%reason, "the image cannot be stored");
+                self.phase.send_replace(Phase::Failed(reason));
+            }
+        }
+        self.carry_out();
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Attach(opened) => self.attach(*opened),
+            Command::DialFailed(node) => self.tell(Input::DialFailed { node }),
+            Command::Stored(index) => {
+                self.progress_at = Clock::now();
+                self.tell(Input::ChunkStored { index });
+            }
+            Command::Want(index) => self.tell(Input::Want { index }),
+            Command::Drain(deadline) => self.draining = Some(deadline),
+        }
+    }
+
+    fn attach(&mut self, mut opened: Opened) {
+        if self.draining.is_some() {
+            return;
+        }
+        let conn = ConnId(self.next_conn);
+        self.next_conn += 1;
+        let (node, addr, role, dialed) = (opened.node, opened.addr, opened.role, opened.dialed);
+        tracing::debug!(conn = conn.0, %node, %addr, ?role, dialed, "connected");
+        let hello = opened.hello.take();
+        let greeted = hello.is_some();
+        self.links.insert(
+            conn,
+            Link::start(conn, opened, greeted, self.shared.clone()),
+        );
+        self.roles.insert(conn, role);
+        self.tell(Input::Connected {
+            conn,
+            node,
+            addr,
+            role,
+            dialed,
+        });
+        if let Some(hello) = hello {
+            self.tell(Input::Hello { conn, hello });
+        }
+    }
+
+    fn count(&mut self, conn: ConnId, index: ChunkIndex) {
+        let bytes = u64::from(self.shared.verifier.manifest().geometry().chunk_len(index));
+        if self.node.have().get(index) {
+            self.tally.duplicate += bytes;
+            return;
+        }
+        self.progress_at = Clock::now();
+        match self.roles.get(&conn) {
+            Some(Role::Seed) => self.tally.from_seed += bytes,
+            _ => self.tally.from_peers += bytes,
+        }
+    }
+
+    fn upload_ended(&mut self, conn: ConnId, index: ChunkIndex, outcome: UploadOutcome) {
+        if self.links.contains_key(&conn) {
+            self.uploads = self.uploads.saturating_sub(1);
+            self.tell(Input::UploadEnded {
+                conn,
+                index,
+                outcome,
+            });
+        }
+    }
+
+    fn forget(&mut self, conn: ConnId) -> Option<Link> {
+        self.roles.remove(&conn);
+        let link = self.links.remove(&conn)?;
+        self.uploads = self.uploads.saturating_sub(link.uploads());
+        Some(link)
+    }
+
+    /// Does what the node decided.
+    fn carry_out(&mut self) {
+        while let Some(output) = self.node.poll_output() {
+            match output {
+                Output::Hello { conn, hello } => {
+                    if let Some(link) = self.links.get(&conn) {
+                        link.hello(&hello);
+                    }
+                }
+                Output::Send { conn, message } => {
+                    if let Some(link) = self.links.get(&conn) {
+                        link.send(&message);
+                    }
+                }
+                Output::Upload { conn, index } => {
+                    if let Some(link) = self.links.get_mut(&conn) {
+                        link.upload(index);
+                        self.uploads += 1;
+                    }
+                }
+                Output::CancelUpload { conn, index } => {
+                    if self
+                        .links
+                        .get_mut(&conn)
+                        .is_some_and(|link| link.cancel_upload(index))
+                    {
+                        self.upload_ended(conn, index, UploadOutcome::Refused);
+                    }
+                }
+                Output::StopChunk { conn, index } => {
+                    if let Some(link) = self.links.get(&conn) {
+                        link.stop_chunk(index);
+                    }
+                }
+                Output::Dial { node, addr } => self.dial(node, addr),
+                Output::Close { conn, reason } => {
+                    tracing::debug!(conn = conn.0, %reason, "closing");
+                    if let Some(link) = self.forget(conn) {
+                        link.close(reason);
+                    }
+                }
+                Output::Complete => {
+                    self.publish();
+                    self.phase.send_replace(Phase::Complete);
+                }
+            }
+        }
+    }
+
+    fn dial(&mut self, node: NodeId, addr: std::net::SocketAddr) {
+        let (Some((endpoint, dialer)), Some(commands)) =
+            (self.dialer.clone(), self.weak_commands.upgrade())
+        else {
+            return;
+        };
+        self.dials.spawn(async move {
+            let command = match timeout(
+                DIAL_TIMEOUT,
+                open(&endpoint, &dialer, addr, Some(node), Role::Peer),
+            )
+            .await
+            {
+                Ok(Ok(opened)) => Command::Attach(Box::new(opened)),
+                Ok(Err(error)) => {
+                    tracing::debug!(%node, %addr, %error, "dial failed");
+                    Command::DialFailed(node)
+                }
+                Err(_) => {
+                    tracing::debug!(%node, %addr, "dial timed out");
+                    Command::DialFailed(node)
+                }
+            };
+            let _ = commands.send(command).await;
+        });
+    }
+
+    fn status_every(&self) -> Duration {
+        if self.links.len() > 100 {
+            STATUS_EVERY_LARGE
+        } else {
+            STATUS_EVERY
+        }
+    }
+
+    fn publish_if_due(&mut self) {
+        if self.published_at.elapsed() >= self.status_every() {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        self.published_at = Clock::now();
+        let report = self.node.report(self.now());
+        let geometry = self.shared.verifier.manifest().geometry();
+        let missing: u64 = match report.chunks_total - report.chunks_have {
+            0 => 0,
+            _ => self
+                .node
+                .have()
+                .iter_missing()
+                .map(|index| u64::from(geometry.chunk_len(index)))
+                .sum(),
+        };
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.bytes_have = geometry.length() - missing;
+        status.bytes_from_seed = self.tally.from_seed;
+        status.bytes_from_peers = self.tally.from_peers;
+        status.duplicate_bytes = self.tally.duplicate;
+        status.bytes_uploaded = self.shared.bytes_uploaded.load(Ordering::Relaxed);
+        status.idle_ms = u64::try_from(self.progress_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        status.update(&report);
+    }
+}
+
+/// Connects to a node or seed and opens the control stream.
+pub(crate) async fn open(
+    endpoint: &Endpoint,
+    dialer: &Dialer,
+    addr: std::net::SocketAddr,
+    expected: Option<NodeId>,
+    role: Role,
+) -> Result<Opened, OpenError> {
+    let (connection, peer) = dialer.connect(endpoint, addr, role).await?;
+    if let Some(expected) = expected.filter(|expected| *expected != peer.node_id) {
+        connection.close(link::CLOSE_SWARM, b"you are not the node I was told of");
+        return Err(OpenError::OtherNode {
+            expected,
+            found: peer.node_id,
+        });
+    }
+    let control = timeout(HELLO_TIMEOUT, link::open_control(&connection))
+        .await
+        .map_err(|_| link::LinkError::Silent)??;
+    Ok(Opened {
+        connection,
+        node: peer.node_id,
+        role: peer.role,
+        addr,
+        dialed: true,
+        control,
+        hello: None,
+    })
+}
+
+/// Why a dial did not make a connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Connect(#[from] crate::tls::ConnectError),
+    #[error(transparent)]
+    Link(#[from] link::LinkError),
+    #[error("node {found} answered where node {expected} was expected")]
+    OtherNode { expected: NodeId, found: NodeId },
+}

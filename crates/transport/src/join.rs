@@ -1,0 +1,293 @@
+//! Joining: how a machine that has only a key becomes a member of the swarm.
+//!
+//! On a connection with ALPN `rootswarm-join/1` the newcomer opens one bidirectional stream and
+//! sends a request frame: its public key, the proof that it holds the key (bound to this very
+//! connection), and which image it wants. The seed answers with a frame that grants (certificate,
+//! signed tag) or refuses, and after a grant with the manifest's raw bytes up to the end of the
+//! stream. This file holds those two frames, the only ones outside `rootswarm_swarm`'s codec;
+//! their layout is in WIRE.md. Who may join is decided by the seed's `Directory`.
+
+use rootswarm_image::{ImageId, ImageName};
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{NodePublicKey, PROOF_BYTES};
+
+/// The longest request: the fixed fields are 200 bytes, a name 64, a token and a rack name.
+pub(crate) const REQUEST_BYTES_MAX: usize = 2048;
+
+/// The longest answer: a certificate of about 400 bytes and a signed tag of about 250.
+pub(crate) const ANSWER_BYTES_MAX: usize = 8192;
+
+/// The longest token.
+pub(crate) const TOKEN_BYTES_MAX: usize = 256;
+
+const CONFIG: bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Varint,
+    bincode::config::Limit<ANSWER_BYTES_MAX>,
+> = bincode::config::standard().with_limit::<ANSWER_BYTES_MAX>();
+
+/// What a node asks of a seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinRequest {
+    /// The image's name.
+    pub name: ImageName,
+    /// The id it must have.
+    pub pin: Option<ImageId>,
+    /// What admits the node where the seed wants a token.
+    pub token: Option<String>,
+    /// Where the node stands.
+    pub rack: Option<String>,
+}
+
+/// Why a seed does not let a node join.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such image.
+    #[error("the seed has no image of that name (see `rootswarm images` there)")]
+    UnknownImage,
+    /// The host may not join; says why.
+    #[error("not admitted: {0}")]
+    NotAdmitted(String),
+    /// The name means another image now.
+    #[error("the pin does not match: the seed's image of that name is {current}")]
+    PinMismatch {
+        /// What the name means at the seed.
+        current: ImageId,
+    },
+    /// Too many at once: come again.
+    #[error("the seed is busy")]
+    Busy,
+}
+
+/// Why a frame of the join protocol was not understood.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum JoinFrameError {
+    /// Not a frame of this protocol version.
+    #[error("malformed join frame: {0}")]
+    Malformed(String),
+    /// A field beyond its bound.
+    #[error("join frame: {0} is too long")]
+    TooLong(&'static str),
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireRequest {
+    public_key: [u8; 32],
+    proof: Vec<u8>,
+    name: String,
+    pin: Option<[u8; 32]>,
+    token: Option<String>,
+    rack: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum WireAnswer {
+    Granted { certificate: Vec<u8>, tag: Vec<u8> },
+    UnknownImage,
+    NotAdmitted(String),
+    PinMismatch { current: [u8; 32] },
+    Busy,
+}
+
+/// A seed's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Granted { certificate: Vec<u8>, tag: Vec<u8> },
+    Refused(Refusal),
+}
+
+/// A request with the key and the proof that go with it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SignedRequest {
+    pub(crate) key: NodePublicKey,
+    pub(crate) proof: Vec<u8>,
+    pub(crate) request: JoinRequest,
+}
+
+pub(crate) fn encode_request(signed: &SignedRequest) -> Vec<u8> {
+    encode(&WireRequest {
+        public_key: signed.key.0,
+        proof: signed.proof.clone(),
+        name: signed.request.name.as_str().to_owned(),
+        pin: signed.request.pin.map(|pin| *pin.as_bytes()),
+        token: signed.request.token.clone(),
+        rack: signed.request.rack.clone(),
+    })
+}
+
+pub(crate) fn decode_request(frame: &[u8]) -> Result<SignedRequest, JoinFrameError> {
+    let wire: WireRequest = decode(frame)?;
+    if wire.proof.len() != PROOF_BYTES {
+        return Err(JoinFrameError::Malformed(format!(
+            "a proof of {} bytes",
+            wire.proof.len()
+        )));
+    }
+    if wire
+        .token
+        .as_ref()
+        .is_some_and(|token| token.len() > TOKEN_BYTES_MAX)
+    {
+        return Err(JoinFrameError::TooLong("the token"));
+    }
+    if wire
+        .rack
+        .as_ref()
+        .is_some_and(|rack| rack.len() > rootswarm_swarm::limits::RACK_BYTES_MAX)
+    {
+        return Err(JoinFrameError::TooLong("the rack name"));
+    }
+    let name = wire
+        .name
+        .parse()
+        .map_err(|error| JoinFrameError::Malformed(format!("{error}")))?;
+    let pin = wire.pin.map(ImageId::from_bytes);
+    let request = JoinRequest {
+        name,
+        pin,
+        token: wire.token,
+        rack: wire.rack,
+    };
+    Ok(SignedRequest {
+        key: NodePublicKey(wire.public_key),
+        proof: wire.proof,
+        request,
+    })
+}
+
+pub(crate) fn encode_answer(answer: &Answer) -> Vec<u8> {
+    encode(&match answer {
+        Answer::Granted { certificate, tag } => WireAnswer::Granted {
+            certificate: certificate.clone(),
+            tag: tag.clone(),
+        },
+        Answer::Refused(Refusal::UnknownImage) => WireAnswer::UnknownImage,
+        Answer::Refused(Refusal::NotAdmitted(reason)) => WireAnswer::NotAdmitted(reason.clone()),
+        Answer::Refused(Refusal::PinMismatch { current }) => WireAnswer::PinMismatch {
+            current: *current.as_bytes(),
+        },
+        Answer::Refused(Refusal::Busy) => WireAnswer::Busy,
+    })
+}
+
+pub(crate) fn decode_answer(frame: &[u8]) -> Result<Answer, JoinFrameError> {
+    Ok(match decode(frame)? {
+        WireAnswer::Granted { certificate, tag } => Answer::Granted { certificate, tag },
+        WireAnswer::UnknownImage => Answer::Refused(Refusal::UnknownImage),
+        WireAnswer::NotAdmitted(reason) => Answer::Refused(Refusal::NotAdmitted(reason)),
+        WireAnswer::PinMismatch { current } => Answer::Refused(Refusal::PinMismatch {
+            current: ImageId::from_bytes(current),
+        }),
+        WireAnswer::Busy => Answer::Refused(Refusal::Busy),
+    })
+}
+
+fn encode<T: Serialize>(wire: &T) -> Vec<u8> {
+    // Fails only past the limit; the other side then reads an empty frame and refuses it.
+    bincode::serde::encode_to_vec(wire, CONFIG).unwrap_or_default()
+}
+
+fn decode<T: for<'a> Deserialize<'a>>(frame: &[u8]) -> Result<T, JoinFrameError> {
+    let malformed =
+        |error: bincode::error::DecodeError| JoinFrameError::Malformed(error.to_string());
+    let (wire, used) = bincode::serde::decode_from_slice(frame, CONFIG).map_err(malformed)?;
+    if used != frame.len() {
+        return Err(JoinFrameError::Malformed(format!(
+            "{} bytes behind its end",
+            frame.len() - used
+        )));
+    }
+    Ok(wire)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn request() -> SignedRequest {
+        SignedRequest {
+            key: NodePublicKey([1; 32]),
+            proof: vec![2; PROOF_BYTES],
+            request: JoinRequest {
+                name: "debian-12".parse().unwrap(),
+                pin: Some(ImageId::from_bytes([3; 32])),
+                token: None,
+                rack: Some("r7".into()),
+            },
+        }
+    }
+
+    /// The frozen bytes of WIRE.md.
+    #[test]
+    fn golden_bytes() {
+        let (key, proof, pin) = ("01".repeat(32), "02".repeat(64), "03".repeat(32));
+        let expected = format!("{key}40{proof}0964656269616e2d313201{pin}0001027237");
+        assert_eq!(hex(&encode_request(&request())), expected);
+        assert_eq!(decode_request(&encode_request(&request())), Ok(request()));
+        let answers = [
+            (
+                Answer::Granted {
+                    certificate: vec![9],
+                    tag: vec![8, 7],
+                },
+                "000109020807".to_owned(),
+            ),
+            (Answer::Refused(Refusal::UnknownImage), "01".to_owned()),
+            (
+                Answer::Refused(Refusal::NotAdmitted("x".into())),
+                "020178".to_owned(),
+            ),
+            (
+                Answer::Refused(Refusal::PinMismatch {
+                    current: ImageId::from_bytes([3; 32]),
+                }),
+                format!("03{pin}"),
+            ),
+            (Answer::Refused(Refusal::Busy), "04".to_owned()),
+        ];
+        for (answer, bytes) in answers {
+            assert_eq!(hex(&encode_answer(&answer)), bytes, "{answer:?}");
+            assert_eq!(decode_answer(&encode_answer(&answer)), Ok(answer));
+        }
+    }
+
+    #[test]
+    fn refuses() {
+        let whole = encode_request(&request());
+        for length in 0..whole.len() {
+            assert!(decode_request(&whole[..length]).is_err(), "{length} bytes");
+        }
+        assert!(
+            decode_request(&[&whole[..], &[0]].concat()).is_err(),
+            "a byte too many"
+        );
+        let mut long = request();
+        long.request.token = Some("t".repeat(TOKEN_BYTES_MAX + 1));
+        assert_eq!(
+            decode_request(&encode_request(&long)),
+            Err(JoinFrameError::TooLong("the token"))
+        );
+        let mut long = request();
+        long.request.rack = Some("r".repeat(65));
+        assert_eq!(
+            decode_request(&encode_request(&long)),
+            Err(JoinFrameError::TooLong("the rack name"))
+        );
+        let mut short = request();
+        short.proof.pop();
+        assert!(matches!(
+            decode_request(&encode_request(&short)),
+            Err(JoinFrameError::Malformed(_))
+        ));
+        assert!(decode_answer(&[5]).is_err());
+        assert!(
+            decode_answer(&[0, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0x40]).is_err(),
+            "2^62 bytes"
+        );
+    }
+}

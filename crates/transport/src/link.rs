@@ -1,0 +1,516 @@
+//! One connection at work: control frames both ways, a stream of its own for each chunk.
+//!
+//! A link decides nothing. It turns what arrives into [`Event`]s for the driver of its swarm and
+//! carries out what the driver says. Bulk bytes go from the store's map to quinn without a copy;
+//! arriving ones are verified and stored off the reactor.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use rootswarm_image::{ChunkIndex, Verifier};
+use rootswarm_swarm::limits::{CHUNK_SILENCE, FRAME_BYTES_MAX};
+use rootswarm_swarm::{
+    ChunkOutcome, CloseReason, ConnId, Hello, Message, NodeId, Role, UploadOutcome, decode_hello,
+    decode_message, encode_hello, encode_message,
+};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::timeout;
+
+use crate::framing::{self, FrameError};
+use crate::limiter::RateLimiter;
+use crate::store::{ChunkSource, ChunkStore};
+
+/// The application code with which a connection is closed for a [`CloseReason`].
+pub const CLOSE_SWARM: VarInt = VarInt::from_u32(0x7377);
+
+/// Control frames waiting for one connection. A peer that lets more pile up does not read.
+const CONTROL_QUEUE: usize = 1024;
+
+/// Control frames written in one go.
+const CONTROL_BATCH: usize = 64;
+
+/// From a connection to its first frame.
+pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A chunk stream begins with its chunk's index and length, both big-endian `u32`.
+const CHUNK_HEADER_BYTES: usize = 8;
+
+/// Control frames go before chunks.
+const CONTROL_PRIORITY: i32 = 1;
+
+/// From a chunk's last byte written to its acknowledgement; the queues on the way are in it.
+const ACK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a receiver may take nothing at all of an upload.
+const UPLOAD_SILENCE: Duration = Duration::from_secs(10);
+
+/// What a link tells its driver.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Hello {
+        conn: ConnId,
+        hello: Hello,
+    },
+    Message {
+        conn: ConnId,
+        message: Message,
+    },
+    ChunkStarted {
+        conn: ConnId,
+        index: ChunkIndex,
+    },
+    ChunkEnded {
+        conn: ConnId,
+        index: ChunkIndex,
+        outcome: ChunkOutcome,
+    },
+    UploadEnded {
+        conn: ConnId,
+        index: ChunkIndex,
+        outcome: UploadOutcome,
+    },
+    Gone {
+        conn: ConnId,
+    },
+    /// The store refused a verified chunk: this machine's fault, and the end of the download.
+    StoreFailed {
+        reason: String,
+    },
+}
+
+/// What all links of one swarm share.
+pub(crate) struct Shared {
+    pub(crate) verifier: Verifier,
+    pub(crate) source: Arc<dyn ChunkSource>,
+    /// None where nothing is ever received: on a seed.
+    pub(crate) sink: Option<ChunkStore>,
+    pub(crate) limiter: Arc<RateLimiter>,
+    /// Payload handed to QUIC, chunks that were broken off included.
+    pub(crate) bytes_uploaded: AtomicU64,
+    pub(crate) events: mpsc::Sender<Event>,
+}
+
+/// A connection whose TLS is done and whose control stream is open, in either direction.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) connection: Connection,
+    pub(crate) node: NodeId,
+    pub(crate) role: Role,
+    pub(crate) addr: SocketAddr,
+    pub(crate) dialed: bool,
+    pub(crate) control: (SendStream, RecvStream),
+    /// The other side's first frame; a dialer has not read it yet.
+    pub(crate) hello: Option<Hello>,
+}
+
+/// The driver's end of a link.
+pub(crate) struct Link {
+    connection: Connection,
+    control: mpsc::Sender<Vec<u8>>,
+    uploads: BTreeMap<ChunkIndex, AbortHandle>,
+    arrivals: Arc<Mutex<BTreeMap<ChunkIndex, AbortHandle>>>,
+    tasks: JoinSet<()>,
+    conn: ConnId,
+    shared: Arc<Shared>,
+}
+
+impl Link {
+    /// Starts the tasks of a connection.
+    pub(crate) fn start(conn: ConnId, opened: Opened, greeted: bool, shared: Arc<Shared>) -> Link {
+        let (control, queue) = mpsc::channel(CONTROL_QUEUE);
+        let (send, receive) = opened.control;
+        let arrivals = Arc::new(Mutex::new(BTreeMap::new()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(write_control(send, queue));
+        let reader = ControlReader {
+            conn,
+            events: shared.events.clone(),
+            greeted,
+        };
+        let connection = opened.connection.clone();
+        tasks.spawn(async move { reader.run(receive, connection).await });
+        let acceptor = Acceptor {
+            conn,
+            connection: opened.connection.clone(),
+            shared: shared.clone(),
+            arrivals: arrivals.clone(),
+        };
+        tasks.spawn(acceptor.run());
+        Link {
+            connection: opened.connection,
+            control,
+            uploads: BTreeMap::new(),
+            arrivals,
+            tasks,
+            conn,
+            shared,
+        }
+    }
+
+    /// Uploads under way.
+    pub(crate) fn uploads(&self) -> usize {
+        self.uploads
+            .values()
+            .filter(|task| !task.is_finished())
+            .count()
+    }
+
+    pub(crate) fn hello(&self, hello: &Hello) {
+        self.enqueue(encode_hello(hello));
+    }
+
+    pub(crate) fn send(&self, message: &Message) {
+        self.enqueue(encode_message(message));
+    }
+
+    fn enqueue(&self, frame: Vec<u8>) {
+        if self.control.try_send(frame).is_err() {
+            // It does not read its control stream, or it is gone already.
+            self.connection
+                .close(CLOSE_SWARM, b"control frames are not read");
+        }
+    }
+
+    pub(crate) fn upload(&mut self, index: ChunkIndex) {
+        self.uploads.retain(|_, task| !task.is_finished());
+        let (connection, shared, conn) = (self.connection.clone(), self.shared.clone(), self.conn);
+        let task = self.tasks.spawn(async move {
+            let outcome = send_chunk(&connection, &shared, index).await;
+            let _ = shared
+                .events
+                .send(Event::UploadEnded {
+                    conn,
+                    index,
+                    outcome,
+                })
+                .await;
+        });
+        self.uploads.insert(index, task);
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// Breaks an upload off. Says whether there was one; its end is then the caller's to report.
+    pub(crate) fn cancel_upload(&mut self, index: ChunkIndex) -> bool {
+        match self.uploads.remove(&index) {
+            Some(task) if !task.is_finished() => {
+                // Dropping the stream resets it.
+                task.abort();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn stop_chunk(&self, index: ChunkIndex) {
+        if let Some(task) = self
+            .arrivals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&index)
+        {
+            // Dropping the stream tells the sender to stop.
+            task.abort();
+        }
+    }
+
+    pub(crate) fn close(self, reason: CloseReason) {
+        self.connection
+            .close(CLOSE_SWARM, reason.to_string().as_bytes());
+    }
+}
+
+/// Opens the control stream of a connection that this side dialed.
+pub(crate) async fn open_control(
+    connection: &Connection,
+) -> Result<(SendStream, RecvStream), LinkError> {
+    let (send, receive) = timeout(HELLO_TIMEOUT, connection.open_bi())
+        .await
+        .map_err(|_| LinkError::Silent)??;
+    // It fails only on a stream that is closed already, which the first write reports.
+    let _ = send.set_priority(CONTROL_PRIORITY);
+    Ok((send, receive))
+}
+
+/// Accepts the control stream of a connection that the other side dialed, and its first frame.
+pub(crate) async fn accept_control(
+    connection: &Connection,
+) -> Result<((SendStream, RecvStream), Hello), LinkError> {
+    let accept = async {
+        let (send, mut receive) = connection.accept_bi().await?;
+        let _ = send.set_priority(CONTROL_PRIORITY);
+        let frame = framing::read_frame(&mut receive, FRAME_BYTES_MAX).await?;
+        Ok(((send, receive), decode_hello(&frame)?))
+    };
+    timeout(HELLO_TIMEOUT, accept)
+        .await
+        .map_err(|_| LinkError::Silent)?
+}
+
+/// Why a connection did not become a link.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No control stream or no first frame in time.
+    #[error("no hello within {} s", HELLO_TIMEOUT.as_secs())]
+    Silent,
+    /// The connection failed.
+    #[error(transparent)]
+    Connection(#[from] quinn::ConnectionError),
+    /// The first frame could not be read.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The first frame is no hello.
+    #[error(transparent)]
+    Decode(#[from] rootswarm_swarm::DecodeError),
+}
+
+async fn write_control(mut stream: SendStream, mut queue: mpsc::Receiver<Vec<u8>>) {
+    let mut frames = Vec::with_capacity(CONTROL_BATCH);
+    let mut batch = Vec::new();
+    while queue.recv_many(&mut frames, CONTROL_BATCH).await > 0 {
+        batch.clear();
+        for frame in frames.drain(..) {
+            framing::push_frame(&mut batch, &frame);
+        }
+        if stream.write_all(&batch).await.is_err() {
+            // The reader reports the end of the connection.
+            return;
+        }
+    }
+}
+
+struct ControlReader {
+    conn: ConnId,
+    events: mpsc::Sender<Event>,
+    greeted: bool,
+}
+
+impl ControlReader {
+    async fn run(mut self, mut stream: RecvStream, connection: Connection) {
+        let reason = loop {
+            match self.step(&mut stream).await {
+                Ok(event) => {
+                    if self.events.send(event).await.is_err() {
+                        break "the swarm has ended".to_owned();
+                    }
+                }
+                Err(error) => break error.to_string(),
+            }
+        };
+        tracing::debug!(conn = self.conn.0, %reason, "link ended");
+        connection.close(CLOSE_SWARM, reason.as_bytes());
+        let _ = self.events.send(Event::Gone { conn: self.conn }).await;
+    }
+
+    async fn step(&mut self, stream: &mut RecvStream) -> Result<Event, LinkError> {
+        let conn = self.conn;
+        if self.greeted {
+            let frame = framing::read_frame(stream, FRAME_BYTES_MAX).await?;
+            return Ok(Event::Message {
+                conn,
+                message: decode_message(&frame)?,
+            });
+        }
+        let frame = timeout(HELLO_TIMEOUT, framing::read_frame(stream, FRAME_BYTES_MAX))
+            .await
+            .map_err(|_| LinkError::Silent)??;
+        self.greeted = true;
+        Ok(Event::Hello {
+            conn,
+            hello: decode_hello(&frame)?,
+        })
+    }
+}
+
+struct Acceptor {
+    conn: ConnId,
+    connection: Connection,
+    shared: Arc<Shared>,
+    arrivals: Arc<Mutex<BTreeMap<ChunkIndex, AbortHandle>>>,
+}
+
+impl Acceptor {
+    /// Takes chunk streams. How many may be open at once is bounded by the transport's stream
+    /// limit, and their bytes by its windows.
+    async fn run(self) {
+        let mut streams = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = self.connection.accept_uni() => match accepted {
+                    Ok(stream) => {
+                        let arrival = Arrival {
+                            conn: self.conn,
+                            shared: self.shared.clone(),
+                            arrivals: self.arrivals.clone(),
+                        };
+                        let (announce, start) = tokio::sync::oneshot::channel();
+                        let task = streams.spawn(arrival.run(stream, start));
+                        // The task registers itself by this handle, so that it can be stopped.
+                        let _ = announce.send(task);
+                    }
+                    Err(_) => return,
+                },
+                Some(_) = streams.join_next() => {}
+            }
+        }
+    }
+}
+
+struct Arrival {
+    conn: ConnId,
+    shared: Arc<Shared>,
+    arrivals: Arc<Mutex<BTreeMap<ChunkIndex, AbortHandle>>>,
+}
+
+impl Arrival {
+    async fn run(
+        self,
+        mut stream: RecvStream,
+        handle: tokio::sync::oneshot::Receiver<AbortHandle>,
+    ) {
+        let Ok(handle) = handle.await else { return };
+        let Some(index) = self.header(&mut stream).await else {
+            return;
+        };
+        self.arrivals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(index, handle);
+        let conn = self.conn;
+        let events = &self.shared.events;
+        if events
+            .send(Event::ChunkStarted { conn, index })
+            .await
+            .is_err()
+        {
+            return;
+        }
+        let outcome = match self.body(&mut stream, index).await {
+            Some(bytes) => self.take(index, bytes).await,
+            None => ChunkOutcome::Broken,
+        };
+        self.arrivals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&index);
+        let _ = events
+            .send(Event::ChunkEnded {
+                conn,
+                index,
+                outcome,
+            })
+            .await;
+    }
+
+    /// The chunk's index, if the header is a legal one; otherwise the stream is stopped.
+    async fn header(&self, stream: &mut RecvStream) -> Option<ChunkIndex> {
+        let mut header = [0; CHUNK_HEADER_BYTES];
+        timeout(CHUNK_SILENCE, stream.read_exact(&mut header))
+            .await
+            .ok()?
+            .ok()?;
+        let [a, b, c, d, e, f, g, h] = header;
+        let index = ChunkIndex(u32::from_be_bytes([a, b, c, d]));
+        let length = u32::from_be_bytes([e, f, g, h]);
+        let geometry = self.shared.verifier.manifest().geometry();
+        let legal = self.shared.sink.is_some()
+            && geometry.contains(index)
+            && geometry.chunk_len(index) == length;
+        legal.then_some(index)
+    }
+
+    /// Exactly the chunk's bytes, or nothing.
+    async fn body(&self, stream: &mut RecvStream, index: ChunkIndex) -> Option<Vec<u8>> {
+        let length = self.shared.verifier.manifest().geometry().chunk_len(index) as usize;
+        let mut bytes = Vec::with_capacity(length);
+        loop {
+            // One more than is missing, so that a byte too many is seen.
+            let room = length - bytes.len() + 1;
+            match timeout(CHUNK_SILENCE, stream.read_chunk(room, true)).await {
+                Ok(Ok(Some(piece))) if bytes.len() + piece.bytes.len() <= length => {
+                    bytes.extend_from_slice(&piece.bytes);
+                }
+                Ok(Ok(None)) if bytes.len() == length => return Some(bytes),
+                _ => return None,
+            }
+        }
+    }
+
+    /// Verifies and stores, off the reactor.
+    async fn take(&self, index: ChunkIndex, bytes: Vec<u8>) -> ChunkOutcome {
+        let shared = self.shared.clone();
+        let work = move || {
+            let chunk = match shared.verifier.verify(index, Bytes::from(bytes)) {
+                Ok(chunk) => chunk,
+                Err(_) => return Ok(ChunkOutcome::Corrupt),
+            };
+            match &shared.sink {
+                Some(sink) => sink.write(chunk).map(|_| ChunkOutcome::Verified),
+                None => Ok(ChunkOutcome::Broken),
+            }
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => {
+                let event = Event::StoreFailed {
+                    reason: error.to_string(),
+                };
+                let _ = self.shared.events.send(event).await;
+                ChunkOutcome::Broken
+            }
+            Err(_) => ChunkOutcome::Broken,
+        }
+    }
+}
+
+async fn send_chunk(connection: &Connection, shared: &Shared, index: ChunkIndex) -> UploadOutcome {
+    let Some(bytes) = shared.source.chunk(index) else {
+        return UploadOutcome::Refused;
+    };
+    match send_stream(connection, shared, index, bytes).await {
+        Some(outcome) => outcome,
+        None => UploadOutcome::Failed,
+    }
+}
+
+async fn send_stream(
+    connection: &Connection,
+    shared: &Shared,
+    index: ChunkIndex,
+    mut bytes: Bytes,
+) -> Option<UploadOutcome> {
+    let mut stream = timeout(UPLOAD_SILENCE, connection.open_uni())
+        .await
+        .ok()?
+        .ok()?;
+    let length = u32::try_from(bytes.len()).ok()?;
+    let header = [index.0.to_be_bytes(), length.to_be_bytes()].concat();
+    timeout(UPLOAD_SILENCE, stream.write_all(&header))
+        .await
+        .ok()?
+        .ok()?;
+    let quantum = shared.limiter.quantum_bytes();
+    while !bytes.is_empty() {
+        let piece = bytes.split_to(quantum.min(bytes.len()));
+        let piece_len = piece.len();
+        shared.limiter.take(piece_len).await;
+        match timeout(UPLOAD_SILENCE, stream.write_chunk(piece)).await {
+            Ok(Ok(())) => shared
+                .bytes_uploaded
+                .fetch_add(piece_len as u64, Ordering::Relaxed),
+            Ok(Err(quinn::WriteError::Stopped(_))) => return Some(UploadOutcome::Refused),
+            _ => return None,
+        };
+    }
+    stream.finish().ok()?;
+    match timeout(ACK_TIMEOUT, stream.stopped()).await {
+        Ok(Ok(None)) => Some(UploadOutcome::Delivered),
+        Ok(Ok(Some(_))) => Some(UploadOutcome::Refused),
+        _ => None,
+    }
+}

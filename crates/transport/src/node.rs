@@ -1,0 +1,683 @@
+//! The node's side: join a swarm, fetch its image, serve it to others.
+//!
+//! [`Node::join`] is one attempt, bounded in time; when and how often to try is the caller's.
+//! [`Node::start`] then keeps the connection to the seeds up by itself for as long as the swarm
+//! runs: a seed that comes back finds its nodes again.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, Endpoint, VarInt};
+use rootswarm_image::{
+    Bitfield, ChunkError, ChunkIndex, ImageId, Manifest, SignedTag, Tag, TagError, Verifier,
+};
+use rootswarm_swarm::Role;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+
+use crate::driver::{self, Command, Handle, Setup};
+use crate::framing;
+use crate::identity::{Identity, IdentityError, NodeKey};
+use crate::join::{self, ANSWER_BYTES_MAX, Answer, SignedRequest};
+pub use crate::join::{JoinRequest, Refusal};
+use crate::limiter::RateLimiter;
+use crate::link::{self, Opened};
+use crate::socket::{Bind, BindError, BoundSocket, canonical};
+pub use crate::status::{Phase, SwarmStatus};
+use crate::store::{ChunkSource, ChunkStore, StoreError};
+use crate::tls::{ConnectError, Dialer, Listener, Purpose, TlsError};
+pub use crate::trust::SeedTrust;
+use crate::trust::{SwarmTrust, TrustError};
+use crate::tuning::Tuning;
+
+/// For reaching one seed.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// For its answer, the manifest (at most 4 MiB) included.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between attempts to reach a seed that was lost, doubled each time up to [`RECONNECT_MAX`].
+const RECONNECT: Duration = Duration::from_millis(500);
+/// See [`RECONNECT`].
+const RECONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// Handshakes from peers under way at once.
+const NEWCOMERS: usize = 64;
+
+/// Above this many, strangers must prove their address first.
+const VALIDATE_ABOVE: usize = 32;
+
+/// What a node is made from.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The address to listen on and to dial from; by default every one.
+    pub bind: Option<IpAddr>,
+    /// The UDP port; 0 is any.
+    pub port: u16,
+    /// How seeds are trusted.
+    pub trust: SeedTrust,
+    /// The most payload to send, in bytes per second.
+    pub upload_limit_bytes_per_s: Option<u64>,
+    /// The network's properties.
+    pub tuning: Tuning,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The TLS configuration.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The reactor.
+    #[error("cannot register the UDP socket {address}: {source}")]
+    Endpoint {
+        /// Its address.
+        address: SocketAddr,
+        /// The kernel's word.
+        source: std::io::Error,
+    },
+}
+
+/// Why a node did not join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// There is nobody to ask.
+    #[error("no seed to join: the rooturl names no address")]
+    NoSeeds,
+    /// No answer, or it broke off.
+    #[error("cannot reach the seed {seed}: {reason}")]
+    Unreachable {
+        /// Which.
+        seed: SocketAddr,
+        /// What happened.
+        reason: String,
+    },
+    /// The seed is not the one that is trusted.
+    #[error("the seed {seed} is not trusted: {source}")]
+    Trust {
+        /// Which.
+        seed: SocketAddr,
+        /// Why.
+        source: TrustError,
+    },
+    /// The seed refused this node.
+    #[error("the seed {seed} refused: {refusal}")]
+    Refused {
+        /// Which.
+        seed: SocketAddr,
+        /// Its words.
+        refusal: Refusal,
+    },
+    /// The name means another image than the one that is pinned.
+    #[error("the pin does not match: {expected} was asked for, the seed {seed} has {found}")]
+    PinMismatch {
+        /// Which seed.
+        seed: SocketAddr,
+        /// The pin.
+        expected: ImageId,
+        /// What the seed has under that name.
+        found: ImageId,
+    },
+    /// The tag's signature or name does not hold.
+    #[error("the seed {seed} sent a tag that does not hold: {source}")]
+    Tag {
+        /// Which seed.
+        seed: SocketAddr,
+        /// Why.
+        source: TagError,
+    },
+    /// The seed speaks another version, or nonsense.
+    #[error("the seed {seed} answered with something else: {reason}")]
+    Protocol {
+        /// Which seed.
+        seed: SocketAddr,
+        /// What.
+        reason: String,
+    },
+    /// This machine's side.
+    #[error(transparent)]
+    Local(#[from] NodeError),
+}
+
+impl JoinError {
+    /// Whether another attempt may end differently without anybody changing anything.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            JoinError::Unreachable { .. }
+                | JoinError::Refused {
+                    refusal: Refusal::Busy,
+                    ..
+                }
+        )
+    }
+}
+
+/// A machine that may join swarms.
+pub struct Node {
+    endpoint: Endpoint,
+    local_addr: SocketAddr,
+    key: Arc<NodeKey>,
+    trust: SwarmTrust,
+    tuning: Tuning,
+    limiter: Arc<RateLimiter>,
+}
+
+/// Admitted, and told what the image is.
+pub struct Joined {
+    /// What the name means, as signed by the swarm key.
+    pub tag: Tag,
+    /// The image's chunks; they merge to the tag's id.
+    pub manifest: Arc<Manifest>,
+    identity: Identity,
+    seeds: Vec<SocketAddr>,
+    request: JoinRequest,
+}
+
+/// A swarm that this node takes part in. The swarm ends when this is dropped.
+pub struct SwarmHandle {
+    handle: Handle,
+    endpoint: Endpoint,
+    store: Option<ChunkStore>,
+    verifier: Verifier,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Node {
+    /// Makes a key and a socket.
+    ///
+    /// # Errors
+    /// See [`NodeError`].
+    pub async fn bind(config: NodeConfig) -> Result<Node, NodeError> {
+        let key = Arc::new(NodeKey::generate()?);
+        let bind = match config.bind {
+            Some(ip) => Bind::Address(SocketAddr::new(ip, config.port)),
+            None => Bind::Any { port: config.port },
+        };
+        let bound = BoundSocket::bind(bind)?;
+        let local_addr = bound.local_addr;
+        let endpoint = Endpoint::new(
+            config.tuning.endpoint_config(),
+            None,
+            bound.socket,
+            Arc::new(quinn::TokioRuntime),
+        )
+        .map_err(|source| NodeError::Endpoint {
+            address: local_addr,
+            source,
+        })?;
+        Ok(Node {
+            endpoint,
+            local_addr,
+            key,
+            trust: SwarmTrust::new(config.trust),
+            tuning: config.tuning,
+            limiter: Arc::new(RateLimiter::new(config.upload_limit_bytes_per_s)),
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Asks each seed in turn, once, until one lets this node join.
+    ///
+    /// # Errors
+    /// The last seed's [`JoinError`], or the first that is not a matter of the network.
+    pub async fn join(
+        &self,
+        seeds: &[SocketAddr],
+        request: &JoinRequest,
+    ) -> Result<Joined, JoinError> {
+        let mut worst = JoinError::NoSeeds;
+        for seed in seeds {
+            match self.join_one(*seed, seeds, request).await {
+                Ok(joined) => return Ok(joined),
+                Err(error) => {
+                    tracing::debug!(%seed, %error, "join failed");
+                    if worst.is_retryable() || matches!(worst, JoinError::NoSeeds) {
+                        worst = error;
+                    }
+                }
+            }
+        }
+        Err(worst)
+    }
+
+    async fn join_one(
+        &self,
+        seed: SocketAddr,
+        seeds: &[SocketAddr],
+        request: &JoinRequest,
+    ) -> Result<Joined, JoinError> {
+        let dialer = Dialer::join(self.trust.clone(), &self.tuning);
+        let unreachable = |reason: String| JoinError::Unreachable { seed, reason };
+        let (connection, _) = timeout(
+            CONNECT_TIMEOUT,
+            dialer.connect(&self.endpoint, seed, Role::Seed),
+        )
+        .await
+        .map_err(|_| unreachable(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())))?
+        .map_err(|error| from_connect(seed, error))?;
+        let asked = timeout(ANSWER_TIMEOUT, self.ask(&connection, seed, request)).await;
+        connection.close(VarInt::from_u32(0), b"joined");
+        let (certificate, tag, manifest) = asked.map_err(|_| {
+            unreachable(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))
+        })??;
+
+        let protocol = |reason: String| JoinError::Protocol { seed, reason };
+        let swarm = self
+            .trust
+            .key()
+            .ok_or_else(|| protocol("no swarm key".to_owned()))?;
+        let signed = SignedTag::decode(&tag).map_err(|source| JoinError::Tag { seed, source })?;
+        let tag = signed
+            .verify(&swarm, &request.name)
+            .map_err(|source| JoinError::Tag { seed, source })?;
+        if let Some(expected) = request.pin.filter(|pin| *pin != tag.id) {
+            return Err(JoinError::PinMismatch {
+                seed,
+                expected,
+                found: tag.id,
+            });
+        }
+        let manifest = tag
+            .decode_manifest(&manifest)
+            .map_err(|error| protocol(error.to_string()))?;
+        let identity = Identity::node(&self.key, certificate, &swarm)
+            .map_err(|error| protocol(error.to_string()))?;
+        Ok(Joined {
+            tag,
+            manifest: Arc::new(manifest),
+            identity,
+            seeds: seeds.to_vec(),
+            request: request.clone(),
+        })
+    }
+
+    /// One request and its answer: certificate, tag and manifest, none of them checked yet.
+    async fn ask(
+        &self,
+        connection: &Connection,
+        seed: SocketAddr,
+        request: &JoinRequest,
+    ) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>), JoinError> {
+        let unreachable = |reason: String| JoinError::Unreachable { seed, reason };
+        let proof = self
+            .key
+            .prove(connection)
+            .map_err(|error| unreachable(error.to_string()))?;
+        let signed = SignedRequest {
+            key: self.key.public(),
+            proof: proof.to_vec(),
+            request: request.clone(),
+        };
+        let exchange = async {
+            let (mut send, mut receive) = connection
+                .open_bi()
+                .await
+                .map_err(|error| error.to_string())?;
+            framing::write_frame(&mut send, &join::encode_request(&signed))
+                .await
+                .map_err(|error| error.to_string())?;
+            send.finish().map_err(|error| error.to_string())?;
+            let frame = framing::read_frame(&mut receive, ANSWER_BYTES_MAX)
+                .await
+                .map_err(|error| error.to_string())?;
+            Ok::<_, String>((frame, receive))
+        };
+        let (frame, mut receive) = exchange.await.map_err(unreachable)?;
+        match join::decode_answer(&frame) {
+            Ok(Answer::Granted { certificate, tag }) => {
+                let most = SignedTag::decode(&tag)
+                    .ok()
+                    .and_then(|tag| {
+                        Manifest::max_encoded_len(
+                            tag.unverified().length,
+                            tag.unverified().chunk_size,
+                        )
+                        .ok()
+                    })
+                    .unwrap_or(0);
+                let manifest = receive
+                    .read_to_end(most)
+                    .await
+                    .map_err(|error| unreachable(error.to_string()))?;
+                Ok((certificate, tag, manifest))
+            }
+            Ok(Answer::Refused(Refusal::PinMismatch { current })) => Err(JoinError::PinMismatch {
+                seed,
+                expected: request.pin.unwrap_or(current),
+                found: current,
+            }),
+            Ok(Answer::Refused(refusal)) => Err(JoinError::Refused { seed, refusal }),
+            Err(error) => Err(JoinError::Protocol {
+                seed,
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// Fetches the image into `store` and serves it meanwhile and afterwards.
+    ///
+    /// # Errors
+    /// The TLS configuration.
+    pub fn start(self, joined: Joined, store: ChunkStore) -> Result<SwarmHandle, NodeError> {
+        let have = store.have();
+        let source = Arc::new(store.clone());
+        self.run(joined, have, source, Some(store))
+    }
+
+    /// Takes part as a peer that already has the image, wherever it is kept.
+    ///
+    /// # Errors
+    /// The TLS configuration.
+    pub fn serve(
+        self,
+        joined: Joined,
+        source: Arc<dyn ChunkSource>,
+    ) -> Result<SwarmHandle, NodeError> {
+        let have = Bitfield::full(joined.manifest.geometry().chunk_count());
+        self.run(joined, have, source, None)
+    }
+
+    fn run(
+        self,
+        joined: Joined,
+        have: Bitfield,
+        source: Arc<dyn ChunkSource>,
+        store: Option<ChunkStore>,
+    ) -> Result<SwarmHandle, NodeError> {
+        let dialer = Dialer::data(joined.identity.clone(), &self.tuning);
+        self.endpoint
+            .set_server_config(Some(Listener::server_config(
+                &joined.identity,
+                &self.tuning,
+            )?));
+        let handle = driver::spawn(Setup {
+            node: joined.identity.node_id(),
+            role: Role::Peer,
+            manifest: joined.manifest.clone(),
+            have,
+            source,
+            sink: store.clone(),
+            rack: joined.request.rack.clone(),
+            limiter: self.limiter.clone(),
+            dialer: Some((self.endpoint.clone(), dialer)),
+        });
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(accept(
+            self.endpoint.clone(),
+            *joined.manifest.id(),
+            handle.commands.clone(),
+        ));
+        let endpoint = self.endpoint.clone();
+        let verifier = Verifier::new(joined.manifest.clone());
+        let node = Arc::new(self);
+        for seed in joined.seeds.clone() {
+            let keeper = SeedKeeper {
+                node: node.clone(),
+                seed,
+                identity: joined.identity.clone(),
+                request: joined.request.clone(),
+                image: *joined.manifest.id(),
+                commands: handle.commands.clone(),
+            };
+            tasks.spawn(keeper.run());
+        }
+        Ok(SwarmHandle {
+            handle,
+            endpoint,
+            store,
+            verifier,
+            tasks,
+        })
+    }
+}
+
+fn from_connect(seed: SocketAddr, error: ConnectError) -> JoinError {
+    match error {
+        ConnectError::Untrusted { source, .. } => JoinError::Trust { seed, source },
+        ConnectError::RefusedByPeer { reason, .. } => JoinError::Refused {
+            seed,
+            refusal: Refusal::NotAdmitted(reason),
+        },
+        ConnectError::NoCommonProtocol { .. } | ConnectError::Tls(_) => JoinError::Protocol {
+            seed,
+            reason: error.to_string(),
+        },
+        ConnectError::Unreachable { source, .. } => JoinError::Unreachable {
+            seed,
+            reason: source.to_string(),
+        },
+        ConnectError::Dial { source, .. } => JoinError::Unreachable {
+            seed,
+            reason: source.to_string(),
+        },
+    }
+}
+
+/// Lets peers in.
+async fn accept(endpoint: Endpoint, image: ImageId, commands: mpsc::Sender<Command>) {
+    let listener = Arc::new(Listener::new(VALIDATE_ABOVE));
+    let newcomers = Arc::new(Semaphore::new(NEWCOMERS));
+    while let Some(incoming) = endpoint.accept().await {
+        let Ok(permit) = newcomers.clone().try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let (listener, commands) = (listener.clone(), commands.clone());
+        tokio::spawn(async move {
+            let from = canonical(incoming.remote_address());
+            let welcome = welcome(&listener, incoming, from, image, &commands);
+            match timeout(ANSWER_TIMEOUT, welcome).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%from, %error, "peer not let in"),
+                Err(_) => tracing::debug!(%from, "peer not let in: too slow"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn welcome(
+    listener: &Listener,
+    incoming: quinn::Incoming,
+    from: SocketAddr,
+    image: ImageId,
+    commands: &mpsc::Sender<Command>,
+) -> Result<(), String> {
+    let accepted = listener
+        .accept(incoming)
+        .await
+        .map_err(|error| error.to_string())?;
+    let Some((connection, Purpose::Data(peer))) = accepted else {
+        return Ok(());
+    };
+    let (control, hello) = match link::accept_control(&connection).await {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            connection.close(link::CLOSE_SWARM, error.to_string().as_bytes());
+            return Err(error.to_string());
+        }
+    };
+    if hello.image != image {
+        connection.close(link::CLOSE_SWARM, b"this node serves another image");
+        return Err(format!("it asked for image {}", hello.image));
+    }
+    let opened = Opened {
+        connection,
+        node: peer.node_id,
+        role: peer.role,
+        addr: from,
+        dialed: false,
+        control,
+        hello: Some(hello),
+    };
+    commands
+        .send(Command::Attach(Box::new(opened)))
+        .await
+        .map_err(|_| "the swarm has ended".to_owned())
+}
+
+/// Keeps the connection to one seed.
+struct SeedKeeper {
+    node: Arc<Node>,
+    seed: SocketAddr,
+    identity: Identity,
+    request: JoinRequest,
+    image: ImageId,
+    commands: mpsc::Sender<Command>,
+}
+
+impl SeedKeeper {
+    async fn run(mut self) {
+        let mut wait = RECONNECT;
+        loop {
+            let dialer = Dialer::data(self.identity.clone(), &self.node.tuning);
+            let attempt = driver::open(&self.node.endpoint, &dialer, self.seed, None, Role::Seed);
+            match timeout(CONNECT_TIMEOUT, attempt).await {
+                Ok(Ok(opened)) => {
+                    let connection = opened.connection.clone();
+                    if self
+                        .commands
+                        .send(Command::Attach(Box::new(opened)))
+                        .await
+                        .is_err()
+                    {
+                        return;
+                    }
+                    let up = tokio::time::Instant::now();
+                    let closed = connection.closed().await;
+                    tracing::debug!(seed = %self.seed, %closed, "connection to the seed lost");
+                    if crate::tls::refusal(&closed).is_some() {
+                        self.renew().await;
+                    }
+                    if up.elapsed() > RECONNECT_MAX {
+                        wait = RECONNECT;
+                    }
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(seed = %self.seed, %error, "cannot reach the seed")
+                }
+                Err(_) => tracing::debug!(seed = %self.seed, "cannot reach the seed: no answer"),
+            }
+            if self.commands.is_closed() {
+                return;
+            }
+            tokio::time::sleep(jittered(wait)).await;
+            wait = (wait * 2).min(RECONNECT_MAX);
+        }
+    }
+
+    /// The seed does not take the certificate any more: joins anew, for the same image. A name
+    /// that means another image by now does not matter to a boot that has begun.
+    async fn renew(&mut self) {
+        let request = JoinRequest {
+            pin: Some(self.image),
+            ..self.request.clone()
+        };
+        if let Ok(joined) = self.node.join_one(self.seed, &[self.seed], &request).await {
+            self.identity = joined.identity;
+        }
+    }
+}
+
+/// Between half and the whole of `wait`, so that a thousand nodes do not knock together.
+fn jittered(wait: Duration) -> Duration {
+    let share = getrandom::u32().map_or(0.5, |drawn| f64::from(drawn) / f64::from(u32::MAX));
+    wait.mul_f64(0.5 + share / 2.0)
+}
+
+/// Why a chunk that came by another way was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum OfferError {
+    /// It is not the chunk it is said to be.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    /// It cannot be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// This node has the image already and takes nothing.
+    #[error("this node holds the whole image")]
+    NotFetching,
+}
+
+/// The image will not be completed.
+#[derive(Debug, thiserror::Error)]
+pub enum SwarmError {
+    /// This machine cannot store it.
+    #[error("{0}")]
+    Store(String),
+    /// The swarm was shut down.
+    #[error("the download was ended before it was complete")]
+    Ended,
+}
+
+impl SwarmHandle {
+    /// A snapshot, at most a second old.
+    pub fn status(&self) -> SwarmStatus {
+        self.handle.status()
+    }
+
+    /// Waits until every chunk is here.
+    ///
+    /// # Errors
+    /// See [`SwarmError`].
+    pub async fn completed(&self) -> Result<(), SwarmError> {
+        let mut phase = self.handle.phase.clone();
+        match phase
+            .wait_for(|phase| *phase != Phase::Fetching)
+            .await
+            .as_deref()
+        {
+            Ok(Phase::Complete) => Ok(()),
+            Ok(Phase::Failed(reason)) => Err(SwarmError::Store(reason.clone())),
+            Ok(Phase::Fetching) | Err(_) => Err(SwarmError::Ended),
+        }
+    }
+
+    /// The chunks that are not here yet.
+    pub fn missing(&self) -> Vec<ChunkIndex> {
+        self.store
+            .as_ref()
+            .map(|store| store.have().iter_missing().collect())
+            .unwrap_or_default()
+    }
+
+    /// Verifies, stores and announces a chunk that came by another way, such as HTTP. Blocks for
+    /// as long as hashing and storing take.
+    ///
+    /// # Errors
+    /// See [`OfferError`].
+    pub fn offer(&self, index: ChunkIndex, bytes: Vec<u8>) -> Result<(), OfferError> {
+        let store = self.store.as_ref().ok_or(OfferError::NotFetching)?;
+        store.write(self.verifier.verify(index, bytes)?)?;
+        // The queue is full only while the driver has much to do; it then learns of the chunk when
+        // somebody sends it once more.
+        let _ = self.handle.commands.try_send(Command::Stored(index));
+        Ok(())
+    }
+
+    /// A reader waits for this chunk: it is fetched before all others.
+    pub fn want(&self, index: ChunkIndex) {
+        let _ = self.handle.commands.try_send(Command::Want(index));
+    }
+
+    /// Finishes the uploads under way within `grace`, then leaves the swarm.
+    pub async fn shutdown(mut self, grace: Duration) {
+        self.tasks.abort_all();
+        self.handle.shutdown(grace).await;
+        self.endpoint
+            .close(VarInt::from_u32(0), b"this node leaves");
+        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+}

@@ -1,0 +1,361 @@
+//! The seed's side: an endpoint that admits nodes and runs one swarm for each image.
+//!
+//! Who may join and what a name means now is asked of a [`Directory`]; which chunk goes where is
+//! decided by `rootswarm_swarm`. This file accepts connections, answers joins, and hands data
+//! connections to the swarm of the image they name.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{Connection, Endpoint, Incoming, VarInt};
+use rootswarm_image::{Bitfield, ImageId, Manifest, SignedTag, SwarmKey};
+use rootswarm_swarm::Role;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use crate::driver::{self, Command, Handle, Setup};
+use crate::framing;
+use crate::identity::{Identity, IdentityError, SwarmCa};
+use crate::join::{self, Answer, REQUEST_BYTES_MAX};
+pub use crate::join::{JoinRequest, Refusal};
+use crate::limiter::RateLimiter;
+use crate::link::{self, Opened};
+use crate::socket::{Bind, BindError, BoundSocket, canonical};
+use crate::status::SwarmStatus;
+use crate::store::{ChunkSource, FileStore};
+use crate::tls::{Listener, Purpose, TlsError};
+use crate::trust::PeerIdentity;
+use crate::tuning::Tuning;
+
+/// Handshakes and joins under way at once; more are turned away and come again. A core does
+/// about 1,300 handshakes a second, so this is a queue of a fraction of a second.
+const NEWCOMERS: usize = 512;
+
+/// Above this many handshakes under way, strangers must prove their address first.
+const VALIDATE_ABOVE: usize = 128;
+
+/// For a whole join, and for a data connection to name its image.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The application code with which a seed closes a connection for an image it does not have.
+const CLOSE_NO_IMAGE: VarInt = VarInt::from_u32(0x6e69);
+
+/// Who may join, and what names mean.
+pub trait Directory: Send + Sync + 'static {
+    /// Decides about a node at `from`. It holds the key it claims to hold.
+    ///
+    /// # Errors
+    /// The refusal that the node is told.
+    fn join(&self, from: SocketAddr, request: &JoinRequest) -> Result<Grant, Refusal>;
+}
+
+/// A node may join.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// What the name means now; its image has been added with [`Seed::add_image`].
+    pub tag: SignedTag,
+}
+
+/// What a seed is made from.
+#[derive(Clone)]
+pub struct SeedConfig {
+    /// The UDP address to listen on.
+    pub listen: SocketAddr,
+    /// The installation's swarm key.
+    pub key: Arc<SwarmKey>,
+    /// The epoch of the certificates it issues.
+    pub epoch: u32,
+    /// The most payload it sends, in bytes per second.
+    pub upload_limit_bytes_per_s: Option<u64>,
+    /// The network's properties.
+    pub tuning: Tuning,
+}
+
+/// Why a seed did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SeedError {
+    /// The socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The TLS configuration.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The reactor.
+    #[error("cannot register the UDP socket {address}: {source}")]
+    Endpoint {
+        /// Its address.
+        address: SocketAddr,
+        /// The kernel's word.
+        source: std::io::Error,
+    },
+}
+
+/// A running seed.
+pub struct Seed {
+    inner: Arc<Inner>,
+    local_addr: SocketAddr,
+    acceptor: tokio::task::JoinHandle<()>,
+}
+
+struct Inner {
+    endpoint: Endpoint,
+    listener: Listener,
+    identity: Identity,
+    ca: SwarmCa,
+    epoch: u32,
+    directory: Arc<dyn Directory>,
+    limiter: Arc<RateLimiter>,
+    newcomers: Arc<Semaphore>,
+    images: RwLock<BTreeMap<ImageId, Image>>,
+}
+
+#[derive(Clone)]
+struct Image {
+    manifest: Bytes,
+    swarm: Handle,
+}
+
+impl Seed {
+    /// Listens and serves whatever is added.
+    ///
+    /// # Errors
+    /// See [`SeedError`].
+    pub async fn bind(
+        config: SeedConfig,
+        directory: Arc<dyn Directory>,
+    ) -> Result<Seed, SeedError> {
+        let ca = SwarmCa::new(config.key);
+        let identity = Identity::seed(&ca, config.epoch)?;
+        let server = Listener::server_config(&identity, &config.tuning)?;
+        let bound = BoundSocket::bind(Bind::Address(config.listen))?;
+        let local_addr = bound.local_addr;
+        let endpoint = Endpoint::new(
+            config.tuning.endpoint_config(),
+            Some(server),
+            bound.socket,
+            Arc::new(quinn::TokioRuntime),
+        )
+        .map_err(|source| SeedError::Endpoint {
+            address: local_addr,
+            source,
+        })?;
+        let inner = Arc::new(Inner {
+            endpoint,
+            listener: Listener::new(VALIDATE_ABOVE),
+            identity,
+            ca,
+            epoch: config.epoch,
+            directory,
+            limiter: Arc::new(RateLimiter::new(config.upload_limit_bytes_per_s)),
+            newcomers: Arc::new(Semaphore::new(NEWCOMERS)),
+            images: RwLock::new(BTreeMap::new()),
+        });
+        let acceptor = tokio::spawn(accept(inner.clone()));
+        Ok(Seed {
+            inner,
+            local_addr,
+            acceptor,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The limit on what is sent; the HTTP side takes from the same.
+    pub fn limiter(&self) -> Arc<RateLimiter> {
+        self.inner.limiter.clone()
+    }
+
+    /// Begins to serve an image. Does nothing if it is served already.
+    pub fn add_image(&self, manifest: Arc<Manifest>, store: FileStore) {
+        self.add_source(manifest, Arc::new(store));
+    }
+
+    fn add_source(&self, manifest: Arc<Manifest>, source: Arc<dyn ChunkSource>) {
+        let mut images = self
+            .inner
+            .images
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        images.entry(*manifest.id()).or_insert_with(|| Image {
+            manifest: Bytes::from(manifest.encode()),
+            swarm: driver::spawn(Setup {
+                node: self.inner.identity.node_id(),
+                role: Role::Seed,
+                have: Bitfield::full(manifest.geometry().chunk_count()),
+                manifest,
+                source,
+                sink: None,
+                rack: None,
+                limiter: self.inner.limiter.clone(),
+                dialer: None,
+            }),
+        });
+    }
+
+    /// Ends the swarm of an image: uploads under way are finished within `grace`.
+    pub async fn remove_image(&self, id: &ImageId, grace: Duration) {
+        let removed = self
+            .inner
+            .images
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
+        if let Some(image) = removed {
+            image.swarm.shutdown(grace).await;
+        }
+    }
+
+    /// Each image's swarm as the seed sees it.
+    pub fn status(&self) -> Vec<SwarmStatus> {
+        let images = self
+            .inner
+            .images
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        images.values().map(|image| image.swarm.status()).collect()
+    }
+
+    /// Finishes the uploads under way within `grace`, then closes.
+    pub async fn shutdown(self, grace: Duration) {
+        self.acceptor.abort();
+        let images = std::mem::take(
+            &mut *self
+                .inner
+                .images
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        let swarms: Vec<_> = images.into_values().map(|image| image.swarm).collect();
+        let mut draining = tokio::task::JoinSet::new();
+        for swarm in swarms {
+            draining.spawn(async move { swarm.shutdown(grace).await });
+        }
+        while draining.join_next().await.is_some() {}
+        self.inner
+            .endpoint
+            .close(VarInt::from_u32(0), b"the seed ends");
+        let _ = timeout(Duration::from_secs(1), self.inner.endpoint.wait_idle()).await;
+    }
+}
+
+async fn accept(inner: Arc<Inner>) {
+    while let Some(incoming) = inner.endpoint.accept().await {
+        let Ok(permit) = inner.newcomers.clone().try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let inner = inner.clone();
+        tokio::spawn(async move {
+            let from = canonical(incoming.remote_address());
+            if let Err(error) = timeout(JOIN_TIMEOUT, welcome(&inner, incoming)).await {
+                tracing::debug!(%from, %error, "newcomer took too long");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn welcome(inner: &Arc<Inner>, incoming: Incoming) {
+    let from = canonical(incoming.remote_address());
+    match inner.listener.accept(incoming).await {
+        Ok(None) => {}
+        Ok(Some((connection, Purpose::Join))) => {
+            if let Err(reason) = answer(inner, &connection, from).await {
+                tracing::info!(%from, %reason, "join failed");
+                connection.close(link::CLOSE_SWARM, reason.as_bytes());
+            }
+        }
+        Ok(Some((connection, Purpose::Data(peer)))) => attach(inner, connection, peer, from).await,
+        Err(error) => tracing::info!(%error, "connection refused"),
+    }
+}
+
+/// Serves one join request, to the end of its connection.
+async fn answer(inner: &Inner, connection: &Connection, from: SocketAddr) -> Result<(), String> {
+    let said = |error: &dyn std::fmt::Display| error.to_string();
+    let (mut send, mut receive) = connection.accept_bi().await.map_err(|e| said(&e))?;
+    let frame = framing::read_frame(&mut receive, REQUEST_BYTES_MAX)
+        .await
+        .map_err(|e| said(&e))?;
+    let signed = join::decode_request(&frame).map_err(|e| said(&e))?;
+    signed
+        .key
+        .verify_proof(connection, &signed.proof)
+        .map_err(|e| said(&e))?;
+    let node = signed.key.node_id();
+
+    let decision = inner
+        .directory
+        .join(from, &signed.request)
+        .and_then(|grant| {
+            let images = inner.images.read().unwrap_or_else(PoisonError::into_inner);
+            match images.get(&grant.tag.unverified().id) {
+                Some(image) => Ok((grant, image.manifest.clone())),
+                None => Err(Refusal::UnknownImage),
+            }
+        });
+    let (reply, manifest) = match decision {
+        Ok((grant, manifest)) => {
+            let certificate = inner
+                .ca
+                .issue_node(&signed.key, inner.epoch)
+                .map_err(|e| said(&e))?;
+            tracing::info!(%from, %node, name = %signed.request.name, "admitted");
+            (
+                Answer::Granted {
+                    certificate: certificate.to_vec(),
+                    tag: grant.tag.encode(),
+                },
+                manifest,
+            )
+        }
+        Err(refusal) => {
+            tracing::info!(%from, %node, name = %signed.request.name, %refusal, "not admitted");
+            (Answer::Refused(refusal), Bytes::new())
+        }
+    };
+    framing::write_frame(&mut send, &join::encode_answer(&reply))
+        .await
+        .map_err(|e| said(&e))?;
+    send.write_chunk(manifest).await.map_err(|e| said(&e))?;
+    send.finish().map_err(|e| said(&e))?;
+    // The node closes once it has read everything.
+    connection.closed().await;
+    Ok(())
+}
+
+async fn attach(inner: &Inner, connection: Connection, peer: PeerIdentity, from: SocketAddr) {
+    let (control, hello) = match link::accept_control(&connection).await {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            tracing::debug!(%from, %error, "no hello");
+            return connection.close(link::CLOSE_SWARM, error.to_string().as_bytes());
+        }
+    };
+    let swarm = {
+        let images = inner.images.read().unwrap_or_else(PoisonError::into_inner);
+        images.get(&hello.image).map(|image| image.swarm.clone())
+    };
+    let Some(swarm) = swarm else {
+        return connection.close(CLOSE_NO_IMAGE, b"this image is not served here any more");
+    };
+    let opened = Opened {
+        connection,
+        node: peer.node_id,
+        role: peer.role,
+        addr: from,
+        dialed: false,
+        control,
+        hello: Some(hello),
+    };
+    let _ = swarm.commands.send(Command::Attach(Box::new(opened))).await;
+}
