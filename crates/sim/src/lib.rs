@@ -1,1 +1,38 @@
 //! The other world under the swarm: a deterministic simulator.
+//!
+//! It runs the real [`rootswarm_swarm::Node`], the type that decides on the wire, with thousands
+//! of nodes in one process: discrete events, links as queues, no clock, no task. The same
+//! [`Plan`] and seed give the same run, event by event; [`Outcome::trace_hash`] says so.
+//!
+//! [`run`] is the whole interface: a plan goes in, figures and violations come out.
+//!
+//! - `plan`: what is simulated, and the cases that have a name;
+//! - `world`: the hosts, the connections and what the transport would do;
+//! - `nic`: the links;
+//! - `events`: the queue of what happens next;
+//! - `faults`: what goes wrong on purpose, and proof that it did;
+//! - `checkers`: what must never happen, watched from outside the world;
+//! - `metrics`: how long it took, over the bound of the fluid model.
+//!
+//! Not modelled: loss and congestion control (links are lossless queues and each upload has a
+//! window), CPU time other than verification's, and traffic that is not the swarm's.
+#![forbid(unsafe_code)]
+
+pub mod cases;
+mod checkers;
+mod events;
+mod faults;
+mod metrics;
+mod nic;
+mod plan;
+mod world;
+
+pub use checkers::Violation;
+pub use faults::{Fault, Sometimes, When};
+pub use metrics::Outcome;
+pub use plan::{Arrivals, Holders, Link, Plan};
+
+/// Runs a plan. The run follows from the two arguments alone.
+pub fn run(plan: &Plan, seed: u64) -> Outcome {
+    world::World::new(plan, seed).run()
+}

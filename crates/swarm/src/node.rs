@@ -403,6 +403,11 @@ impl Node {
         self.picker.is_complete()
     }
 
+    /// Chunks on their way here.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
     /// A snapshot for displays and checkers.
     pub fn report(&self, now: Instant) -> Report {
         Report {

@@ -1,0 +1,95 @@
+//! What goes wrong on purpose, and counters that prove that it did.
+
+use std::collections::BTreeMap;
+
+/// When a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum When {
+    /// At this time.
+    AtUs(u64),
+    /// Once the seed has sent this many copies of the image.
+    SeedCopies(f64),
+}
+
+/// One kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    /// The seed's process dies without a word.
+    SeedKilled {
+        /// When.
+        when: When,
+        /// It is started again so much later.
+        back_after_us: Option<u64>,
+    },
+    /// These nodes die without a word.
+    Vanish {
+        /// The share of all nodes.
+        share: f64,
+        /// When.
+        when: When,
+    },
+    /// These nodes stop (SIGSTOP): connections stay up, nothing is answered.
+    Freeze {
+        /// The share of all nodes.
+        share: f64,
+        /// When.
+        when: When,
+        /// They go on so much later.
+        for_us: Option<u64>,
+    },
+    /// These nodes send chunks that do not match their hash.
+    Corrupt {
+        /// The share of all nodes.
+        share: f64,
+        /// The share of their chunks.
+        chunks: f64,
+    },
+    /// These nodes announce every chunk, whatever they hold.
+    Lie {
+        /// The share of all nodes.
+        share: f64,
+        /// Whether they leave requests unanswered for what they lack; otherwise they say `Busy`.
+        silent: bool,
+    },
+    /// Dials that come to nothing.
+    LostDials {
+        /// Their share.
+        share: f64,
+    },
+    /// These nodes have slower links.
+    Slow {
+        /// The share of all nodes.
+        share: f64,
+        /// Their rate over that of the others.
+        factor: f64,
+    },
+}
+
+/// How often each thing happened that a run is supposed to exercise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sometimes {
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Sometimes {
+    pub(crate) fn note(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    /// How often it happened.
+    pub fn count(&self, what: &str) -> u64 {
+        self.counts.get(what).copied().unwrap_or(0)
+    }
+
+    /// Everything that happened at least once.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.counts.iter().map(|(what, count)| (*what, *count))
+    }
+
+    /// Adds another run's counts.
+    pub fn add(&mut self, other: &Sometimes) {
+        for (what, count) in other.iter() {
+            *self.counts.entry(what).or_default() += count;
+        }
+    }
+}

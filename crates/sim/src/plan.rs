@@ -1,0 +1,167 @@
+//! What is simulated: sizes, links, arrivals, faults. Plain data; what it does is `world`'s.
+
+use crate::faults::Fault;
+
+/// One host's network card, in bits per second on the wire.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Link {
+    /// Towards the network.
+    pub up_bits: f64,
+    /// From the network.
+    pub down_bits: f64,
+}
+
+impl Link {
+    /// The same rate both ways.
+    pub const fn mbit(rate: f64) -> Link {
+        Link {
+            up_bits: rate * 1e6,
+            down_bits: rate * 1e6,
+        }
+    }
+}
+
+/// When the nodes start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arrivals {
+    /// All within this time, evenly by chance: a rack that is switched on.
+    Within {
+        /// The time.
+        spread_us: u64,
+    },
+    /// All but the last few together; those few later.
+    Late {
+        /// How many are late.
+        nodes: usize,
+        /// When they start.
+        at_us: u64,
+    },
+}
+
+/// Who holds what before the start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Holders {
+    /// Only the seed holds anything.
+    Seed,
+    /// The first few nodes hold everything.
+    Complete(usize),
+    /// Every node holds a part by chance, as after a restart.
+    Share(f64),
+}
+
+/// One experiment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Its name.
+    pub name: &'static str,
+    /// Nodes, the seed not counted.
+    pub nodes: usize,
+    /// The image's length.
+    pub image_bytes: u64,
+    /// The chunk size: a power of two.
+    pub chunk_bytes: u64,
+    /// The seed's link.
+    pub seed_link: Link,
+    /// Every node's link.
+    pub node_link: Link,
+    /// When nodes start.
+    pub arrivals: Arrivals,
+    /// Who holds what at the start.
+    pub holders: Holders,
+    /// The share of a link's bits that is payload: the rest is headers and acknowledgements.
+    pub efficiency: f64,
+    /// One way, between any two hosts.
+    pub latency_us: u64,
+    /// Up to this much is added to each packet's latency.
+    pub jitter_us: u64,
+    /// From a dial to the connection, beside one round trip.
+    pub handshake_us: u64,
+    /// Until a dial that meets nobody is given up.
+    pub dial_timeout_us: u64,
+    /// Until a connection to a host that fell silent is given up.
+    pub idle_us: u64,
+    /// What an upload may have under way and not acknowledged.
+    pub window_bytes: u64,
+    /// An acknowledgement of a chunk's last byte may be late by this much.
+    pub ack_delay_us: u64,
+    /// Uploads take turns on a link in bursts of this size.
+    pub burst_bytes: u64,
+    /// Bytes per second that one host verifies, one chunk at a time, after [`Plan::verify_us`].
+    pub verify_bytes_per_s: f64,
+    /// What verification costs beside that.
+    pub verify_us: u64,
+    /// Timers fire on a grid of this width, as the reactor's do.
+    pub timer_us: u64,
+    /// What goes wrong.
+    pub faults: Vec<Fault>,
+    /// The run ends here, whatever is missing.
+    pub limit_us: u64,
+    /// How long the run goes on after everybody is done: a swarm at rest must be quiet.
+    pub linger_us: u64,
+    /// Duplicate and discarded bytes allowed, as a share of all that had to arrive.
+    pub waste_max: f64,
+    /// Every live node must be done within this many medians; 0 for no such rule.
+    pub last_over_median_max: f64,
+}
+
+impl Plan {
+    /// `nodes` nodes with links of `node_mbit` and a seed with `seed_mbit`; a 96.3 MB image in
+    /// chunks of 256 KiB; no faults.
+    pub fn new(name: &'static str, nodes: usize, node_mbit: f64, seed_mbit: f64) -> Plan {
+        Plan {
+            name,
+            nodes,
+            image_bytes: 96_300_000,
+            chunk_bytes: 256 << 10,
+            seed_link: Link::mbit(seed_mbit),
+            node_link: Link::mbit(node_mbit),
+            arrivals: Arrivals::Within { spread_us: 10_000 },
+            holders: Holders::Seed,
+            efficiency: 0.95,
+            latency_us: 100,
+            jitter_us: 100,
+            handshake_us: 2_000,
+            dial_timeout_us: 2_000_000,
+            idle_us: 8_000_000,
+            window_bytes: 256 << 10,
+            ack_delay_us: 2_000,
+            burst_bytes: 16 << 10,
+            verify_bytes_per_s: 1e9,
+            verify_us: 300,
+            timer_us: 1_000,
+            faults: Vec::new(),
+            limit_us: 600_000_000,
+            linger_us: 0,
+            waste_max: 0.01,
+            last_over_median_max: 0.0,
+        }
+    }
+
+    /// The same with another image.
+    pub fn image(mut self, bytes: u64, chunk_bytes: u64) -> Plan {
+        self.image_bytes = bytes;
+        self.chunk_bytes = chunk_bytes;
+        self
+    }
+
+    /// The same with faults. Faults cost duplicates and time, so the bounds on both are wider.
+    pub fn faults(mut self, faults: Vec<Fault>) -> Plan {
+        self.faults = faults;
+        self.waste_max = self.waste_max.max(0.25);
+        self
+    }
+
+    /// What the fluid model needs at least: T* = max(F/us, F/u, N·F/(us+N·u)) (Kumar and Ross
+    /// 2006), at the rate that is left for payload, in microseconds.
+    pub fn bound_us(&self) -> f64 {
+        let bits = self.image_bytes as f64 * 8.0 / self.efficiency;
+        let nodes = self.nodes as f64;
+        let (us, u, d) = (
+            self.seed_link.up_bits,
+            self.node_link.up_bits,
+            self.node_link.down_bits,
+        );
+        let bound = (bits / us).max(bits / d).max(nodes * bits / (us + nodes * u));
+        bound * 1e6
+    }
+}

@@ -1,0 +1,462 @@
+//! The hosts and the loop that moves them: what the transport and the kernel would do.
+//!
+//! This file starts hosts, carries out a node's outputs and keeps its timer. How packets and
+//! chunks travel is `wire`'s, what goes wrong is `strike`'s, and what must not happen is judged
+//! in `checkers`, which the world only tells what it saw.
+
+mod dial;
+mod strike;
+mod wire;
+
+use crate::checkers::Checkers;
+use crate::events::Events;
+use crate::faults::Sometimes;
+use crate::metrics::{Outcome, Traffic};
+use crate::nic::{Downlink, Rate, UploadKey, Uplink};
+use crate::plan::{Arrivals, Holders, Plan};
+use rootswarm_image::{Bitfield, ChunkIndex, ChunkSize, Geometry, ImageId};
+use rootswarm_swarm::{
+    ConnId, Config, Hello, Input, Instant, Message, Node, NodeId, Output, Rng, Role, UploadOutcome,
+};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use wire::{Conn, Upload};
+
+/// Host 0 is the seed.
+pub(crate) const SEED: usize = 0;
+
+/// A packet on its way.
+#[derive(Debug)]
+pub(crate) struct Packet {
+    /// What it weighs on a link, headers not counted where [`Plan::efficiency`] has them.
+    pub(crate) bytes: u32,
+    pub(crate) to: u32,
+    pub(crate) body: Body,
+}
+
+/// What a packet carries.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Burst(UploadKey),
+    Hello { conn: u32, hello: Box<Hello> },
+    Message { conn: u32, message: Message },
+    /// The receiver does not want the rest of a chunk.
+    Stop(UploadKey),
+    /// The sender does not send the rest of a chunk.
+    Reset(UploadKey),
+    /// The other side closed the connection.
+    Close { conn: u32 },
+}
+
+/// What happens next.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Start(u32),
+    Wake(u32),
+    UplinkFree(u32),
+    Arrive(Packet),
+    DownlinkFree(u32),
+    Acked { upload: UploadKey, bytes: u32 },
+    UploadOver { upload: UploadKey, outcome: UploadOutcome },
+    StallCheck(UploadKey),
+    VerifyDone { upload: UploadKey },
+    DialEnds { from: u32, to: u32, answered: bool },
+    Accepted { conn: u32 },
+    SeedDialEnds { from: u32 },
+    IdleTimeout { conn: u32, side: u8 },
+    Strike(u32),
+    Thaw(u32),
+    SeedBack,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Waiting,
+    Alive,
+    Frozen,
+    Dead,
+}
+
+pub(crate) struct Host {
+    pub(crate) node: Node,
+    pub(crate) id: NodeId,
+    pub(crate) role: Role,
+    pub(crate) addr: SocketAddr,
+    pub(crate) state: State,
+    pub(crate) up: Uplink<Packet>,
+    pub(crate) down: Downlink<Packet>,
+    pub(crate) verifier_free_ns: u64,
+    /// When the wake-up that counts is due.
+    pub(crate) wake_ns: u64,
+    pub(crate) started_ns: u64,
+    pub(crate) finished_ns: Option<u64>,
+    pub(crate) conns: Vec<u32>,
+    /// What happened to a frozen host, for when it goes on.
+    pub(crate) held: Vec<Event>,
+    pub(crate) corrupts: f64,
+    pub(crate) lies: Option<Lie>,
+    pub(crate) seed_failures: u32,
+    /// Dead, or frozen for ever: nobody waits for it.
+    pub(crate) gone: bool,
+    pub(crate) traffic: Traffic,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lie {
+    Busy,
+    Silent,
+}
+
+pub(crate) struct World<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) geometry: Geometry,
+    pub(crate) image: ImageId,
+    pub(crate) rng: Rng,
+    pub(crate) now_ns: u64,
+    pub(crate) events: Events,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) by_id: BTreeMap<NodeId, u32>,
+    pub(crate) conns: Vec<Conn>,
+    pub(crate) uploads: Vec<Upload>,
+    pub(crate) free_uploads: Vec<u32>,
+    pub(crate) checkers: Checkers,
+    pub(crate) sometimes: Sometimes,
+    pub(crate) struck: Vec<bool>,
+    pub(crate) lost_dials: f64,
+    /// Nodes that have to finish and have not.
+    pub(crate) unfinished: usize,
+    pub(crate) trace: Trace,
+}
+
+/// A running hash of all that happens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trace(pub(crate) u64);
+
+impl Trace {
+    pub(crate) fn add(&mut self, value: u64) {
+        self.0 = (self.0 ^ value)
+            .wrapping_mul(0x9fb2_1c65_1e98_df25)
+            .rotate_left(29);
+    }
+}
+
+impl<'a> World<'a> {
+    pub(crate) fn new(plan: &'a Plan, seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        // A plan's sizes are constants of the experiment: a wrong one is a bug of its author.
+        let chunk_size = ChunkSize::from_bytes(plan.chunk_bytes)
+            .unwrap_or_else(|error| panic!("plan {}: {error}", plan.name));
+        let geometry = Geometry::new(plan.image_bytes, chunk_size)
+            .unwrap_or_else(|error| panic!("plan {}: {error}", plan.name));
+        let mut world = Self {
+            plan,
+            geometry,
+            image: ImageId::from_bytes([7; 32]),
+            now_ns: 0,
+            events: Events::default(),
+            hosts: Vec::new(),
+            by_id: BTreeMap::new(),
+            conns: Vec::new(),
+            uploads: Vec::new(),
+            free_uploads: Vec::new(),
+            checkers: Checkers::new(geometry),
+            sometimes: Sometimes::default(),
+            struck: vec![false; plan.faults.len()],
+            lost_dials: 0.0,
+            unfinished: plan.nodes,
+            trace: Trace(seed),
+            rng: rng.clone(),
+        };
+        for number in 0..=plan.nodes {
+            let have = world.first_chunks(number, &mut rng);
+            let host = world.host(number, have, &mut rng);
+            world.by_id.insert(host.id, number as u32);
+            world.checkers.starts(number, host.node.have());
+            if number != SEED && host.node.is_complete() {
+                world.unfinished -= 1;
+            }
+            world.hosts.push(host);
+            let at = world.start_ns(number, &mut rng);
+            world.events.push(at, Event::Start(number as u32));
+        }
+        world.rng = rng;
+        world.plan_faults();
+        world
+    }
+
+    fn first_chunks(&self, number: usize, rng: &mut Rng) -> Bitfield {
+        let chunks = self.geometry.chunk_count();
+        match self.plan.holders {
+            _ if number == SEED => Bitfield::full(chunks),
+            Holders::Complete(nodes) if number <= nodes => Bitfield::full(chunks),
+            Holders::Share(share) => {
+                let mut have = Bitfield::new(chunks);
+                for index in (0..chunks).map(ChunkIndex) {
+                    if chance(rng, share) {
+                        have.set(index);
+                    }
+                }
+                have
+            }
+            _ => Bitfield::new(chunks),
+        }
+    }
+
+    fn host(&self, number: usize, have: Bitfield, rng: &mut Rng) -> Host {
+        let mut id = [0; 32];
+        for part in id.chunks_mut(8) {
+            part.copy_from_slice(&rng.next_u64().to_be_bytes());
+        }
+        let (role, link) = if number == SEED {
+            (Role::Seed, self.plan.seed_link)
+        } else {
+            (Role::Peer, self.plan.node_link)
+        };
+        let config = Config {
+            node: NodeId(id),
+            role,
+            image: self.image,
+            geometry: self.geometry,
+            have,
+            rack: None,
+            upload_slots: None,
+            rng_seed: rng.next_u64(),
+        };
+        let efficiency = self.plan.efficiency;
+        let [_, a, b, c] = (number as u32).to_be_bytes();
+        Host {
+            node: Node::new(config, Instant(self.now_ns / 1000)),
+            id: NodeId(id),
+            role,
+            addr: ([10, a, b, c], 7400).into(),
+            state: State::Waiting,
+            up: Uplink::new(Rate::new(link.up_bits, efficiency)),
+            down: Downlink::new(Rate::new(link.down_bits, efficiency)),
+            verifier_free_ns: 0,
+            wake_ns: u64::MAX,
+            started_ns: 0,
+            finished_ns: None,
+            conns: Vec::new(),
+            held: Vec::new(),
+            corrupts: 0.0,
+            lies: None,
+            seed_failures: 0,
+            gone: false,
+            traffic: Traffic::default(),
+        }
+    }
+
+    fn start_ns(&self, number: usize, rng: &mut Rng) -> u64 {
+        let early = match self.plan.holders {
+            Holders::Complete(nodes) => number <= nodes,
+            _ => number == SEED,
+        };
+        if early {
+            return 0;
+        }
+        let us = match self.plan.arrivals {
+            Arrivals::Within { spread_us } => rng.between(0, spread_us),
+            Arrivals::Late { nodes, at_us } if number + nodes > self.plan.nodes => at_us,
+            Arrivals::Late { .. } => rng.between(0, 10_000),
+        };
+        us * 1000
+    }
+
+    pub(crate) fn run(mut self) -> Outcome {
+        let limit_ns = self.plan.limit_us * 1000;
+        let mut end_ns = limit_ns;
+        let mut is_resting = false;
+        while let Some((at_ns, event)) = self.events.pop() {
+            if at_ns > end_ns {
+                break;
+            }
+            debug_assert!(at_ns >= self.now_ns, "time runs backwards");
+            self.now_ns = at_ns;
+            self.happens(event);
+            if self.unfinished == 0 && !is_resting {
+                is_resting = true;
+                end_ns = limit_ns.min(self.now_ns + self.plan.linger_us * 1000);
+                if self.plan.linger_us == 0 {
+                    break;
+                }
+            }
+        }
+        self.conclude()
+    }
+
+    fn happens(&mut self, event: Event) {
+        self.trace.add(self.now_ns);
+        match event {
+            Event::Start(host) => self.start(host as usize),
+            Event::Wake(host) => self.wake(host as usize),
+            Event::UplinkFree(host) => self.uplink_free(host as usize),
+            Event::Arrive(packet) => self.arrives(packet),
+            Event::DownlinkFree(host) => self.downlink_free(host as usize),
+            Event::Acked { upload, bytes } => self.acked(upload, bytes),
+            Event::UploadOver { upload, outcome } => self.upload_over(upload, outcome),
+            Event::StallCheck(upload) => self.stall_check(upload),
+            Event::VerifyDone { upload } => self.verify_done(upload),
+            Event::DialEnds { from, to, answered } => {
+                self.dial_ends(from as usize, to as usize, answered);
+            }
+            Event::Accepted { conn } => self.accepted(conn),
+            Event::SeedDialEnds { from } => self.seed_dial_ends(from as usize),
+            Event::IdleTimeout { conn, side } => self.idle_timeout(conn, side),
+            Event::Strike(fault) => self.strike(fault as usize),
+            Event::Thaw(host) => self.thaw(host as usize),
+            Event::SeedBack => self.seed_back(),
+        }
+    }
+
+    fn start(&mut self, host: usize) {
+        if self.hosts[host].state != State::Waiting {
+            return;
+        }
+        self.hosts[host].state = State::Alive;
+        self.hosts[host].started_ns = self.now_ns;
+        if host != SEED {
+            self.dial_seed(host);
+        }
+        self.keep_timer(host);
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        Instant(self.now_ns / 1000)
+    }
+
+    /// Hands an input to a node and carries out what follows.
+    pub(crate) fn input(&mut self, host: usize, input: Input) {
+        if self.hosts[host].state != State::Alive {
+            return;
+        }
+        let now = self.now();
+        self.checkers.before(host, &input, now);
+        self.trace_input(host, &input);
+        self.hosts[host].node.handle(now, input);
+        let mut outputs = 0u32;
+        while let Some(output) = self.hosts[host].node.poll_output() {
+            outputs += 1;
+            self.carry_out(host, output);
+        }
+        self.checkers
+            .after(host, &self.hosts[host].node, outputs, now);
+        self.keep_timer(host);
+    }
+
+    fn trace_input(&mut self, host: usize, input: &Input) {
+        let (kind, value) = match input {
+            Input::Connected { conn, .. } => (1, conn.0),
+            Input::Hello { conn, .. } => (2, conn.0),
+            Input::Message { conn, message } => (3, conn.0 << 8 | tag(message)),
+            Input::Disconnected { conn } => (4, conn.0),
+            Input::DialFailed { node } => (5, u64::from(node.0[0])),
+            Input::ChunkStarted { conn, index } => (6, conn.0 << 32 | u64::from(index.0)),
+            Input::ChunkEnded { conn, index, .. } => (7, conn.0 << 32 | u64::from(index.0)),
+            Input::ChunkStored { index } | Input::Want { index } => (8, u64::from(index.0)),
+            Input::UploadEnded { conn, index, .. } => (9, conn.0 << 32 | u64::from(index.0)),
+            Input::Timeout => (10, 0),
+        };
+        self.trace.add(kind << 56 ^ (host as u64) << 40 ^ value);
+    }
+
+    fn carry_out(&mut self, host: usize, output: Output) {
+        match output {
+            Output::Hello { conn, hello } => self.send_hello(host, conn, hello),
+            Output::Send { conn, message } => self.send_message(host, conn, message),
+            Output::Upload { conn, index } => self.begin_upload(host, conn, index),
+            Output::CancelUpload { conn, index } => self.cancel_upload(host, conn, index),
+            Output::StopChunk { conn, index } => self.stop_chunk(host, conn, index),
+            Output::Dial { node, addr } => self.dial(host, node, addr),
+            Output::Close { conn, .. } => self.close(host, conn),
+            Output::Complete => {
+                let host_ref = &mut self.hosts[host];
+                self.checkers.completed(host, &host_ref.node);
+                if host_ref.finished_ns.replace(self.now_ns).is_none() && self.must_finish(host) {
+                    self.unfinished -= 1;
+                }
+            }
+        }
+    }
+
+    /// Whether the run waits for this host.
+    pub(crate) fn must_finish(&self, host: usize) -> bool {
+        host != SEED && !self.hosts[host].gone
+    }
+
+    /// Sees that the node is woken when it wants to be, on the grid of the plan's timers.
+    pub(crate) fn keep_timer(&mut self, host: usize) {
+        let grid = self.plan.timer_us.max(1) * 1000;
+        let it = &mut self.hosts[host];
+        if it.state != State::Alive {
+            return;
+        }
+        let due_ns = it.node.next_timeout().0 * 1000;
+        let due_ns = due_ns.max(self.now_ns).div_ceil(grid) * grid;
+        // One more turn of the grid if it is due on the spot: time must pass.
+        let due_ns = if due_ns <= self.now_ns { self.now_ns + grid } else { due_ns };
+        if due_ns < it.wake_ns {
+            it.wake_ns = due_ns;
+            self.events.push(due_ns, Event::Wake(host as u32));
+        }
+    }
+
+    fn wake(&mut self, host: usize) {
+        let it = &mut self.hosts[host];
+        if it.state != State::Alive || it.wake_ns != self.now_ns {
+            return;
+        }
+        it.wake_ns = u64::MAX;
+        let now = self.now();
+        if self.hosts[host].node.next_timeout() <= now {
+            self.input(host, Input::Timeout);
+            let next = self.hosts[host].node.next_timeout();
+            self.checkers.timed_out(host, now, next);
+        }
+        self.keep_timer(host);
+    }
+
+    fn conclude(mut self) -> Outcome {
+        let now = self.now();
+        let hosts: Vec<usize> = (1..self.hosts.len()).collect();
+        for host in hosts {
+            let it = &self.hosts[host];
+            if it.state != State::Dead {
+                let report = it.node.report(now);
+                for ban in &report.bans {
+                    let culprit = self.by_id.get(&ban.node).map(|host| *host as usize);
+                    let guilty = culprit.is_some_and(|host| self.hosts[host].corrupts > 0.0);
+                    self.checkers.banned(host, culprit, guilty);
+                }
+            }
+        }
+        crate::metrics::conclude(self)
+    }
+
+    pub(crate) fn input_conn(conn: u32) -> ConnId {
+        ConnId(u64::from(conn))
+    }
+}
+
+fn tag(message: &Message) -> u64 {
+    match message {
+        Message::Have(runs) => {
+            let first = runs.first().map_or(0, |run| u64::from(run.first.0));
+            first << 16 | (runs.len() as u64) << 8
+        }
+        Message::Request(index) => u64::from(index.0) << 8 | 1,
+        Message::Busy(index) => u64::from(index.0) << 8 | 2,
+        Message::Cancel(index) => u64::from(index.0) << 8 | 3,
+        Message::Peers(peers) => (peers.len() as u64) << 8 | 4,
+        Message::Dial(peers) => (peers.len() as u64) << 8 | 5,
+        Message::Drop(nodes) => (nodes.len() as u64) << 8 | 6,
+        Message::WantPeers => 7,
+        Message::WantHaves(on) => u64::from(*on) << 8 | 8,
+        Message::Progress(count) => u64::from(*count) << 8 | 9,
+    }
+}
+
+/// True with this probability.
+pub(crate) fn chance(rng: &mut Rng, probability: f64) -> bool {
+    // 53 bits: what a float holds.
+    ((rng.next_u64() >> 11) as f64) < probability * (1u64 << 53) as f64
+}

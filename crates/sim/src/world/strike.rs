@@ -1,0 +1,208 @@
+//! How faults strike: the plan's faults turned into events, and what becomes of the hosts.
+
+use super::{Event, Lie, SEED, State, World};
+use crate::faults::{Fault, When};
+use crate::nic::Rate;
+use rootswarm_image::Bitfield;
+use rootswarm_swarm::{Config, Node, Role};
+
+impl World<'_> {
+    /// Prepares the faults: those that are a node's nature at once, the others for their time.
+    pub(crate) fn plan_faults(&mut self) {
+        for (number, fault) in self.plan.faults.iter().enumerate() {
+            match *fault {
+                Fault::SeedKilled { when, .. }
+                | Fault::Vanish { when, .. }
+                | Fault::Freeze { when, .. } => {
+                    if let When::AtUs(at_us) = when {
+                        self.events.push(at_us * 1000, Event::Strike(number as u32));
+                    }
+                }
+                Fault::Corrupt { share, chunks } => {
+                    for host in self.victims(share) {
+                        self.hosts[host].corrupts = chunks;
+                    }
+                }
+                Fault::Lie { share, silent } => {
+                    for host in self.victims(share) {
+                        self.hosts[host].lies = Some(if silent { Lie::Silent } else { Lie::Busy });
+                    }
+                }
+                Fault::LostDials { share } => self.lost_dials = share,
+                Fault::Slow { share, factor } => {
+                    for host in self.victims(share) {
+                        let (link, efficiency) = (self.plan.node_link, self.plan.efficiency);
+                        self.hosts[host].up.rate = Rate::new(link.up_bits * factor, efficiency);
+                        self.hosts[host].down.rate = Rate::new(link.down_bits * factor, efficiency);
+                        self.sometimes.note("slow node");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nodes drawn by chance.
+    fn victims(&mut self, share: f64) -> Vec<usize> {
+        let mut nodes: Vec<usize> = (1..self.hosts.len()).collect();
+        self.rng.shuffle(&mut nodes);
+        nodes.truncate((share * self.plan.nodes as f64).round() as usize);
+        nodes
+    }
+
+    /// Faults that wait for the seed to have sent so much.
+    pub(crate) fn strike_by_copies(&mut self) {
+        let copies = self.hosts[SEED].traffic.chunk_bytes_sent as f64 / self.plan.image_bytes as f64;
+        for number in 0..self.plan.faults.len() {
+            let due = match self.plan.faults[number] {
+                Fault::SeedKilled { when, .. }
+                | Fault::Vanish { when, .. }
+                | Fault::Freeze { when, .. } => {
+                    matches!(when, When::SeedCopies(after) if copies >= after)
+                }
+                _ => false,
+            };
+            if due && !self.struck[number] {
+                self.strike(number);
+            }
+        }
+    }
+
+    pub(crate) fn strike(&mut self, number: usize) {
+        self.struck[number] = true;
+        match self.plan.faults[number] {
+            Fault::SeedKilled { back_after_us, .. } => {
+                self.sometimes.note("seed killed");
+                self.kill(SEED);
+                if let Some(after_us) = back_after_us {
+                    self.events
+                        .push(self.now_ns + after_us * 1000, Event::SeedBack);
+                }
+            }
+            Fault::Vanish { share, .. } => {
+                for host in self.victims(share) {
+                    if self.hosts[host].finished_ns.is_none() {
+                        self.sometimes.note("vanished while fetching");
+                    }
+                    self.kill(host);
+                }
+            }
+            Fault::Freeze { share, for_us, .. } => {
+                for host in self.victims(share) {
+                    self.freeze(host, for_us);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The run does not wait for this host any more.
+    fn give_up(&mut self, host: usize) {
+        if self.must_finish(host) && !self.hosts[host].node.is_complete() {
+            self.unfinished -= 1;
+        }
+        self.hosts[host].gone |= host != SEED;
+    }
+
+    fn kill(&mut self, host: usize) {
+        if self.hosts[host].state == State::Dead {
+            return;
+        }
+        self.give_up(host);
+        self.hosts[host].state = State::Dead;
+        self.hosts[host].up.control.clear();
+        self.hosts[host].up.ring.clear();
+        self.hosts[host].held.clear();
+        self.await_silence(host);
+        for conn in self.hosts[host].conns.clone() {
+            self.shut(conn, host);
+        }
+    }
+
+    /// Those who are connected to a silent host notice after the idle timeout.
+    fn await_silence(&mut self, host: usize) {
+        let at_ns = self.now_ns + self.plan.idle_us * 1000;
+        for conn in self.hosts[host].conns.clone() {
+            let side = 1 - self.conns[conn as usize].side_of(host) as u8;
+            self.events.push(at_ns, Event::IdleTimeout { conn, side });
+        }
+    }
+
+    fn freeze(&mut self, host: usize, for_us: Option<u64>) {
+        if self.hosts[host].state != State::Alive {
+            return;
+        }
+        self.sometimes.note("frozen");
+        self.hosts[host].state = State::Frozen;
+        match for_us {
+            Some(for_us) => {
+                self.hosts[host].wake_ns = u64::MAX;
+                self.events
+                    .push(self.now_ns + for_us * 1000, Event::Thaw(host as u32));
+            }
+            None => self.give_up(host),
+        }
+        self.await_silence(host);
+    }
+
+    pub(crate) fn thaw(&mut self, host: usize) {
+        if self.hosts[host].state != State::Frozen {
+            return;
+        }
+        self.sometimes.note("thawed");
+        self.hosts[host].state = State::Alive;
+        // Its own idle timers have run out too where the others' have.
+        for conn in self.hosts[host].conns.clone() {
+            let it = &self.conns[conn as usize];
+            if !it.open[1 - it.side_of(host)] {
+                self.lose(conn, host);
+            }
+        }
+        for event in std::mem::take(&mut self.hosts[host].held) {
+            self.events.push(self.now_ns, event);
+        }
+        self.keep_timer(host);
+        self.pump(host);
+    }
+
+    pub(crate) fn idle_timeout(&mut self, conn: u32, side: u8) {
+        let it = &self.conns[conn as usize];
+        let host = it.hosts[side as usize] as usize;
+        let silent = it.hosts[1 - side as usize] as usize;
+        let gone = matches!(self.hosts[silent].state, State::Dead | State::Frozen)
+            || !self.conns[conn as usize].open[1 - side as usize];
+        if gone && it.open[side as usize] && self.hosts[host].state != State::Dead {
+            self.sometimes.note("idle timeout");
+            if self.hosts[host].state == State::Frozen {
+                let event = Event::IdleTimeout { conn, side };
+                self.hosts[host].held.push(event);
+            } else {
+                self.lose(conn, host);
+            }
+        }
+    }
+
+    /// The seed is started again: the same key and image, no memory.
+    pub(crate) fn seed_back(&mut self) {
+        if self.hosts[SEED].state != State::Dead {
+            return;
+        }
+        self.sometimes.note("seed back");
+        let config = Config {
+            node: self.hosts[SEED].id,
+            role: Role::Seed,
+            image: self.image,
+            geometry: self.geometry,
+            have: Bitfield::full(self.geometry.chunk_count()),
+            rack: None,
+            upload_slots: None,
+            rng_seed: self.rng.next_u64(),
+        };
+        self.hosts[SEED].node = Node::new(config, self.now());
+        self.hosts[SEED].state = State::Alive;
+        self.hosts[SEED].up.busy = false;
+        self.hosts[SEED].wake_ns = u64::MAX;
+        self.hosts[SEED].down.queue.clear();
+        self.hosts[SEED].down.queued_bytes = 0;
+        self.keep_timer(SEED);
+    }
+}
