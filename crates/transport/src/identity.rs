@@ -339,6 +339,7 @@ impl Identity {
             node_id: key.node_id(),
             role: Role::Peer,
             swarm: *swarm,
+            // A node's certificate always names an epoch.
             epochs: EpochGate::new(found.epoch.unwrap_or_default()),
             certified: Arc::new(CertifiedKey::new(vec![certificate], key.tls.clone())),
         })

@@ -4,6 +4,7 @@
 //! to 10 Gbit/s, and the number of connections is known: a node has 16 peers and a seed or two, a
 //! seed has a few hundred nodes.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,6 +89,17 @@ impl Default for Tuning {
 }
 
 impl Tuning {
+    /// For the interfaces this host has now: the largest MTU among those that are no loopback. The
+    /// default where /sys does not say.
+    #[must_use]
+    pub fn for_host() -> Tuning {
+        let found = largest_mtu(Path::new("/sys/class/net"));
+        Tuning {
+            interface_mtu: found.unwrap_or(ETHERNET_MTU),
+            ..Tuning::default()
+        }
+    }
+
     /// The largest UDP payload to try: 1452 on Ethernet, 8952 with jumbo frames.
     #[must_use]
     pub fn max_payload_bytes(&self) -> u16 {
@@ -140,6 +152,19 @@ impl Tuning {
     }
 }
 
+/// Reads `NAME/mtu` of every interface in `interfaces`.
+fn largest_mtu(interfaces: &Path) -> Option<u16> {
+    std::fs::read_dir(interfaces)
+        .ok()?
+        .flatten()
+        .filter(|interface| interface.file_name() != "lo")
+        .filter_map(|interface| std::fs::read_to_string(interface.path().join("mtu")).ok())
+        .filter_map(|mtu| mtu.trim().parse::<u32>().ok())
+        // Tunnels may say more than an IP packet can have.
+        .map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
+        .max()
+}
+
 const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
 const _: () = assert!(KEEP_ALIVE.as_millis() * 3 < IDLE_TIMEOUT_MS as u128);
 
@@ -167,6 +192,25 @@ mod tests {
                 u64::from(payload.max(1472)),
                 "MTU {interface_mtu}"
             );
+        }
+    }
+
+    #[test]
+    fn the_largest_interface_counts_and_loopback_does_not() {
+        let sys = tempfile::tempdir().unwrap();
+        assert_eq!(largest_mtu(sys.path()), None);
+        assert_eq!(largest_mtu(&sys.path().join("missing")), None);
+        for (name, mtu, largest) in [
+            ("lo", "65536\n", None),
+            ("eth0", "1500\n", Some(1500)),
+            ("wg0", "1420\n", Some(1500)),
+            ("broken", "?", Some(1500)),
+            ("eth1", "9000\n", Some(9000)),
+            ("ip6tnl0", "1000000\n", Some(u16::MAX)),
+        ] {
+            std::fs::create_dir(sys.path().join(name)).unwrap();
+            std::fs::write(sys.path().join(name).join("mtu"), mtu).unwrap();
+            assert_eq!(largest_mtu(sys.path()), largest, "with {name}");
         }
     }
 }

@@ -45,6 +45,18 @@ pub const CLOSE_UNTRUSTED: VarInt = VarInt::from_u32(0x7472);
 /// verifier looks at the role instead.
 const SERVER_NAME: &str = "rootswarm.invalid";
 
+/// Strangers that have sent a first packet and are not yet accepted. An accept loop that hands each
+/// one to a task of its own has next to none waiting; a thousand nodes that are switched on at once
+/// fit four times. At 1.5 kB each: 6 MB at the most.
+const INCOMING_MAX: usize = 4096;
+
+/// What such a stranger may send on top: without early data there is nothing to say yet but the
+/// rest of a handshake message (a client's is under 2 kB).
+const INCOMING_BYTES: u64 = 16 << 10;
+
+/// All of them together.
+const INCOMING_TOTAL_BYTES: u64 = 4 << 20;
+
 /// TLS's alert `no_application_protocol`, as QUIC carries it.
 const NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
 
@@ -353,7 +365,11 @@ impl Listener {
         let config =
             QuicServerConfig::try_from(config).map_err(|error| TlsError(error.to_string()))?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(config));
-        config.transport_config(tuning.transport_config());
+        config
+            .transport_config(tuning.transport_config())
+            .max_incoming(INCOMING_MAX)
+            .incoming_buffer_size(INCOMING_BYTES)
+            .incoming_buffer_size_total(INCOMING_TOTAL_BYTES);
         Ok(config)
     }
 

@@ -1,5 +1,7 @@
 //! Who gets in and who does not, over real QUIC on the loopback interface.
 
+mod raw;
+
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -359,113 +361,6 @@ async fn nobody_plays_another_role() {
     check_turned_away(result, "does not verify").await;
 }
 
-/// A client made by hand: it believes any seed of `ca`, and says and presents what it is told to.
-fn raw_client(
-    ca: &SwarmCa,
-    alpn: &[&[u8]],
-    role: Role,
-    certified: Option<Arc<CertifiedKey>>,
-) -> quinn::ClientConfig {
-    let rule = match role {
-        Role::Seed => ServerRule::Seed(trusting(ca.public())),
-        Role::Peer => ServerRule::Member(node_of(ca, 0), Role::Peer),
-    };
-    let verifier = ServerVerifier {
-        rule,
-        verdict: Verdict::default(),
-    };
-    let builder = rustls::ClientConfig::builder_with_details(provider(), Arc::new(FixedTime))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier));
-    let mut config = match certified {
-        None => builder.with_no_client_auth(),
-        Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
-    };
-    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()))
-}
-
-/// Connects with a hand-made client and counts what it gets before it is cut off.
-async fn raw_bytes(
-    server: &Server,
-    config: quinn::ClientConfig,
-) -> (usize, quinn::ConnectionError) {
-    let endpoint = client_endpoint();
-    let connecting = endpoint
-        .connect_with(config, server.address, SERVER_NAME)
-        .unwrap();
-    let connection = match connecting.await {
-        Ok(connection) => connection,
-        Err(error) => return (0, error),
-    };
-    // It does not wait politely: it sends at once, on every kind of stream.
-    if let Ok(mut stream) = connection.open_uni().await {
-        let _ = stream.write_all(b"give me the image").await;
-    }
-    let mut bytes = 0;
-    loop {
-        match tokio::time::timeout(Duration::from_secs(5), receive(&connection)).await {
-            Ok(Ok(found)) => bytes += found.len(),
-            Ok(Err(error)) => return (bytes, error),
-            Err(_) => panic!("still connected after 5 s, with {bytes} bytes"),
-        }
-    }
-}
-
-#[tokio::test]
-async fn without_a_certificate_there_is_no_data() {
-    let ca = new_ca();
-    let mut seed = Server::start(&Identity::seed(&ca, 0).unwrap());
-    let (bytes, error) = raw_bytes(&seed, raw_client(&ca, &[ALPN_DATA], Role::Seed, None)).await;
-    assert_eq!(bytes, 0, "then {error}");
-    assert!(matches!(
-        seed.decision().await,
-        Err(AcceptError::Untrusted {
-            source: TrustError::NoCertificate,
-            ..
-        })
-    ));
-    assert!(
-        matches!(refusal(&error), Some(Refusal::Said(said)) if said.contains("no certificate")),
-        "{error}"
-    );
-    assert!(seed.connections.try_recv().is_err());
-
-    let mut node = Server::start(&node_of(&ca, 0));
-    let (bytes, error) = raw_bytes(&node, raw_client(&ca, &[ALPN_DATA], Role::Peer, None)).await;
-    assert_eq!(bytes, 0, "then {error}");
-    assert!(refusal(&error).is_some(), "{error}");
-    assert!(matches!(
-        node.decision().await,
-        Err(AcceptError::Handshake { .. })
-    ));
-    assert!(node.connections.try_recv().is_err());
-}
-
-#[tokio::test]
-async fn a_member_of_another_swarm_gets_nothing() {
-    let (ours, theirs) = (new_ca(), new_ca());
-    let stranger = node_of(&theirs, 0);
-    for identity in [Identity::seed(&ours, 0).unwrap(), node_of(&ours, 0)] {
-        let mut server = Server::start(&identity);
-        let certified = Some(stranger.certified.clone());
-        let config = raw_client(&ours, &[ALPN_DATA], identity.role(), certified);
-        let (bytes, error) = raw_bytes(&server, config).await;
-        assert_eq!(bytes, 0, "then {error}");
-        // The stranger is told whose swarm this is.
-        assert!(
-            matches!(refusal(&error), Some(Refusal::Said(said)) if said.contains("wrong swarm key")),
-            "{error}"
-        );
-        assert!(matches!(
-            server.decision().await,
-            Err(AcceptError::Handshake { .. })
-        ));
-    }
-}
-
 #[tokio::test]
 async fn an_epoch_passes() {
     let ca = new_ca();
@@ -534,41 +429,6 @@ async fn an_epoch_is_learnt_from_who_joined_in_it_and_nothing_is_resumed() {
     // The same dialer over the same endpoint: a resumed session would still get in.
     let result = old.connect(&endpoint, server.address, Role::Peer).await;
     check_turned_away(result, "epoch 6, the oldest accepted is 7").await;
-}
-
-#[tokio::test]
-async fn unknown_protocols_are_named() {
-    let ca = new_ca();
-    let seed = Server::start(&Identity::seed(&ca, 0).unwrap());
-    let config = raw_client(&ca, &[b"rootswarm/99"], Role::Seed, None);
-    let (bytes, error) = raw_bytes(&seed, config).await;
-    assert_eq!(
-        (bytes, refusal(&error)),
-        (0, Some(Refusal::NoCommonProtocol)),
-        "{error}"
-    );
-    // No protocol at all is no way round it.
-    let (bytes, error) = raw_bytes(&seed, raw_client(&ca, &[], Role::Seed, None)).await;
-    assert_eq!(
-        (bytes, refusal(&error)),
-        (0, Some(Refusal::NoCommonProtocol)),
-        "{error}"
-    );
-
-    // Nobody joins at a node.
-    let node = Server::start(&node_of(&ca, 0));
-    let error = dial(&join(&trusting(ca.public())), &node, Role::Seed)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, ConnectError::NoCommonProtocol { .. }),
-        "{error}"
-    );
-    let text = error.to_string();
-    assert!(
-        text.contains("rootswarm-join/1") && text.contains(&node.address.to_string()),
-        "{text}"
-    );
 }
 
 #[tokio::test]

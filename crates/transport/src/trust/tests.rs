@@ -1,0 +1,235 @@
+//! Certificates, one rule at a time; the same over real connections is in `tls/tests.rs`.
+
+use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+use rootswarm_image::SwarmKey;
+
+use super::*;
+use crate::identity::{Identity, IdentityError, NodeKey, SwarmCa};
+
+fn new_ca() -> SwarmCa {
+    SwarmCa::new(Arc::new(SwarmKey::generate().unwrap()))
+}
+
+#[test]
+fn the_issuer_name_is_what_rcgen_writes() {
+    let ca = new_ca();
+    let key = NodeKey::generate().unwrap().public();
+    let der = ca.issue_node(&key, 3).unwrap();
+    let certificate = EndEntityCert::try_from(&der).unwrap();
+    assert_eq!(certificate.issuer(), issuer_name(&ca.public()));
+    assert_eq!(claimed_key(&der).unwrap(), ca.public());
+}
+
+/// What seeds have issued stays good, and what they issue stays as it is: nodes and seeds of
+/// different versions meet. Ed25519 signatures are deterministic (RFC 8032), so that all bytes
+/// are.
+#[test]
+fn golden_certificates() {
+    // An Ed25519 key in PKCS#8 version 1 (RFC 8410): the 32 bytes of the private key are 7.
+    let pkcs8 = [
+        b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20",
+        &[7; 32][..],
+    ];
+    let ca = SwarmCa::new(Arc::new(SwarmKey::from_pkcs8(&pkcs8.concat()).unwrap()));
+    let key = NodePublicKey([3; 32]);
+    let hex = |der: CertificateDer<'_>| -> String {
+        der.iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    assert_eq!(hex(ca.issue_node(&key, 7).unwrap()), GOLDEN_NODE);
+    assert_eq!(hex(ca.issue_seed(&key).unwrap()), GOLDEN_SEED);
+    for (golden, role, epoch) in [
+        (GOLDEN_NODE, Role::Peer, Some(7)),
+        (GOLDEN_SEED, Role::Seed, None),
+    ] {
+        let der: Vec<u8> = (0..golden.len() / 2)
+            .map(|at| u8::from_str_radix(&golden[2 * at..2 * at + 2], 16).unwrap())
+            .collect();
+        let found = check(&der.into(), &ca.public(), Usage::Server, Some(role), None).unwrap();
+        assert_eq!((found.public_key, found.epoch), (key, epoch));
+    }
+}
+
+const GOLDEN_NODE: &str = "\
+    3082016d3082011fa0030201020214648aa5c579fb30f38af744d97d6ec840c7a91277300506032b6570305f3112\
+    3010060355040a0c09726f6f74737761726d3149304706035504030c406561346136633633653239633532306162\
+    65663535303762313332656335663939353437373661656265626537623932343231656561363931343436643232\
+    633020170d3735303130313030303030305a180f34303936303130313030303030305a3000302a300506032b6570\
+    0321000303030303030303030303030303030303030303030303030303030303030303a34a304830270603551d11\
+    0101ff041d301b821965372e6e6f64652e726f6f74737761726d2e696e76616c6964301d0603551d250416301406\
+    082b0601050507030106082b06010505070302300506032b6570034100092cf8275d7521bd7f334f481ab878587f\
+    c48836ad33f2f5d3a585a349ad8588d24fc3f358627b0aa545b45fc17c34fdf90a9676950a41f0d352742794b0d9\
+    04";
+
+const GOLDEN_SEED: &str = "\
+    3082016030820112a0030201020214648aa5c579fb30f38af744d97d6ec840c7a91277300506032b6570305f3112\
+    3010060355040a0c09726f6f74737761726d3149304706035504030c406561346136633633653239633532306162\
+    65663535303762313332656335663939353437373661656265626537623932343231656561363931343436643232\
+    633020170d3735303130313030303030305a180f34303936303130313030303030305a3000302a300506032b6570\
+    0321000303030303030303030303030303030303030303030303030303030303030303a33d303b30240603551d11\
+    0101ff041a30188216736565642e726f6f74737761726d2e696e76616c696430130603551d25040c300a06082b06\
+    010505070301300506032b65700341000909921db92f2ccb9f8ee1cf09bc180b676b0e9659e43e127aed7cca9ce8\
+    07209e2e2b9aef582e2a1e915d72e89b0e37988d8894e1d7beb5b640f767f8212306";
+
+#[test]
+fn every_flipped_bit_is_noticed() {
+    let ca = new_ca();
+    let key = NodeKey::generate().unwrap().public();
+    let good = ca.issue_node(&key, 3).unwrap().to_vec();
+    let verify = |der: Vec<u8>| {
+        let certificate = CertificateDer::from(der);
+        check(
+            &certificate,
+            &ca.public(),
+            Usage::Client,
+            Some(Role::Peer),
+            None,
+        )
+    };
+    assert_eq!(verify(good.clone()).unwrap().public_key, key);
+    for bit in 0..good.len() * 8 {
+        let mut bad = good.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(verify(bad).is_err(), "bit {bit} of {}", good.len() * 8);
+    }
+    for length in 0..good.len() {
+        assert!(
+            verify(good[..length].to_vec()).is_err(),
+            "the first {length} bytes"
+        );
+    }
+}
+
+#[test]
+fn only_our_names_mean_something() {
+    let ca = new_ca();
+    let key = NodeKey::generate().unwrap().public();
+    let cases = [
+        ("seed.rootswarm.invalid", Some((Role::Seed, None))),
+        ("e0.node.rootswarm.invalid", Some((Role::Peer, Some(0)))),
+        (
+            "e4294967295.node.rootswarm.invalid",
+            Some((Role::Peer, Some(u32::MAX))),
+        ),
+        ("e4294967296.node.rootswarm.invalid", None),
+        ("e07.node.rootswarm.invalid", None),
+        ("e-1.node.rootswarm.invalid", None),
+        ("e.node.rootswarm.invalid", None),
+        ("*.node.rootswarm.invalid", None),
+        ("*.rootswarm.invalid", None),
+        ("node.rootswarm.invalid", None),
+        ("e7.node.rootswarm.invalid.evil", None),
+        ("seed.rootswarm.invalid.", None),
+        ("evil.seed.rootswarm.invalid", None),
+        ("example.org", None),
+    ];
+    for (name, expected) in cases {
+        let usage = vec![ServerAuth, ClientAuth];
+        let certificate = ca.issue(&key, name.to_owned(), usage).unwrap();
+        let found = check(&certificate, &ca.public(), Usage::Server, None, None);
+        match (expected, found) {
+            (Some(expected), Ok(found)) => {
+                assert_eq!((found.role, found.epoch), expected, "{name}");
+            }
+            (None, Err(TrustError::UnknownName { found })) => {
+                assert!(
+                    found.contains(name) || found.is_empty(),
+                    "{name}: {found:?}"
+                );
+            }
+            (_, found) => panic!("{name}: {found:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_certificate_is_for_its_use_only() {
+    let ca = new_ca();
+    let key = NodeKey::generate().unwrap().public();
+    let name = || node_name(1);
+    // (what it is for, good as a server, good as a client)
+    let cases = [
+        (vec![ServerAuth, ClientAuth], true, true),
+        (vec![ServerAuth], true, false),
+        (vec![ClientAuth], false, true),
+        (vec![], false, false),
+    ];
+    for (usage, server, client) in cases {
+        let certificate = ca.issue(&key, name(), usage.clone()).unwrap();
+        for (end, good) in [(Usage::Server, server), (Usage::Client, client)] {
+            let found = check(&certificate, &ca.public(), end, None, None);
+            assert_eq!(found.is_ok(), good, "{usage:?} as {end:?}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn a_node_takes_only_its_own_certificate() {
+    let (ca, other_ca) = (new_ca(), new_ca());
+    let (mine, other) = (NodeKey::generate().unwrap(), NodeKey::generate().unwrap());
+    let own = ca.issue_node(&mine.public(), 9).unwrap().to_vec();
+    assert!(Identity::node(&mine, own, &ca.public()).is_ok());
+
+    let of_another = ca.issue_node(&other.public(), 9).unwrap().to_vec();
+    assert!(matches!(
+        Identity::node(&mine, of_another, &ca.public()),
+        Err(IdentityError::NotMine { .. })
+    ));
+    let of_a_seed = ca.issue_seed(&mine.public()).unwrap().to_vec();
+    assert!(matches!(
+        Identity::node(&mine, of_a_seed, &ca.public()),
+        Err(IdentityError::Trust(TrustError::WrongRole { .. }))
+    ));
+    let of_another_ca = other_ca.issue_node(&mine.public(), 9).unwrap().to_vec();
+    assert!(matches!(
+        Identity::node(&mine, of_another_ca, &ca.public()),
+        Err(IdentityError::Trust(TrustError::WrongKey { .. }))
+    ));
+    assert!(matches!(
+        Identity::node(&mine, b"no certificate".to_vec(), &ca.public()),
+        Err(IdentityError::Trust(TrustError::Malformed(_)))
+    ));
+}
+
+#[test]
+fn a_claimed_key_is_no_signature() {
+    // Another CA that writes our key's name as the issuer.
+    let (ours, rogue) = (new_ca(), SwarmKey::generate().unwrap());
+    let key = NodeKey::generate().unwrap().public();
+    let mut der = SwarmCa::new(Arc::new(rogue))
+        .issue_node(&key, 1)
+        .unwrap()
+        .to_vec();
+    let theirs = claimed_key(&CertificateDer::from(der.clone())).unwrap();
+    let at = der
+        .windows(64)
+        .position(|window| window == key_hex(&theirs).as_bytes())
+        .unwrap();
+    der[at..at + 64].copy_from_slice(key_hex(&ours.public()).as_bytes());
+    let certificate = CertificateDer::from(der);
+    assert_eq!(claimed_key(&certificate).unwrap(), ours.public());
+    assert!(matches!(
+        check(&certificate, &ours.public(), Usage::Client, None, None),
+        Err(TrustError::Invalid { .. })
+    ));
+}
+
+#[test]
+fn the_gate_only_moves_forward() {
+    let gate = EpochGate::new(5);
+    let shared = gate.clone();
+    gate.advance(4);
+    assert_eq!(shared.current(), 5);
+    assert!(gate.admit(9).is_ok());
+    assert_eq!(shared.current(), 9);
+    assert!(shared.admit(8).is_ok());
+    assert!(matches!(
+        shared.admit(7),
+        Err(TrustError::OldEpoch {
+            found: 7,
+            oldest: 8
+        })
+    ));
+    gate.advance(u32::MAX);
+    assert!(gate.admit(u32::MAX - 1).is_ok());
+    assert!(gate.admit(u32::MAX - 2).is_err());
+}
