@@ -134,7 +134,14 @@ impl Host {
         )?;
 
         let tftp = directory.join("tftp");
-        let mut pxe = rootswarm(&["pxe", "--image", IMAGE, "--append", KERNEL_ARGUMENTS]);
+        let mut pxe = rootswarm(&[
+            "pxe",
+            "--image",
+            IMAGE,
+            "--append",
+            KERNEL_ARGUMENTS,
+            "--no-ipxe",
+        ]);
         pxe.args(["--host", &ADDRESS.to_string()])
             .arg("--kernel")
             .arg(&debian.kernel)

@@ -138,6 +138,11 @@ impl Lab {
         Ok(self.machines[place].switch_off()?)
     }
 
+    /// One of them, to press its buttons.
+    pub fn machine_mut(&mut self, place: usize) -> &mut Machine {
+        &mut self.machines[place]
+    }
+
     /// Waits until each of `places` is up or has stopped; `tick` is called with the phases of all of
     /// them after each look at the consoles.
     ///

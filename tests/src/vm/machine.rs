@@ -3,10 +3,11 @@
 //! The emulator is TCG, because it runs everywhere; a guest is some twenty times slower than its
 //! host. It leaves to others: what the machine is told over DHCP and TFTP (see `host`).
 
-use std::io;
+use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
-use std::path::Path;
-use std::time::Duration;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::console::{Console, Line};
 use super::facts::Facts;
@@ -14,7 +15,7 @@ use crate::netns::{Bridge, NetnsError};
 use crate::process::{Process, ProcessError};
 
 /// The agent says this on the console, followed by how, when the whole image is in RAM.
-const COMPLETE: &str = "image complete";
+const COMPLETE: &str = "rootswarm: fetched ";
 /// How a boot that stops says so: `panic` of the boot script.
 const STOPPED: &str = "rootswarm: cannot mount the root:";
 /// The kernel's last words.
@@ -32,6 +33,14 @@ pub enum MachineError {
     /// Its console cannot be read.
     #[error("{machine}: cannot read its console: {source}")]
     Console {
+        /// Its name.
+        machine: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its power button cannot be pressed.
+    #[error("{machine}: cannot reach its monitor: {source}")]
+    Monitor {
         /// Its name.
         machine: String,
         /// Why.
@@ -122,6 +131,7 @@ pub struct Machine {
     spec: MachineSpec,
     process: Process,
     console: Console,
+    monitor: PathBuf,
     facts: Option<Facts>,
     up_at: Option<Duration>,
 }
@@ -138,6 +148,7 @@ impl Machine {
     ) -> Result<Machine, MachineError> {
         let tap = bridge.tap()?;
         let console = directory.join(format!("{}.console", spec.name));
+        let monitor = directory.join(format!("{}.monitor", spec.name));
         let mut qemu = bridge.namespace().command("qemu-system-x86_64");
         qemu.args(["-nodefaults", "-display", "none", "-no-reboot"])
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"])
@@ -151,6 +162,10 @@ impl Machine {
                 "-device",
                 &format!("virtio-net-pci,netdev=net,bootindex=1,mac={}", spec.mac()),
             ])
+            .args([
+                "-monitor",
+                &format!("unix:{},server=on,wait=off", monitor.display()),
+            ])
             // Without it getrandom waits for a pool that an emulated machine fills slowly.
             .args(["-object", "rng-random,id=rng,filename=/dev/urandom"])
             .args(["-device", "virtio-rng-pci,rng=rng"]);
@@ -161,6 +176,7 @@ impl Machine {
             spec,
             process,
             console,
+            monitor,
             facts: None,
             up_at: None,
         })
@@ -198,6 +214,29 @@ impl Machine {
     pub fn switch_off(&mut self) -> Result<(), MachineError> {
         self.process.kill()?;
         Ok(())
+    }
+
+    /// Presses the power button and waits until the system has shut itself down. Returns how long
+    /// that took.
+    ///
+    /// # Errors
+    /// When it is still on after `limit`.
+    pub fn power_off(&mut self, limit: Duration) -> Result<Duration, MachineError> {
+        let pressed = Instant::now();
+        UnixStream::connect(&self.monitor)
+            .and_then(|mut monitor| monitor.write_all(b"system_powerdown\n"))
+            .map_err(|source| MachineError::Monitor {
+                machine: self.spec.name.clone(),
+                source,
+            })?;
+        self.process.wait(limit)?;
+        self.console
+            .update()
+            .map_err(|source| MachineError::Console {
+                machine: self.spec.name.clone(),
+                source,
+            })?;
+        Ok(pressed.elapsed())
     }
 
     /// Reads its console and says how far it is.

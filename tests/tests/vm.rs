@@ -1,0 +1,276 @@
+//! Real machines boot over real PXE from the seed and from each other.
+//!
+//! One lab and one test, because a machine takes a minute: four that start together, then one of
+//! each other kind, then one whose seed can hardly send. What each must show is in the function of
+//! its group. Needs root; takes about six minutes on two cores once the Debian root is made.
+
+#![allow(clippy::print_stderr)] // A test of minutes tells what it is doing.
+
+use std::time::{Duration, Instant};
+
+use rootswarm_tests::packages;
+use rootswarm_tests::vm::facts::Facts;
+use rootswarm_tests::vm::host::IMAGE;
+use rootswarm_tests::vm::{Lab, Machine, MachineSpec, PACKAGES, Phase, host};
+
+/// Four together take 108 s on two idle cores; the machine that runs this may not be idle.
+const BOOT_LIMIT: Duration = Duration::from_secs(400);
+
+/// `free -m` used after a boot of the same image by a shell script with wget, plus what the serving
+/// agent may take.
+const AGENT_MIB: u64 = 12;
+const OVERLAY_LIMIT_MIB: u64 = 242 + AGENT_MIB;
+const READ_ONLY_LIMIT_MIB: u64 = 235 + AGENT_MIB;
+const COPY_LIMIT_MIB: u64 = 504 + AGENT_MIB;
+
+/// A shutdown takes some ten seconds of emulated CPU. A process that has to be killed by systemd
+/// adds at least eighty.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
+
+#[test]
+fn machines_boot_over_pxe() {
+    packages::ensure(PACKAGES).expect("Debian packages of the lab");
+    let started = Instant::now();
+    let say = |what: &str| eprintln!("[{:6.1} s] {what}", started.elapsed().as_secs_f64());
+    let mut lab = Lab::open(&say).expect("lab");
+
+    say("four together");
+    let first = four_together(&mut lab);
+    say("the other ways to boot");
+    let others = the_other_ways(&mut lab);
+    for place in others {
+        lab.switch_off(place).expect("switch off");
+    }
+    say("one more, from the booted ones");
+    one_more_from_the_booted(&mut lab);
+    say("power off");
+    power_off_is_not_delayed(&mut lab, first[0]);
+    say("done");
+}
+
+/// Overlay roots over PXE. Each gets most of the image from the others, and the seed sends less
+/// than two copies for four machines. The last one has no pin on its command line: its trust is the
+/// key in the initramfs.
+fn four_together(lab: &mut Lab) -> Vec<usize> {
+    let by_name = format!("rooturl=swarm://{}/{IMAGE}", host::ADDRESS);
+    let places = vec![
+        switch_on(lab, MachineSpec::new("first", 11)),
+        switch_on(lab, MachineSpec::new("second", 12)),
+        switch_on(lab, MachineSpec::new("third", 13)),
+        switch_on(lab, MachineSpec::new("unpinned", 14).with(&by_name)),
+    ];
+    wait_until_up(lab, &places);
+
+    let mut from_seed_bytes = Vec::new();
+    for &place in &places {
+        let machine = &lab.machines()[place];
+        let facts = check_up(machine);
+        check_overlay(machine, facts);
+        let from_seed = number(machine, "bytes_from_seed");
+        let from_peers = number(machine, "bytes_from_peers");
+        assert_eq!(
+            from_seed + from_peers,
+            number(machine, "bytes_total"),
+            "{}: where its bytes came from",
+            machine.spec().name
+        );
+        from_seed_bytes.push(from_seed);
+    }
+    let image_bytes = number(&lab.machines()[places[0]], "bytes_total");
+    let sent_bytes: u64 = from_seed_bytes.iter().sum();
+    assert!(
+        sent_bytes < 2 * image_bytes,
+        "the seed sent {sent_bytes} bytes for four copies of {image_bytes}"
+    );
+    // Whoever is first may have found nobody but the seed.
+    from_seed_bytes.sort_unstable();
+    for bytes in &from_seed_bytes[..3] {
+        assert!(
+            *bytes < image_bytes / 2,
+            "three of four get most from peers; from the seed: {from_seed_bytes:?} of {image_bytes}"
+        );
+    }
+    places
+}
+
+/// A read-only root, one copied to a tmpfs, one from a plain `http://` rooturl, and one whose pin
+/// names another image, which must not boot and must say why.
+fn the_other_ways(lab: &mut Lab) -> Vec<usize> {
+    let http = format!("rooturl=http://{}:7480/images/{IMAGE}", host::ADDRESS);
+    let other_id = "0123456789abcdef".repeat(4);
+    let wrong_pin = format!(
+        "rooturl=swarm://{}/{IMAGE}@blake3:{other_id}",
+        host::ADDRESS
+    );
+    let ro = switch_on(lab, MachineSpec::new("ro", 21).with("rootswarm.mode=ro"));
+    let copy = switch_on(
+        lab,
+        MachineSpec::new("copy", 22).with("rootswarm.mode=copy"),
+    );
+    let http = switch_on(lab, MachineSpec::new("http", 23).with(&http));
+    let wrong = switch_on(lab, MachineSpec::new("wrong-pin", 24).with(&wrong_pin));
+    wait_until_up(lab, &[ro, copy, http]);
+    let wrong_phase = wait(lab, &[wrong]).remove(0);
+
+    let machine = &lab.machines()[ro];
+    let facts = check_up(machine);
+    check_mounts(machine, facts, &[("/", "squashfs"), ("/mnt/rw", "")]);
+    check_memory(machine, facts, READ_ONLY_LIMIT_MIB);
+
+    let machine = &lab.machines()[copy];
+    let facts = check_up(machine);
+    check_mounts(machine, facts, &[("/", "tmpfs")]);
+    check_memory(machine, facts, COPY_LIMIT_MIB);
+
+    let machine = &lab.machines()[http];
+    let facts = check_up(machine);
+    check_overlay(machine, facts);
+    assert_eq!(
+        number(machine, "bytes_from_http"),
+        number(machine, "bytes_total")
+    );
+    assert!(
+        machine
+            .console()
+            .texts()
+            .any(|line| line.contains("not verified")),
+        "an http rooturl without a pin is warned of on the console:\n{}",
+        machine.console().tail(60)
+    );
+
+    let machine = &lab.machines()[wrong];
+    let Phase::Stopped(why) = wrong_phase else {
+        panic!("a machine with a wrong pin is {wrong_phase:?}");
+    };
+    assert!(
+        why.contains("pin") && why.contains(&other_id),
+        "the console says `{why}`"
+    );
+    assert_eq!(machine.image_complete_at(), None);
+
+    vec![ro, copy, http, wrong]
+}
+
+/// The seed can send a hundredth of the image in the time this takes; the rest comes from the
+/// machines that booted before.
+fn one_more_from_the_booted(lab: &mut Lab) {
+    lab.host_mut()
+        .start_seed(Some("1Mbit"))
+        .expect("seed with a limit");
+    let place = switch_on(lab, MachineSpec::new("late", 31));
+    wait_until_up(lab, &[place]);
+    let machine = &lab.machines()[place];
+    let facts = check_up(machine);
+    check_overlay(machine, facts);
+    let (seed, peers) = (
+        number(machine, "bytes_from_seed"),
+        number(machine, "bytes_from_peers"),
+    );
+    assert!(
+        peers > 4 * seed,
+        "{seed} bytes from the seed, {peers} from peers"
+    );
+}
+
+/// The agent outlives the handoff and must not outlive its system.
+fn power_off_is_not_delayed(lab: &mut Lab, place: usize) {
+    let machine = lab.machine_mut(place);
+    let took = machine.power_off(POWER_OFF_LIMIT).expect("power off");
+    eprintln!(
+        "{} was off after {:.1} s",
+        machine.spec().name,
+        took.as_secs_f64()
+    );
+}
+
+fn switch_on(lab: &mut Lab, spec: MachineSpec) -> usize {
+    lab.switch_on(spec).expect("switch on")
+}
+
+fn wait(lab: &mut Lab, places: &[usize]) -> Vec<Phase> {
+    lab.wait(places, BOOT_LIMIT, |_, _| {})
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn wait_until_up(lab: &mut Lab, places: &[usize]) {
+    let phases = wait(lab, places);
+    for (&place, phase) in places.iter().zip(phases) {
+        let machine = &lab.machines()[place];
+        let tail = || machine.console().tail(40);
+        assert_eq!(
+            phase,
+            Phase::Up,
+            "{}; its console:\n{}",
+            machine.spec().name,
+            tail()
+        );
+        let seconds = |at: Option<Duration>| at.map_or(f64::NAN, |at| at.as_secs_f64());
+        eprintln!(
+            "{}: image after {:.1} s, up after {:.1} s, {:?}",
+            machine.spec().name,
+            seconds(machine.image_complete_at()),
+            seconds(machine.up_at()),
+            machine.facts()
+        );
+    }
+}
+
+/// What every booted machine must show, however it booted.
+fn check_up(machine: &Machine) -> &Facts {
+    let name = &machine.spec().name;
+    let facts = machine.facts().expect("it is up");
+    assert_eq!(
+        facts.systemd, "running",
+        "{name}; failed: {:?}",
+        facts.failed_units
+    );
+    assert_eq!(facts.failed_units, [""; 0], "{name}");
+    assert_eq!(facts.agents.len(), 1, "{name}: one agent serves: {facts:?}");
+    check_mounts(machine, facts, &[("/run/rootswarm", "tmpfs")]);
+    facts
+}
+
+fn check_overlay(machine: &Machine, facts: &Facts) {
+    check_mounts(
+        machine,
+        facts,
+        &[
+            ("/", "overlay"),
+            ("/mnt/ro", "squashfs"),
+            ("/mnt/rw", "tmpfs"),
+        ],
+    );
+    check_memory(machine, facts, OVERLAY_LIMIT_MIB);
+}
+
+fn check_mounts(machine: &Machine, facts: &Facts, expected: &[(&str, &str)]) {
+    for (target, fs_type) in expected {
+        assert_eq!(
+            facts.fs_type(target),
+            *fs_type,
+            "{}: {target}",
+            machine.spec().name
+        );
+    }
+}
+
+fn check_memory(machine: &Machine, facts: &Facts, limit_mib: u64) {
+    let used_mib = facts.memory.used_mib;
+    assert!(
+        used_mib <= limit_mib,
+        "{}: {used_mib} MiB used, at most {limit_mib} expected; agents: {:?}",
+        machine.spec().name,
+        facts.agents
+    );
+}
+
+fn number(machine: &Machine, key: &str) -> u64 {
+    let facts = machine.facts().expect("it is up");
+    facts.status_number(key).unwrap_or_else(|| {
+        panic!(
+            "{}: no {key} in its status {:?}",
+            machine.spec().name,
+            facts.status
+        )
+    })
+}
