@@ -197,7 +197,7 @@ fn describe(phase: &Phase) -> String {
         Phase::Netboot => "firmware, DHCP, TFTP".to_owned(),
         Phase::Kernel => "kernel started, network".to_owned(),
         Phase::Fetching(said) => said.clone(),
-        Phase::Starting => "image complete, systemd starts".to_owned(),
+        Phase::Starting => "root mounted, systemd starts".to_owned(),
         Phase::Up => "up".to_owned(),
         Phase::Stopped(why) => format!("stopped: {why}"),
     }
@@ -211,17 +211,12 @@ fn seed_line(status: &Value) -> Option<String> {
         .iter()
         .filter(|node| node.get("complete").and_then(Value::as_bool) == Some(true))
         .count();
-    let uploaded = image.get("bytes_uploaded")?.as_u64()?;
-    let copies = image
-        .get("length")
-        .and_then(Value::as_u64)
-        .filter(|length| *length > 0)
-        .map(|length| format!(" ({:.2} copies)", uploaded as f64 / length as f64));
+    let uploaded_bytes = image.get("uploaded_bytes")?.as_u64()?;
+    let copies = image.get("seed_copies")?.as_f64()?;
     Some(format!(
-        "seed   {} nodes, {complete} complete, {:.1} MB sent{}",
+        "seed   {} nodes, {complete} complete, {:.1} MB sent ({copies:.2} copies)",
         nodes.len(),
-        uploaded as f64 / 1e6,
-        copies.unwrap_or_default()
+        uploaded_bytes as f64 / 1e6,
     ))
 }
 

@@ -1,8 +1,10 @@
 //! The PXE host of the lab: the seed, a stock dnsmasq, and the files that `rootswarm pxe` wrote for
 //! it, on a bridge in a namespace.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -19,8 +21,8 @@ use crate::process::{Process, ProcessError};
 /// The host's address on the bridge; machine N is 10.78.0.N.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
 const PREFIX_LEN: u8 = 24;
-/// Machines that are pinned nowhere; the lab has none, but dnsmasq wants a range.
-const DHCP_RANGE: &str = "10.78.0.200,10.78.0.250,1h";
+/// The numbers that machines may have.
+const MACHINE_NUMBERS: RangeInclusive<u8> = 2..=199;
 /// The name that the image is published under.
 pub const IMAGE: &str = "debian";
 /// The console that the lab reads, and no emergency shell that nobody will type into.
@@ -251,32 +253,40 @@ impl Host {
 }
 
 fn start_dnsmasq(bridge: &Bridge, tftp: &Path, directory: &Path) -> Result<Process, HostError> {
+    // Two machines that start together were once offered the same address: each has its own.
+    let hosts = directory.join("dhcp-hosts");
+    let lines: String = MACHINE_NUMBERS
+        .map(|number| {
+            let spec = MachineSpec::new("", number);
+            format!("{},{}\n", spec.mac(), spec.address())
+        })
+        .collect();
+    fs::write(&hosts, lines).map_err(StepError::file("write", &hosts))?;
+
     let mut command = bridge.namespace().command("dnsmasq");
     command
-        .arg("--keep-in-foreground")
-        .arg(format!(
-            "--conf-file={}",
-            tftp.join("dnsmasq.conf").display()
-        ))
-        .args(["--log-facility=-", "--user=root", "--pid-file"])
-        .arg(format!(
-            "--dhcp-leasefile={}",
-            directory.join("leases").display()
-        ))
         .args([
-            format!("--interface={BRIDGE_INTERFACE}"),
-            format!("--dhcp-range={DHCP_RANGE}"),
-        ]);
-    for number in 2..200 {
-        let spec = MachineSpec::new("", number);
-        command.arg(format!("--dhcp-host={},{}", spec.mac(), spec.address()));
-    }
+            "--keep-in-foreground",
+            "--log-facility=-",
+            "--user=root",
+            "--pid-file",
+        ])
+        .arg(option("--conf-file", &tftp.join("dnsmasq.conf")))
+        .arg(option("--dhcp-leasefile", &directory.join("leases")))
+        .arg(option("--dhcp-hostsfile", &hosts));
     let log = directory.join("dnsmasq.log");
     let mut dnsmasq = Process::spawn("dnsmasq", command, &log)?;
     dnsmasq.wait_for_output("line `started`", READY_LIMIT, |output| {
         output.contains("started").then_some(())
     })?;
     Ok(dnsmasq)
+}
+
+fn option(name: &str, path: &Path) -> OsString {
+    let mut option = OsString::from(name);
+    option.push("=");
+    option.push(path);
+    option
 }
 
 /// A pxelinux configuration whose APPEND lines have these arguments; `None` when it has none.

@@ -14,8 +14,10 @@ use super::facts::Facts;
 use crate::netns::{Bridge, NetnsError};
 use crate::process::{Process, ProcessError};
 
-/// The agent says this on the console, followed by how, when the whole image is in RAM.
-const COMPLETE: &str = "rootswarm: fetched ";
+/// The agent's progress line when the whole image is in RAM.
+const COMPLETE: &str = "rootswarm: 100% ";
+/// What it says when the root is mounted.
+const MOUNTED: &str = "rootswarm: fetched ";
 /// How a boot that stops says so: `panic` of the boot script.
 const STOPPED: &str = "rootswarm: cannot mount the root:";
 /// The kernel's last words.
@@ -117,7 +119,7 @@ pub enum Phase {
     Kernel,
     /// The agent fetches; the last it said.
     Fetching(String),
-    /// The image is there, its system starts.
+    /// The root is mounted, its system starts.
     Starting,
     /// Its system is up and has reported.
     Up,
@@ -204,7 +206,9 @@ impl Machine {
 
     /// When the agent had the whole image, since it was switched on.
     pub fn image_complete_at(&self) -> Option<Duration> {
-        self.console.first(COMPLETE).map(|line| line.at)
+        let console = &self.console;
+        let line = console.first(COMPLETE).or_else(|| console.first(MOUNTED))?;
+        Some(line.at)
     }
 
     /// Pulls the plug. Its console and its report stay.
@@ -284,7 +288,7 @@ impl Machine {
         if let Some(Line { text, .. }) = self.console.first(KERNEL_PANIC) {
             return Phase::Stopped(text.clone());
         }
-        if self.console.first(COMPLETE).is_some() {
+        if self.console.first(MOUNTED).is_some() {
             return Phase::Starting;
         }
         let said = self.console.texts().rev().find_map(|text| {
