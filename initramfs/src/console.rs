@@ -1,0 +1,48 @@
+//! Writing to the console, one whole line per `write`, so that lines of several programs on a
+//! serial console, and records of /dev/kmsg after the handoff, stay whole.
+//!
+//! What is said, and how often, is decided elsewhere.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::exit::{Exit, Failure};
+
+/// After the handoff standard error is /dev/kmsg, where a priority goes in front of each record.
+static KERNEL_LOG: AtomicBool = AtomicBool::new(false);
+
+/// From now on standard error is the kernel log.
+pub fn use_kernel_log() {
+    KERNEL_LOG.store(true, Ordering::Relaxed);
+}
+
+/// One line to standard error. A console that cannot be written to (a closed pipe, a hung serial
+/// line) must not stop a boot, so errors are ignored here and only here.
+pub fn line(text: &str) {
+    // 6 is "informational" in the kernel's scale: it lands in the log, not on the login screen.
+    let priority = if KERNEL_LOG.load(Ordering::Relaxed) {
+        "<6>"
+    } else {
+        ""
+    };
+    let record = format!("{priority}{text}\n");
+    let _ = std::io::stderr().write_all(record.as_bytes());
+}
+
+/// One line of the boot's own voice: `rootswarm: …`.
+pub fn say(text: &str) {
+    line(&format!("rootswarm: {text}"));
+}
+
+/// Text for standard output, where a script may read it: here an error counts.
+pub fn print_out(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|e| {
+            Failure::new(
+                Exit::Unexpected,
+                format!("cannot write to standard output: {e}"),
+            )
+        })
+}

@@ -1,0 +1,149 @@
+//! What is to be fetched and what makes it trustworthy: the part of a plan that `boot` and
+//! `fetch` share.
+//!
+//! Where the values come from (kernel command line, arguments, baked-in files) is decided by the
+//! callers; that trust can only be tightened is decided here.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use rootswarm_image::{ImageId, RootUrl, SwarmPublicKey};
+
+use crate::exit::{Classified, Exit};
+
+/// One image to fetch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FetchPlan {
+    /// Where from.
+    pub source: RootUrl,
+    /// What the image is held to.
+    pub trust: Trust,
+    /// How long to go on without progress (ROOTDELAY).
+    pub patience: Duration,
+    /// Admission token.
+    pub token: Option<String>,
+    /// The rack this node stands in.
+    pub rack: Option<String>,
+    /// What this node gives away at most.
+    pub upload_limit_bytes_per_s: Option<u64>,
+    /// The local address to use.
+    pub bind: Option<IpAddr>,
+    /// The local UDP port; 0 is any.
+    pub port: u16,
+    /// The port of the seed's HTTP side.
+    pub http_port: u16,
+}
+
+/// What an image is held to before a byte of it reaches a mount.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Trust {
+    /// The installation's key signs what the name means now; a pin narrows it to one image.
+    Key {
+        /// The swarm key.
+        key: SwarmPublicKey,
+        /// The only image that will do, when the rooturl names one.
+        pin: Option<ImageId>,
+    },
+    /// One image, named by its hash.
+    Pin(ImageId),
+    /// Nothing. Only for plain http, as every older setup does it, and never silently.
+    Unverified,
+}
+
+impl Trust {
+    /// The image that alone will do, if one is named.
+    pub fn pin(&self) -> Option<ImageId> {
+        match self {
+            Trust::Key { pin, .. } => *pin,
+            Trust::Pin(pin) => Some(*pin),
+            Trust::Unverified => None,
+        }
+    }
+}
+
+/// Why a rooturl is refused before anything is fetched.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum TrustError {
+    /// `swarm://` with nothing to hold the image to.
+    #[error(
+        "nothing says which image to trust: {url} has no pin and {key_place} is missing; \
+         append @blake3:HEX to the rooturl or bake the swarm key into the initrd"
+    )]
+    NoAnchor {
+        /// The rooturl.
+        url: String,
+        /// Where a key would have been found.
+        key_place: String,
+    },
+    /// `http://` without a pin where verification is required.
+    #[error("verification is required and {url} has no pin: append @blake3:HEX to the rooturl")]
+    PinRequired {
+        /// The rooturl.
+        url: String,
+    },
+    /// Two keys that differ.
+    #[error(
+        "the swarm key on the command line is {given}, the baked-in one is {baked}: \
+         the command line can narrow trust, never move it"
+    )]
+    OtherKey {
+        /// From the command line.
+        given: Box<SwarmPublicKey>,
+        /// From the initrd.
+        baked: Box<SwarmPublicKey>,
+    },
+}
+
+impl Classified for TrustError {
+    fn exit(&self) -> Exit {
+        Exit::Refused
+    }
+}
+
+/// The anchors that can be had: one the initrd carries, one the command line gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Anchors {
+    /// The baked-in key: it alone can vouch for an image.
+    pub baked: Option<SwarmPublicKey>,
+    /// A key from the kernel command line. Whoever writes that line is not trusted more than the
+    /// initrd, so it can only be required in addition: it never vouches for an image alone.
+    pub given: Option<SwarmPublicKey>,
+    /// Whether an unverified image is refused.
+    pub require_verify: bool,
+    /// Where the baked-in key was looked for, for the error line.
+    pub key_place: String,
+}
+
+/// What the image at `source` will be held to.
+pub fn decide_trust(source: &RootUrl, anchors: &Anchors) -> Result<Trust, TrustError> {
+    if let (Some(given), Some(baked)) = (&anchors.given, &anchors.baked)
+        && given != baked
+    {
+        return Err(TrustError::OtherKey {
+            given: Box::new(given.clone()),
+            baked: Box::new(baked.clone()),
+        });
+    }
+    match source {
+        RootUrl::Swarm { pin, .. } => match (&anchors.baked, &anchors.given, pin) {
+            (Some(key), _, pin) => Ok(Trust::Key {
+                key: key.clone(),
+                pin: *pin,
+            }),
+            (None, Some(key), Some(pin)) => Ok(Trust::Key {
+                key: key.clone(),
+                pin: Some(*pin),
+            }),
+            (None, None, Some(pin)) => Ok(Trust::Pin(*pin)),
+            (None, _, None) => Err(TrustError::NoAnchor {
+                url: source.to_string(),
+                key_place: anchors.key_place.clone(),
+            }),
+        },
+        RootUrl::Http { pin: Some(pin), .. } => Ok(Trust::Pin(*pin)),
+        RootUrl::Http { pin: None, .. } if anchors.require_verify => Err(TrustError::PinRequired {
+            url: source.to_string(),
+        }),
+        RootUrl::Http { pin: None, .. } => Ok(Trust::Unverified),
+    }
+}

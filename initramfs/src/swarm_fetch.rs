@@ -1,0 +1,564 @@
+//! `rooturl=swarm://…`: joins, fetches, and goes on serving; with verified HTTP from the same host
+//! as the way out when the swarm cannot be reached.
+//!
+//! Everything this program asks of the transport crate's node is in this file. Which chunk comes
+//! from whom is decided there; here is only: how long to try, what to say, and when to fall back.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rootswarm_image::{HostPort, ImageId, ImageName, Manifest, SWARM_PORT, VerifiedChunk};
+use rootswarm_transport::node::{
+    JoinError, JoinRequest, Joined, Node, NodeConfig, NodeError, OfferError, Refusal, SeedTrust,
+    SwarmHandle, SwarmStatus,
+};
+use rootswarm_transport::socket::BindError;
+use rootswarm_transport::store::ChunkStore;
+use rootswarm_transport::tuning::Tuning;
+
+use crate::exit::{Classified, Exit};
+use crate::fetch::{Destination, FetchError, Fetched, part_of};
+use crate::http::HttpClient;
+use crate::http_chunks::{self, ChunkSink, StoreSink, first_run};
+use crate::http_fetch::open_store;
+use crate::http_image::{self, HttpImage};
+use crate::network;
+use crate::patience::Patience;
+use crate::plan::{FetchPlan, Trust};
+use crate::progress::Snapshot;
+use crate::report::Reporter;
+use crate::resolve::Resolver;
+use crate::serving::{Serving, State};
+use crate::status::Phase;
+
+/// Why the swarm is no way to the image.
+#[derive(Debug, thiserror::Error)]
+pub enum SwarmError {
+    /// Nothing to hold the image to. The plan never lets this through.
+    #[error("a swarm needs a key or a pin to hold the image to")]
+    NoAnchor,
+    /// No socket.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// Not let in.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The download ended.
+    #[error(transparent)]
+    Download(#[from] rootswarm_transport::node::SwarmError),
+    /// A chunk from HTTP was not taken.
+    #[error(transparent)]
+    Offer(#[from] OfferError),
+    /// Opening or verifying the store was cut short.
+    #[error("the image's store: {0}")]
+    Store(String),
+}
+
+impl Classified for SwarmError {
+    fn exit(&self) -> Exit {
+        match self {
+            SwarmError::NoAnchor => Exit::Refused,
+            SwarmError::Node(error) => exit_of_node(error),
+            SwarmError::Join(error) => match error {
+                JoinError::Unreachable { .. } | JoinError::Protocol { .. } => Exit::Network,
+                JoinError::NoSeeds => Exit::BadInput,
+                JoinError::Trust { .. } | JoinError::Tag { .. } | JoinError::PinMismatch { .. } => {
+                    Exit::Refused
+                }
+                JoinError::Refused { refusal, .. } => match refusal {
+                    Refusal::UnknownImage => Exit::NoSuchImage,
+                    Refusal::NotAdmitted(_) | Refusal::PinMismatch { .. } => Exit::Refused,
+                    Refusal::Busy => Exit::Network,
+                },
+                JoinError::Local(error) => exit_of_node(error),
+            },
+            SwarmError::Download(error) => match error {
+                rootswarm_transport::node::SwarmError::Store(_) => Exit::Resource,
+                rootswarm_transport::node::SwarmError::Ended => Exit::Unexpected,
+            },
+            SwarmError::Offer(_) | SwarmError::Store(_) => Exit::Unexpected,
+        }
+    }
+}
+
+fn exit_of_node(error: &NodeError) -> Exit {
+    match error {
+        NodeError::Bind(BindError::AddressInUse { .. }) => Exit::AddressInUse,
+        NodeError::Bind(_) | NodeError::Endpoint { .. } => Exit::Resource,
+        NodeError::Identity(_) | NodeError::Tls(_) => Exit::Unexpected,
+    }
+}
+
+/// How long the swarm has before HTTP is tried beside it: one join attempt (4 s) and a bit.
+const FALLBACK_AFTER: Duration = Duration::from_secs(5);
+/// How long a started download may be without seed, peers and progress before HTTP helps out.
+const ISOLATED_AFTER: Duration = Duration::from_secs(5);
+/// How often a running download is looked at.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A place for the image, opened.
+struct Opened {
+    path: PathBuf,
+    store: ChunkStore,
+}
+
+/// What the way in by the swarm and the way in by HTTP share while both are open.
+struct Start<'a> {
+    destination: &'a mut dyn Destination,
+    reporter: &'a mut Reporter,
+    opened: Option<Opened>,
+    http_bytes: u64,
+    /// What the HTTP side says, for the line at the end.
+    http_cause: Option<String>,
+}
+
+impl Start<'_> {
+    /// Opens the place for this image, once.
+    async fn open(
+        start: &RefCell<Start<'_>>,
+        manifest: &Arc<Manifest>,
+    ) -> Result<ChunkStore, FetchError> {
+        let path = {
+            let mut guard = start.borrow_mut();
+            let this = &mut *guard;
+            if let Some(opened) = &this.opened {
+                return Ok(opened.store.clone());
+            }
+            this.reporter.image(manifest.id());
+            let length = manifest.geometry().length();
+            this.destination
+                .prepare(Some(length), this.reporter)
+                .map_err(FetchError::Prepare)?
+        };
+        let (part, manifest) = (part_of(&path), Arc::clone(manifest));
+        // Allocates, or reads and verifies what is there: seconds for a large image.
+        let store = tokio::task::spawn_blocking(move || open_store(&part, manifest))
+            .await
+            .map_err(|e| SwarmError::Store(e.to_string()))??;
+        start.borrow_mut().opened = Some(Opened {
+            path,
+            store: store.clone(),
+        });
+        start.borrow_mut().reporter.phase(Phase::Fetching);
+        Ok(store)
+    }
+
+    fn image(&self) -> Option<ImageId> {
+        self.opened
+            .as_ref()
+            .map(|opened| *opened.store.manifest().id())
+    }
+}
+
+/// Fetches the image called `name` from the swarm of `hosts`.
+pub async fn fetch(
+    plan: &FetchPlan,
+    hosts: &[HostPort],
+    name: &ImageName,
+    destination: &mut dyn Destination,
+    reporter: &mut Reporter,
+) -> Result<Fetched, FetchError> {
+    let trust = match &plan.trust {
+        Trust::Key { key, .. } => SeedTrust::Key(key.clone()),
+        Trust::Pin(_) => {
+            reporter.say(
+                "the seed's key is not known: the first one met is kept, the pin decides about \
+                 the image",
+            );
+            SeedTrust::FirstUse
+        }
+        Trust::Unverified => return Err(SwarmError::NoAnchor.into()),
+    };
+    let node = Node::bind(NodeConfig {
+        bind: plan.bind,
+        port: plan.port,
+        trust,
+        upload_limit_bytes_per_s: plan.upload_limit_bytes_per_s,
+        tuning: Tuning::default(),
+    })
+    .await
+    .map_err(SwarmError::Node)?;
+    let seeker = Seeker {
+        node,
+        hosts: hosts.to_vec(),
+        bind: plan.bind,
+        request: JoinRequest {
+            name: name.clone(),
+            pin: plan.trust.pin(),
+            token: plan.token.clone(),
+            rack: plan.rack.clone(),
+        },
+    };
+    let start = RefCell::new(Start {
+        destination,
+        reporter,
+        opened: None,
+        http_bytes: 0,
+        http_cause: None,
+    });
+
+    let way_in = tokio::select! {
+        joined = join(&seeker, plan.patience, &start) => Some(joined?),
+        done = all_by_http(plan, hosts, name, &start) => { done?; None }
+    };
+    let state = match way_in {
+        Some(joined) => {
+            let tag = &joined.tag;
+            start.borrow_mut().reporter.say(&format!(
+                "joined the swarm: {} is image {}, {} in {} chunks",
+                tag.name,
+                tag.id,
+                crate::units::size(tag.length),
+                joined.manifest.geometry().chunk_count()
+            ));
+            let store = Start::open(&start, &joined.manifest).await?;
+            let http_bytes = start.borrow().http_bytes;
+            let mut swarm = Swarm::start(seeker.node, joined, store, http_bytes)?;
+            let reporter = &mut *start.borrow_mut().reporter;
+            swarm.download(plan, hosts, name, reporter).await?;
+            State::Running(swarm)
+        }
+        None => State::Seeking(seeker),
+    };
+
+    let mut start = start.into_inner();
+    // Both ways in end with an open place.
+    let Some(Opened { path, store }) = start.opened.take() else {
+        return Err(SwarmError::Store("it was never opened".to_owned()).into());
+    };
+    start.reporter.phase(Phase::Verifying);
+    let whole = store.clone();
+    tokio::task::spawn_blocking(move || whole.verify_whole())
+        .await
+        .map_err(|e| SwarmError::Store(e.to_string()))??;
+    std::fs::rename(part_of(&path), &path).map_err(FetchError::file("rename to", &path))?;
+    let image = Some(*store.manifest().id());
+    let transfer = *start.reporter.transfer();
+    let serving = Some(Serving::new(state, store));
+    Ok(Fetched {
+        path,
+        image,
+        transfer,
+        serving,
+    })
+}
+
+/// A node on its way into the swarm.
+pub struct Seeker {
+    /// Not in any swarm yet.
+    pub node: Node,
+    hosts: Vec<HostPort>,
+    bind: Option<std::net::IpAddr>,
+    request: JoinRequest,
+}
+
+impl Seeker {
+    /// One attempt, at every seed that has a route.
+    pub async fn try_join(&self, image: Option<ImageId>) -> Result<Joined, FetchError> {
+        let resolver = Resolver::default();
+        let seeds = network::reachable(&resolver, &self.hosts, SWARM_PORT, self.bind).await?;
+        // A boot stays with the image it began, whatever its name means by now.
+        let request = JoinRequest {
+            pin: image.or(self.request.pin),
+            ..self.request.clone()
+        };
+        Ok(self
+            .node
+            .join(&seeds, &request)
+            .await
+            .map_err(SwarmError::Join)?)
+    }
+}
+
+/// Tries to join until it works, patience ends, or the answer is final.
+async fn join(
+    seeker: &Seeker,
+    patience: Duration,
+    start: &RefCell<Start<'_>>,
+) -> Result<Joined, FetchError> {
+    let mut patience = Patience::new(patience);
+    let mut http_bytes = 0;
+    loop {
+        let image = start.borrow().image();
+        let error = match seeker.try_join(image).await {
+            Ok(joined) => return Ok(joined),
+            Err(error) => error,
+        };
+        let retryable = match &error {
+            FetchError::Network(error) => error.exit() == Exit::Network,
+            FetchError::Swarm(SwarmError::Join(JoinError::PinMismatch { .. })) => {
+                // The name moved after HTTP began with the older image: HTTP will finish it.
+                image.is_some_and(|image| seeker.request.pin != Some(image))
+            }
+            FetchError::Swarm(SwarmError::Join(error)) => error.is_retryable(),
+            _ => false,
+        };
+        if !retryable {
+            return Err(error);
+        }
+        start.borrow_mut().reporter.retry(&error);
+        if start.borrow().http_bytes > http_bytes {
+            http_bytes = start.borrow().http_bytes;
+            patience.progressed();
+        }
+        if !patience.wait().await {
+            let http = start.borrow().http_cause.clone();
+            let http = http
+                .map(|cause| format!("; by http: {cause}"))
+                .unwrap_or_default();
+            let cause = format!("{error}{http}");
+            return Err(FetchError::GaveUp {
+                limit: patience.limit(),
+                cause,
+            });
+        }
+    }
+}
+
+/// Fetches everything over HTTP, beginning when the swarm has had its chance. Returns when the
+/// image is whole; what goes wrong on the way is tried again for as long as the join is.
+async fn all_by_http(
+    plan: &FetchPlan,
+    hosts: &[HostPort],
+    name: &ImageName,
+    start: &RefCell<Start<'_>>,
+) -> Result<(), FetchError> {
+    tokio::time::sleep(FALLBACK_AFTER).await;
+    let client = HttpClient {
+        bind: plan.bind,
+        ..HttpClient::default()
+    };
+    // Its own end never comes: giving up is the join's to say.
+    let mut pace = Patience::new(Duration::MAX);
+    let mut begun: Option<(HttpImage, StoreSink)> = None;
+    loop {
+        let (image, sink) = match &mut begun {
+            Some(begun) => begun,
+            None => match http_image::find(&client, plan, hosts, name).await {
+                Ok(image) => {
+                    let store = Start::open(start, &image.manifest).await?;
+                    let url = &image.blob;
+                    start.borrow_mut().reporter.say(&format!(
+                        "the swarm does not answer: fetching over {url}, verified chunk by chunk, \
+                         and trying the swarm on the side"
+                    ));
+                    begun.insert((image, StoreSink::new(store)))
+                }
+                Err(cause) => {
+                    start.borrow_mut().http_cause = Some(cause.to_string());
+                    pace.wait().await;
+                    continue;
+                }
+            },
+        };
+        let before = sink.bytes_stored;
+        let mut told = |snapshot: Snapshot| {
+            let mut start = start.borrow_mut();
+            start.http_bytes = snapshot.bytes_from_http;
+            start.reporter.progress(snapshot);
+        };
+        let result =
+            http_chunks::fill(&client, &image.blob, &image.manifest, sink, &mut told).await;
+        match result {
+            Ok(()) => {
+                told(sink.snapshot());
+                return Ok(());
+            }
+            Err(FetchError::Http(cause)) => {
+                start.borrow_mut().http_cause = Some(cause.to_string());
+                start.borrow_mut().reporter.retry(&cause);
+            }
+            Err(error) => return Err(error),
+        }
+        if sink.bytes_stored > before {
+            pace.progressed();
+        }
+        pace.wait().await;
+    }
+}
+
+/// A swarm this node takes part in.
+pub struct Swarm {
+    /// To the running swarm.
+    pub handle: SwarmHandle,
+    store: ChunkStore,
+    http_bytes: u64,
+}
+
+impl Swarm {
+    /// Takes part with what `store` holds.
+    pub fn start(
+        node: Node,
+        joined: Joined,
+        store: ChunkStore,
+        http_bytes: u64,
+    ) -> Result<Swarm, SwarmError> {
+        let handle = node.start(joined, store.clone())?;
+        Ok(Swarm {
+            handle,
+            store,
+            http_bytes,
+        })
+    }
+
+    /// The numbers of `status`, and ours.
+    pub fn snapshot(&self, status: &SwarmStatus) -> Snapshot {
+        Snapshot {
+            bytes_total: status.bytes_total,
+            bytes_have: status.bytes_have,
+            bytes_from_seed: status.bytes_from_seed,
+            bytes_from_peers: status.bytes_from_peers,
+            bytes_from_http: self.http_bytes,
+            bytes_uploaded: status.bytes_uploaded,
+            duplicate_bytes: status.duplicate_bytes,
+            peers: status.peers,
+            seed_connected: status.seed_connected,
+        }
+    }
+
+    /// Waits for the whole image, with HTTP's help when nobody else is there.
+    async fn download(
+        &mut self,
+        plan: &FetchPlan,
+        hosts: &[HostPort],
+        name: &ImageName,
+        reporter: &mut Reporter,
+    ) -> Result<(), FetchError> {
+        let client = HttpClient {
+            bind: plan.bind,
+            ..HttpClient::default()
+        };
+        let mut patience = Patience::new(plan.patience);
+        let mut have = 0;
+        let mut connected = tokio::time::Instant::now();
+        let mut cause = "neither seed nor peers send anything".to_owned();
+        loop {
+            let completed = tokio::time::timeout(TICK, self.handle.completed()).await;
+            let status = self.handle.status();
+            let mut snapshot = self.snapshot(&status);
+            if let Ok(completed) = completed {
+                completed.map_err(SwarmError::Download)?;
+                // The status is a little older than the news.
+                snapshot.bytes_have = snapshot.bytes_total;
+                reporter.progress(snapshot);
+                return Ok(());
+            }
+            reporter.progress(snapshot);
+            if snapshot.bytes_have > have {
+                have = snapshot.bytes_have;
+                patience.progressed();
+            }
+            if patience.is_exhausted() {
+                return Err(FetchError::GaveUp {
+                    limit: patience.limit(),
+                    cause,
+                });
+            }
+            if status.seed_connected || status.peers > 0 {
+                connected = tokio::time::Instant::now();
+            }
+            if connected.elapsed() < ISOLATED_AFTER {
+                continue;
+            }
+            cause = "neither the seed nor a peer can be reached".to_owned();
+            reporter.retry(&cause);
+            let error = match http_image::find(&client, plan, hosts, name).await {
+                Ok(image) if image.manifest.id() == self.store.manifest().id() => {
+                    self.fill_by_http(&client, &image, reporter).await.err()
+                }
+                // The name means another image by now; ours is still kept under its id.
+                Ok(image) => {
+                    let image = image.of(Arc::clone(self.store.manifest()));
+                    self.fill_by_http(&client, &image, reporter).await.err()
+                }
+                Err(error) => Some(error),
+            };
+            match error {
+                None => {}
+                Some(FetchError::Http(error)) => {
+                    cause = format!("{cause}; by http: {error}");
+                    patience.wait().await;
+                }
+                Some(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Until nothing is missing, or the swarm is back.
+    async fn fill_by_http(
+        &mut self,
+        client: &HttpClient,
+        image: &HttpImage,
+        reporter: &mut Reporter,
+    ) -> Result<(), FetchError> {
+        reporter.say(&format!(
+            "the swarm is out of reach: fetching over {}",
+            image.blob
+        ));
+        let (handle, store) = (&self.handle, &self.store);
+        let mut sink = OfferSink {
+            handle,
+            store,
+            bytes: self.http_bytes,
+        };
+        let back = async {
+            loop {
+                tokio::time::sleep(TICK).await;
+                let status = handle.status();
+                if status.seed_connected || status.peers > 0 {
+                    break;
+                }
+            }
+        };
+        let mut told = |snapshot| reporter.progress(snapshot);
+        let filled = http_chunks::fill(client, &image.blob, &image.manifest, &mut sink, &mut told);
+        let result = tokio::select! {
+            result = filled => result,
+            () = back => Ok(()),
+        };
+        self.http_bytes = sink.bytes;
+        result
+    }
+}
+
+/// Chunks from HTTP for a running swarm, which announces them to the others.
+struct OfferSink<'a> {
+    handle: &'a SwarmHandle,
+    store: &'a ChunkStore,
+    bytes: u64,
+}
+
+impl ChunkSink for OfferSink<'_> {
+    fn missing_run(&self) -> Option<Range<u32>> {
+        first_run(self.store.have().iter_missing())
+    }
+
+    fn put(&mut self, chunk: VerifiedChunk<Vec<u8>>) -> Result<bool, FetchError> {
+        let index = chunk.index();
+        if self.store.contains(index) {
+            return Ok(false);
+        }
+        let length = chunk.bytes().len() as u64;
+        match self.handle.offer(index, chunk.into_bytes()) {
+            Ok(()) => {
+                self.bytes += length;
+                Ok(true)
+            }
+            Err(OfferError::Store(error)) => Err(error.into()),
+            Err(error) => Err(SwarmError::Offer(error).into()),
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let mut snapshot = StoreSink::new(self.store.clone()).snapshot();
+        let status = self.handle.status();
+        snapshot.bytes_from_http = self.bytes;
+        snapshot.bytes_from_seed = status.bytes_from_seed;
+        snapshot.bytes_from_peers = status.bytes_from_peers;
+        snapshot.bytes_uploaded = status.bytes_uploaded;
+        snapshot
+    }
+}
