@@ -10,5 +10,7 @@ pub mod keeper;
 pub mod netns;
 pub mod packages;
 pub mod process;
+pub mod scenario;
 pub mod scratch;
+pub mod swarm;
 pub mod vm;

@@ -182,9 +182,7 @@ impl Process {
 
     /// The last `lines` lines it has printed; empty when there is no log.
     pub fn tail(&self, lines: usize) -> String {
-        let output = self.output().unwrap_or_default();
-        let all: Vec<&str> = output.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        last_lines(&self.output().unwrap_or_default(), lines)
     }
 
     /// How it ended, or `None` while it runs.
@@ -394,6 +392,12 @@ pub fn die_with_parent(command: &mut Command) {
             Ok(())
         });
     }
+}
+
+/// The last `lines` lines of a text.
+pub fn last_lines(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
 }
 
 /// `Key:   123 kB` in the style of /proc/PID/status.

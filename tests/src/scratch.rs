@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::keeper::{self, Kept};
 
@@ -44,7 +45,9 @@ impl Scratch {
     /// # Errors
     /// When neither has room.
     pub fn create(label: &str, need_bytes: u64, fallback: &Path) -> Result<Self, ScratchError> {
-        let name = format!("rootswarm-{label}-{}", std::process::id());
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let name = format!("rootswarm-{label}-{}-{serial}", std::process::id());
         let memory = Path::new(MEMORY);
         let parent = if free_bytes(memory).is_ok_and(|free| free / 2 >= need_bytes)
             && available_memory_bytes().is_some_and(|free| free / 2 >= need_bytes)

@@ -1,14 +1,15 @@
 //! `cargo xtask bench`: the command line around the lab in `rootswarm_tests::bench`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use rootswarm_tests::bench::{
-    Binaries, Case, Image, Machine, Report, Tool, default_cases, markdown, run as measure,
+    Case, Image, Machine, Report, Tool, default_cases, markdown, run as measure,
 };
 use rootswarm_tests::packages;
 use rootswarm_tests::scratch::Scratch;
+use rootswarm_tests::vm::binaries::{Binaries, target_directory, workspace_root};
 
 /// The length of the Debian squashfs whose figures are known for other tools.
 const IMAGE_BYTES: u64 = 96_301_056;
@@ -44,7 +45,6 @@ pub struct Args {
 /// Runs every case with every tool and prints the table.
 #[allow(clippy::print_stdout, clippy::print_stderr)] // A command that people run.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let root = workspace_root();
     let cases = if args.cases.is_empty() {
         default_cases()
     } else {
@@ -53,13 +53,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut needs = vec![("ip", "iproute2"), ("tc", "iproute2")];
     needs.extend(args.tools.iter().flat_map(|tool| tool.packages()));
     packages::ensure(&needs)?;
-    let binaries = match (&args.bin_dir, args.tools.contains(&Tool::Rootswarm)) {
-        (_, false) => Binaries::default(),
-        (Some(directory), true) => Binaries {
+    let binaries = match (args.tools.contains(&Tool::Rootswarm), &args.bin_dir) {
+        (false, _) => None,
+        (true, Some(directory)) => Some(Binaries {
             server: directory.join("rootswarm"),
             agent: directory.join("rootswarm-agent"),
-        },
-        (None, true) => build(&root)?,
+        }),
+        // As they are shipped: the agent static and small, not as fast as it could be.
+        (true, None) => Some(Binaries::build(&build_logs()?)?),
     };
 
     let most_nodes = cases
@@ -72,18 +73,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => IMAGE_BYTES,
     };
     // A copy for each node, the image, the seed's own copy, and one for the odds and ends.
-    let scratch = Scratch::create(
-        "bench",
-        (most_nodes + 3) * image_bytes,
-        &root.join("target"),
-    )?;
+    let scratch = Scratch::create("bench", (most_nodes + 3) * image_bytes, &target_directory())?;
     let image = match &args.image {
         Some(path) => Image::open(path)?,
         None => Image::generate(&scratch.path().join("source"), image_bytes)?,
     };
 
     let mut report = Report {
-        machine: Machine::this(commit(&root)),
+        machine: Machine::this(commit()),
         outcomes: vec![],
         failures: vec![],
     };
@@ -91,7 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         for &tool in &args.tools {
             for number in 1..=args.runs {
                 eprint!("{case} {tool} run {number} of {} … ", args.runs);
-                match measure(case, tool, &image, &scratch, &binaries) {
+                match measure(case, tool, &image, &scratch, binaries.as_ref()) {
                     Ok(outcome) => {
                         eprintln!(
                             "last {:.2} s, seed copies {:.2}",
@@ -120,38 +117,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The directory of the workspace's Cargo.toml.
-pub fn workspace_root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).unwrap_or(here).to_owned()
+/// Where the logs of the builds go.
+pub fn build_logs() -> anyhow::Result<PathBuf> {
+    let logs = target_directory().join("logs");
+    std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+    Ok(logs)
 }
 
-/// Where cargo puts what it builds.
-pub fn target_directory(root: &Path) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
-}
-
-fn build(root: &Path) -> anyhow::Result<Binaries> {
-    let status = Command::new("cargo")
-        .args(["build", "--quiet", "--release", "--package", "rootswarm"])
-        .args(["--package", "rootswarm-agent"])
-        .current_dir(root)
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("`cargo build --release --package rootswarm --package rootswarm-agent` failed");
-    }
-    let directory = target_directory(root).join("release");
-    Ok(Binaries {
-        server: directory.join("rootswarm"),
-        agent: directory.join("rootswarm-agent"),
-    })
-}
-
-fn commit(root: &Path) -> String {
+fn commit() -> String {
     let describe = Command::new("git")
         .args(["describe", "--always", "--dirty", "--abbrev=10"])
-        .current_dir(root)
+        .current_dir(workspace_root())
         .output();
     match describe {
         Ok(output) if output.status.success() => {

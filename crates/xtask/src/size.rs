@@ -1,15 +1,15 @@
 //! `cargo xtask size`: the static agent as it goes into the initrd, held against its limit.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::bench::{target_directory, workspace_root};
+use rootswarm_tests::vm::binaries::Binaries;
+
+use crate::bench::build_logs;
 
 /// Every node loads this on every boot, from one host.
 const LIMIT_BYTES: u64 = 2_500_000;
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Build the static agent and hold its size against the limit.
 #[derive(Debug, clap::Args)]
@@ -19,7 +19,7 @@ pub struct Args {}
 #[allow(clippy::print_stdout)] // A command that people run.
 pub fn run(_args: Args) -> anyhow::Result<()> {
     rootswarm_tests::packages::ensure(&[("zstd", "zstd")])?;
-    let agent = build_static_agent()?;
+    let agent = Binaries::build(&build_logs()?)?.agent;
     let bytes = std::fs::metadata(&agent)
         .with_context(|| format!("cannot read {}", agent.display()))?
         .len();
@@ -45,21 +45,4 @@ pub fn run(_args: Args) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-/// Builds `rootswarm-agent` as it goes into the initrd and returns where it is.
-pub fn build_static_agent() -> anyhow::Result<PathBuf> {
-    let root = workspace_root();
-    let status = Command::new("cargo")
-        .args(["build", "--quiet", "--profile", "agent", "--target", TARGET])
-        .args(["--package", "rootswarm-agent"])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .current_dir(&root)
-        .status()
-        .context("cannot run cargo")?;
-    ensure!(status.success(), "the static agent could not be built");
-    Ok(target_directory(&root)
-        .join(TARGET)
-        .join("agent")
-        .join("rootswarm-agent"))
 }

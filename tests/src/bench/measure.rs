@@ -11,9 +11,10 @@ use serde::Serialize;
 use crate::netns::{NODE_INTERFACE, NetnsError};
 use crate::process::{Process, ProcessError};
 use crate::scratch::{Scratch, ScratchError};
+use crate::vm::binaries::Binaries;
 
 use super::tool::{Done, Seed};
-use super::{Binaries, Case, Lab, Tool};
+use super::{Case, Lab, Tool};
 
 /// Finish times are this fine: 1 % of the shortest run, and no load on two cores.
 const FINISH_POLL: Duration = Duration::from_millis(5);
@@ -62,6 +63,9 @@ pub enum BenchError {
         /// The end of its log.
         tail: String,
     },
+    /// This project is to be measured and was not built.
+    #[error("rootswarm cannot be measured: its programs were not built")]
+    NotBuilt,
     /// The seed printed an address that holds no pin.
     #[error("the seed's `{url}` has no `@blake3:…`")]
     SeedUrl {
@@ -194,6 +198,7 @@ struct Fetching {
 }
 
 /// Runs `tool` once in a fresh lab. What it writes goes to `scratch` and is removed again.
+/// `binaries` are needed for [`Tool::Rootswarm`] only.
 ///
 /// # Errors
 /// When the lab cannot be made, a program fails, a node does not finish, or a copy differs.
@@ -202,7 +207,7 @@ pub fn run(
     tool: Tool,
     image: &Image,
     scratch: &Scratch,
-    binaries: &Binaries,
+    binaries: Option<&Binaries>,
 ) -> Result<Outcome, BenchError> {
     let root = scratch.path().join("run");
     let result = measure(case, tool, image, &root, binaries);
@@ -217,7 +222,7 @@ fn measure(
     tool: Tool,
     image: &Image,
     root: &Path,
-    binaries: &Binaries,
+    binaries: Option<&Binaries>,
 ) -> Result<Outcome, BenchError> {
     let make = |name: &str| {
         let path = root.join(name);

@@ -13,4 +13,4 @@ pub use case::{Case, ParseCaseError, default_cases};
 pub use lab::{Lab, LabNode};
 pub use measure::{BenchError, Image, Outcome, run};
 pub use report::{Machine, Report, markdown};
-pub use tool::{Binaries, ParseToolError, Tool};
+pub use tool::{ParseToolError, Tool};

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::process::Process;
+use crate::vm::binaries::Binaries;
 
 use super::lab::LabNode;
 use super::measure::BenchError;
@@ -59,15 +60,6 @@ impl FromStr for Tool {
             other => Err(ParseToolError(other.to_owned())),
         }
     }
-}
-
-/// Where this project's programs are; needed for [`Tool::Rootswarm`] only.
-#[derive(Debug, Clone, Default)]
-pub struct Binaries {
-    /// `rootswarm`.
-    pub server: PathBuf,
-    /// `rootswarm-agent`.
-    pub agent: PathBuf,
 }
 
 /// How it is seen that a node has the whole image.
@@ -122,10 +114,13 @@ impl Tool {
         node: &LabNode,
         image: &Path,
         directory: &Path,
-        binaries: &Binaries,
+        binaries: Option<&Binaries>,
     ) -> Result<Seed, BenchError> {
         match self {
-            Tool::Rootswarm => seed_rootswarm(node, image, directory, binaries),
+            Tool::Rootswarm => {
+                let binaries = binaries.ok_or(BenchError::NotBuilt)?;
+                seed_rootswarm(node, image, directory, binaries)
+            }
             Tool::Nginx => seed_nginx(node, image, directory),
             Tool::Aria2 => seed_aria2(node, image, directory),
         }
