@@ -1,6 +1,6 @@
 //! What is believed about a peer, and why not.
 //!
-//! One function, [`check`], turns a certificate into a [`PeerIdentity`] or into a [`TrustError`];
+//! One function, `check`, turns a certificate into a [`PeerIdentity`] or into a [`TrustError`];
 //! everything that verifies goes through it. The rules:
 //!
 //! - The trust anchor is built from the 32 bytes of the swarm key: no certificate of the CA
