@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Stored(ChunkIndex),
     /// A reader waits for a chunk.
     Want(ChunkIndex),
+    /// The node has a new certificate to dial with.
+    Renewed(Dialer),
     /// Start no more uploads; end when those under way have ended, or at the deadline.
     Drain(Clock),
 }
@@ -319,6 +321,11 @@ impl Driver {
                 self.tell(Input::ChunkStored { index });
             }
             Command::Want(index) => self.tell(Input::Want { index }),
+            Command::Renewed(dialer) => {
+                if let Some((_, old)) = &mut self.dialer {
+                    *old = dialer;
+                }
+            }
             Command::Drain(deadline) => self.draining = Some(deadline),
         }
     }
@@ -534,4 +541,17 @@ pub(crate) enum OpenError {
     Link(#[from] link::LinkError),
     #[error("node {found} answered where node {expected} was expected")]
     OtherNode { expected: NodeId, found: NodeId },
+}
+
+impl OpenError {
+    /// Whether the other side does not take this node's certificate.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            OpenError::Connect(error) => error.is_refusal(),
+            OpenError::Link(link::LinkError::Connection(error)) => {
+                crate::tls::refusal(error).is_some()
+            }
+            OpenError::Link(_) | OpenError::OtherNode { .. } => false,
+        }
+    }
 }

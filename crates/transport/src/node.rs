@@ -26,7 +26,7 @@ use crate::link::{self, Opened};
 use crate::socket::{Bind, BindError, BoundSocket, canonical};
 pub use crate::status::{Phase, SwarmStatus};
 use crate::store::{ChunkSource, ChunkStore, StoreError};
-use crate::tls::{ConnectError, Dialer, Listener, Purpose, TlsError};
+use crate::tls::{self, ConnectError, Dialer, Listener, Purpose, TlsError};
 pub use crate::trust::SeedTrust;
 use crate::trust::{SwarmTrust, TrustError};
 use crate::tuning::Tuning;
@@ -243,6 +243,8 @@ impl Node {
                 Ok(joined) => return Ok(joined),
                 Err(error) => {
                     tracing::debug!(%seed, %error, "join failed");
+                    // Nothing came of this seed: it must not keep us from the others.
+                    self.trust.forget();
                     if worst.is_retryable() || matches!(worst, JoinError::NoSeeds) {
                         worst = error;
                     }
@@ -558,7 +560,7 @@ impl SeedKeeper {
                     let up = tokio::time::Instant::now();
                     let closed = connection.closed().await;
                     tracing::debug!(seed = %self.seed, %closed, "connection to the seed lost");
-                    if crate::tls::refusal(&closed).is_some() {
+                    if tls::refusal(&closed).is_some() {
                         self.renew().await;
                     }
                     if up.elapsed() > RECONNECT_MAX {
@@ -566,7 +568,10 @@ impl SeedKeeper {
                     }
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(seed = %self.seed, %error, "cannot reach the seed")
+                    tracing::debug!(seed = %self.seed, %error, "cannot reach the seed");
+                    if error.is_refusal() {
+                        self.renew().await;
+                    }
                 }
                 Err(_) => tracing::debug!(seed = %self.seed, "cannot reach the seed: no answer"),
             }
@@ -585,9 +590,16 @@ impl SeedKeeper {
             pin: Some(self.image),
             ..self.request.clone()
         };
-        if let Ok(joined) = self.node.join_one(self.seed, &[self.seed], &request).await {
-            self.identity = joined.identity;
-        }
+        let Ok(joined) = self.node.join_one(self.seed, &[self.seed], &request).await else {
+            return;
+        };
+        let Ok(server) = Listener::server_config(&joined.identity, &self.node.tuning) else {
+            return;
+        };
+        self.node.endpoint.set_server_config(Some(server));
+        let dialer = Dialer::data(joined.identity.clone(), &self.node.tuning);
+        let _ = self.commands.send(Command::Renewed(dialer)).await;
+        self.identity = joined.identity;
     }
 }
 
