@@ -1,0 +1,281 @@
+//! Networks and addresses of this host: CIDR blocks, the interfaces' own networks, and the address
+//! that nodes most likely reach this host by.
+//!
+//! Who is let in is decided in [`crate::admission`]; this only says what is there.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::str::FromStr;
+
+use rootswarm_image::{Host, HostPort, ImageId, ImageName, RootUrl, SWARM_PORT};
+
+/// Why a network was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CidrError {
+    /// Not ADDRESS/PREFIX.
+    #[error("bad network {0:?}: expected ADDRESS/PREFIX, as in 10.0.0.0/24 or fd00::/64")]
+    Form(String),
+    /// The prefix is longer than the address.
+    #[error("bad network {text:?}: a prefix of an IPv{version} network is at most {max}")]
+    Prefix {
+        /// What was written.
+        text: String,
+        /// 4 or 6.
+        version: u8,
+        /// 32 or 128.
+        max: u8,
+    },
+}
+
+/// A block of addresses, host bits cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cidr {
+    address: IpAddr,
+    prefix: u8,
+}
+
+impl Cidr {
+    /// The block of `prefix` bits that holds `address`; `prefix` is cut to the address's length.
+    pub fn new(address: IpAddr, prefix: u8) -> Cidr {
+        match address {
+            IpAddr::V4(v4) => {
+                let prefix = prefix.min(32);
+                Cidr {
+                    address: Ipv4Addr::from_bits(v4.to_bits() & mask_v4(prefix)).into(),
+                    prefix,
+                }
+            }
+            IpAddr::V6(v6) => {
+                let prefix = prefix.min(128);
+                Cidr {
+                    address: Ipv6Addr::from_bits(v6.to_bits() & mask_v6(prefix)).into(),
+                    prefix,
+                }
+            }
+        }
+    }
+
+    /// Whether `address` is in the block. An IPv4 address that arrived on an IPv6 socket
+    /// (`::ffff:10.0.0.7`) counts as the IPv4 address it is.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(net), IpAddr::V4(a)) => a.to_bits() & mask_v4(self.prefix) == net.to_bits(),
+            (IpAddr::V6(net), IpAddr::V6(a)) => a.to_bits() & mask_v6(self.prefix) == net.to_bits(),
+            _ => false,
+        }
+    }
+
+    /// The first address: the network's own.
+    pub fn network(&self) -> IpAddr {
+        self.address
+    }
+
+    /// The number of leading bits that are fixed.
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+}
+
+fn mask_v4(prefix: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0)
+}
+
+fn mask_v6(prefix: u8) -> u128 {
+    u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0)
+}
+
+impl FromStr for Cidr {
+    type Err = CidrError;
+
+    fn from_str(text: &str) -> Result<Cidr, CidrError> {
+        let form = || CidrError::Form(text.to_owned());
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix.parse::<u8>().map_err(|_| form())?)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| form())?;
+        let (version, max) = if address.is_ipv4() { (4, 32) } else { (6, 128) };
+        let prefix = prefix.unwrap_or(max);
+        if prefix > max {
+            return Err(CidrError::Prefix {
+                text: text.to_owned(),
+                version,
+                max,
+            });
+        }
+        Ok(Cidr::new(address, prefix))
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+/// One address of one interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceAddress {
+    /// The interface's name, as in `ip link`.
+    pub interface: String,
+    /// The address.
+    pub address: IpAddr,
+    /// The network that is directly reachable through it.
+    pub network: Cidr,
+}
+
+/// The addresses of all interfaces that are up.
+pub fn interface_addresses() -> io::Result<Vec<InterfaceAddress>> {
+    use nix::net::if_::InterfaceFlags;
+    let mut found = Vec::new();
+    for entry in nix::ifaddrs::getifaddrs().map_err(io::Error::from)? {
+        if !entry.flags.contains(InterfaceFlags::IFF_UP) {
+            continue;
+        }
+        let Some((address, netmask)) = entry.address.zip(entry.netmask) else {
+            continue;
+        };
+        let (address, prefix) =
+            if let Some((a, m)) = address.as_sockaddr_in().zip(netmask.as_sockaddr_in()) {
+                (IpAddr::V4(a.ip()), m.ip().to_bits().leading_ones())
+            } else if let Some((a, m)) = address.as_sockaddr_in6().zip(netmask.as_sockaddr_in6()) {
+                (IpAddr::V6(a.ip()), m.ip().to_bits().leading_ones())
+            } else {
+                continue;
+            };
+        // leading_ones of 32 or 128 bits fits a u8.
+        let network = Cidr::new(address, prefix as u8);
+        found.push(InterfaceAddress {
+            interface: entry.interface_name,
+            address,
+            network,
+        });
+    }
+    Ok(found)
+}
+
+/// The address that nodes most likely reach this host by: the one the default route leaves from;
+/// without a default route (an isolated boot network), the first IPv4 address of an interface that
+/// is up and not loopback; otherwise loopback.
+pub fn primary_address() -> IpAddr {
+    // Connecting a UDP socket sends nothing; it makes the kernel choose a route and a source.
+    // The destination is from the block set aside for documentation.
+    let routed = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .and_then(|socket| {
+            socket
+                .connect((Ipv4Addr::new(192, 0, 2, 1), 9))
+                .map(|()| socket)
+        })
+        .and_then(|socket| socket.local_addr())
+        .map(|address| address.ip());
+    if let Ok(address) = routed
+        && !address.is_unspecified()
+    {
+        return address;
+    }
+    interface_addresses()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|entry| entry.address)
+        .find(|address| address.is_ipv4() && !address.is_loopback())
+        .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// What nodes are told to connect to for a socket bound to `listen`: its own address if it is bound
+/// to one, this host's primary address if it is bound to all. The port only if it is not the usual.
+pub fn advertised_host(listen: SocketAddr) -> HostPort {
+    let ip = if listen.ip().is_unspecified() {
+        primary_address()
+    } else {
+        listen.ip().to_canonical()
+    };
+    host_port(ip, listen.port(), SWARM_PORT)
+}
+
+/// An address and a port as they stand in a URL, the port left out if it is the `usual` one.
+pub fn host_port(ip: IpAddr, port: u16, usual: u16) -> HostPort {
+    let host = match ip {
+        IpAddr::V4(v4) => Host::V4(v4),
+        IpAddr::V6(v6) => Host::V6(v6),
+    };
+    HostPort {
+        host,
+        port: (port != usual).then_some(port),
+    }
+}
+
+/// The rooturl of a published image.
+pub fn root_url(host: &HostPort, name: &ImageName, pin: Option<ImageId>) -> RootUrl {
+    RootUrl::Swarm {
+        hosts: vec![host.clone()],
+        name: name.clone(),
+        pin,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cidr_table() {
+        for (text, shown, inside, outside) in [
+            ("10.0.0.7/24", "10.0.0.0/24", "10.0.0.255", "10.0.1.0"),
+            ("10.0.0.7", "10.0.0.7/32", "10.0.0.7", "10.0.0.8"),
+            ("0.0.0.0/0", "0.0.0.0/0", "203.0.113.9", "::1"),
+            (
+                "10.0.0.0/8",
+                "10.0.0.0/8",
+                "::ffff:10.1.2.3",
+                "::ffff:11.1.2.3",
+            ),
+            ("fd00::1/64", "fd00::/64", "fd00::ffff", "fd00:0:0:1::"),
+            ("::/0", "::/0", "2001:db8::1", "10.0.0.1"),
+        ] {
+            let cidr: Cidr = text.parse().unwrap();
+            assert_eq!(cidr.to_string(), shown);
+            assert!(cidr.contains(inside.parse().unwrap()), "{inside} in {text}");
+            assert!(
+                !cidr.contains(outside.parse().unwrap()),
+                "{outside} not in {text}"
+            );
+        }
+        for text in [
+            "",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "fd00::/129",
+            "10.0.0/8",
+            "host/24",
+            "10.0.0.0/-1",
+            "10.0.0.0/24/8",
+        ] {
+            assert!(text.parse::<Cidr>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_among_the_interfaces() {
+        let found = interface_addresses().unwrap();
+        let lo = found
+            .iter()
+            .find(|entry| entry.address == IpAddr::V4(Ipv4Addr::LOCALHOST))
+            .unwrap();
+        assert_eq!(lo.network.to_string(), "127.0.0.0/8");
+    }
+
+    #[test]
+    fn what_nodes_are_told() {
+        for (listen, told) in [
+            ("10.0.0.1:7400", "10.0.0.1"),
+            ("10.0.0.1:7401", "10.0.0.1:7401"),
+            ("[fd00::1]:7400", "[fd00::1]"),
+            ("[::ffff:10.0.0.1]:1", "10.0.0.1:1"),
+        ] {
+            assert_eq!(advertised_host(listen.parse().unwrap()).to_string(), told);
+        }
+        let anywhere = advertised_host("0.0.0.0:7400".parse().unwrap());
+        assert!(!matches!(anywhere.host, Host::V4(v4) if v4.is_unspecified()));
+    }
+}

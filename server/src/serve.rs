@@ -1,0 +1,409 @@
+//! A running server: publishes what it was told to, serves what is in the state directory, picks up
+//! what is published meanwhile, and drains when it is told to end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rootswarm_image::{HostPort, ImageId, ImageName, SwarmKey};
+use rootswarm_transport::seed::SeedError;
+use rootswarm_transport::socket::BindError;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::admission::Admission;
+use crate::catalogue::{Catalogue, Damage, Snapshot};
+use crate::config::Settings;
+use crate::exit::Exit;
+use crate::http::{self, Shared};
+use crate::network::{advertised_host, root_url};
+use crate::progress;
+use crate::publish::{self, PublishError, Unchanged};
+use crate::state::{StateDir, StateError};
+use crate::status::{self, FORMAT, StatusDocument};
+use crate::swarm_side::SwarmSide;
+use crate::token::Tokens;
+
+/// How often the state directory is looked at: three `stat` calls.
+const POLL: Duration = Duration::from_secs(1);
+
+/// How long uploads that are under way may take once the server was told to end. A node whose
+/// upload is cut off asks its other peers.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long nodes that fetch an image which was replaced or removed may go on with it. They end on
+/// the image they began with; one that hangs does not keep the old copy's space for ever.
+const RETIRE: Duration = Duration::from_secs(600);
+
+/// Why the server does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Publishing what the command line or the configuration names.
+    #[error("cannot publish {name}: {source}")]
+    Publish {
+        /// As what.
+        name: ImageName,
+        /// Why not.
+        source: PublishError,
+    },
+    /// Another server runs on the same state directory.
+    #[error("state directory {} is already served by another process", .0.display())]
+    AlreadyServed(PathBuf),
+    /// The port is taken.
+    #[error(
+        "address {address} for {what} is already in use (another `rootswarm serve`? choose one with {option})"
+    )]
+    AddressInUse {
+        /// `the swarm (udp)` or `http (tcp)`.
+        what: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// The option that chooses another.
+        option: &'static str,
+    },
+    /// The address cannot be listened on for another reason.
+    #[error("cannot listen on {address} for {what}: {source}")]
+    Listen {
+        /// `the swarm (udp)` or `http (tcp)`.
+        what: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Everything that is published is damaged.
+    #[error("nothing can be served, {count} of {count} published images are damaged: {first}")]
+    AllDamaged {
+        /// How many.
+        count: usize,
+        /// The first.
+        first: Box<Damage>,
+    },
+    /// The swarm's endpoint.
+    #[error(transparent)]
+    Seed(#[from] SeedError),
+    /// The process could not get what it needs to run.
+    #[error("cannot start: {0}")]
+    Start(io::Error),
+}
+
+impl ServeError {
+    /// The exit code of this failure.
+    pub fn exit(&self) -> Exit {
+        match self {
+            ServeError::State(e) => e.exit(),
+            ServeError::Publish { source, .. } => source.exit(),
+            ServeError::AlreadyServed(_) | ServeError::AddressInUse { .. } => Exit::AddressInUse,
+            ServeError::Seed(SeedError::Bind(BindError::AddressInUse { .. })) => Exit::AddressInUse,
+            // An address that is not this host's, a port that needs root.
+            ServeError::Listen { .. } => Exit::BadInput,
+            ServeError::AllDamaged { .. } => Exit::Damaged,
+            ServeError::Seed(_) | ServeError::Start(_) => Exit::Unexpected,
+        }
+    }
+
+    fn listen(
+        what: &'static str,
+        address: SocketAddr,
+        option: &'static str,
+    ) -> impl FnOnce(io::Error) -> ServeError {
+        move |source| match source.kind() {
+            io::ErrorKind::AddrInUse => ServeError::AddressInUse {
+                what,
+                address,
+                option,
+            },
+            _ => ServeError::Listen {
+                what,
+                address,
+                source,
+            },
+        }
+    }
+}
+
+/// Serves until SIGTERM or SIGINT. Ready lines go to standard output.
+pub fn serve(settings: Settings) -> Result<(), ServeError> {
+    let state = StateDir::open(&settings.state)?;
+    let Some(_served) = state.lock_for_serving()? else {
+        return Err(ServeError::AlreadyServed(settings.state));
+    };
+    // Both ports are tried before minutes are spent on hashing.
+    let http = TcpListener::bind(settings.http).map_err(ServeError::listen(
+        "http (tcp)",
+        settings.http,
+        "--http",
+    ))?;
+    UdpSocket::bind(settings.listen).map_err(ServeError::listen(
+        "the swarm (udp)",
+        settings.listen,
+        "--listen",
+    ))?;
+    let key = state.key()?;
+    publish_named(&state, &key, &settings)?;
+    let catalogue = Arc::new(Catalogue::new(state, key.public(), settings.verify));
+    load(&catalogue)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(ServeError::Start)?;
+    let served = runtime.block_on(Server::run(settings, key, catalogue, http));
+    // What is still in a blocking call (hashing a new copy) is not waited for.
+    runtime.shutdown_background();
+    served
+}
+
+fn publish_named(state: &StateDir, key: &SwarmKey, settings: &Settings) -> Result<(), ServeError> {
+    for (name, source) in &settings.images {
+        let request = publish::Request {
+            name,
+            source,
+            chunk_size: settings.chunk_size,
+            unchanged: Unchanged::Keep,
+        };
+        let published =
+            publish::publish(state, key, &request, &*progress::to_stderr(name.as_str())).map_err(
+                |source| ServeError::Publish {
+                    name: name.clone(),
+                    source,
+                },
+            )?;
+        if published.not_squashfs {
+            tracing::warn!(
+                "{} is no squashfs: it can be fetched, and no node can boot it",
+                source.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The first look. Some damaged images do not keep the others from being served; all of them do.
+fn load(catalogue: &Catalogue) -> Result<(), ServeError> {
+    let mut damages = catalogue.reload()?;
+    if catalogue.snapshot().images().next().is_none() && !damages.is_empty() {
+        let count = damages.len();
+        return Err(ServeError::AllDamaged {
+            count,
+            first: Box::new(damages.swap_remove(0)),
+        });
+    }
+    report(&damages);
+    Ok(())
+}
+
+fn report(damages: &[Damage]) {
+    for damage in damages {
+        tracing::error!("{damage}");
+    }
+}
+
+struct Server {
+    catalogue: Arc<Catalogue>,
+    swarm: Arc<SwarmSide>,
+    host: HostPort,
+    /// What ready lines were printed for.
+    announced: BTreeMap<ImageName, ImageId>,
+    /// Images that are not in the catalogue any more, and until when they are served at most.
+    retiring: BTreeMap<ImageId, Instant>,
+    /// What was reported already: the directory is read again for every change.
+    reported: BTreeSet<String>,
+}
+
+impl Server {
+    async fn run(
+        settings: Settings,
+        key: SwarmKey,
+        catalogue: Arc<Catalogue>,
+        http: TcpListener,
+    ) -> Result<(), ServeError> {
+        let tokens = Tokens::new(catalogue.state().clone());
+        let admission = Arc::new(Admission::new(
+            settings.admission,
+            settings.allow.clone(),
+            tokens,
+        ));
+        let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Start)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Start)?;
+        http.set_nonblocking(true).map_err(ServeError::Start)?;
+        let http = tokio::net::TcpListener::from_std(http).map_err(ServeError::Start)?;
+        let http_address = http.local_addr().map_err(ServeError::Start)?;
+
+        let swarm =
+            Arc::new(SwarmSide::bind(&settings, key, catalogue.clone(), admission.clone()).await?);
+        let listen = SocketAddr::new(settings.listen.ip(), swarm.local_addr().port());
+        let host = settings
+            .host
+            .clone()
+            .unwrap_or_else(|| advertised_host(listen));
+        let mut server = Server {
+            catalogue: catalogue.clone(),
+            swarm: swarm.clone(),
+            host,
+            announced: BTreeMap::new(),
+            retiring: BTreeMap::new(),
+            reported: BTreeSet::new(),
+        };
+
+        let (stop, stopped) = watch::channel(false);
+        let shared = Shared {
+            catalogue,
+            admission: admission.clone(),
+            limiter: swarm.limiter(),
+        };
+        let http_task = tokio::spawn(http::server::run(
+            http,
+            http::router(shared),
+            stopped,
+            DRAIN,
+        ));
+        let control_task = server.spawn_control(&settings, http_address);
+        tracing::info!(
+            "swarm on {}, http on {http_address}, serving {}",
+            swarm.local_addr(),
+            admission
+                .networks()
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(" ")
+        );
+        server.follow(&Snapshot::default()).await;
+
+        let mut poll = tokio::time::interval(POLL);
+        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = poll.tick() => {
+                    swarm.sample().await;
+                    server.refresh().await;
+                    server.retire().await;
+                }
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        tracing::info!(
+            "draining for at most {} s; a second signal ends at once",
+            DRAIN.as_secs()
+        );
+        // Only fails if the HTTP task is gone, which then needs no telling.
+        let _ = stop.send(true);
+        let drained = async {
+            swarm.shutdown(DRAIN).await;
+            let _ = http_task.await;
+        };
+        tokio::select! {
+            () = drained => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if let Some(control_task) = control_task {
+            control_task.abort();
+        }
+        let _ = std::fs::remove_file(server.catalogue.state().control_socket());
+        Ok(())
+    }
+
+    /// Without a control socket the swarm is served all the same; only `rootswarm status` is blind.
+    fn spawn_control(
+        &self,
+        settings: &Settings,
+        http: SocketAddr,
+    ) -> Option<tokio::task::JoinHandle<()>> {
+        let path = self.catalogue.state().control_socket();
+        let listener = match status::listen(&path) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!("no status: cannot listen on {}: {error}", path.display());
+                return None;
+            }
+        };
+        let (catalogue, swarm) = (self.catalogue.clone(), self.swarm.clone());
+        let (host, http) = (self.host.to_string(), http.to_string());
+        let limit = settings.upload_limit.map(|rate| rate.bytes_per_s());
+        let started = Instant::now();
+        Some(tokio::spawn(status::answer(listener, move || {
+            StatusDocument {
+                format: FORMAT,
+                host: host.clone(),
+                http: http.clone(),
+                pid: std::process::id(),
+                uptime_s: started.elapsed().as_secs(),
+                upload_limit_bytes_per_s: limit,
+                images: swarm.status(&catalogue.snapshot()),
+            }
+        })))
+    }
+
+    /// Looks at the state directory, and follows it if it changed.
+    async fn refresh(&mut self) {
+        if !self.catalogue.is_stale() {
+            return;
+        }
+        let before = self.catalogue.snapshot();
+        let catalogue = self.catalogue.clone();
+        match tokio::task::spawn_blocking(move || catalogue.reload()).await {
+            Ok(Ok(damages)) => {
+                let new: Vec<Damage> = damages
+                    .into_iter()
+                    .filter(|damage| self.reported.insert(damage.to_string()))
+                    .collect();
+                report(&new);
+                self.follow(&before).await;
+            }
+            Ok(Err(error)) => tracing::error!("cannot read the state directory again: {error}"),
+            Err(error) => tracing::error!("reading the state directory again failed: {error}"),
+        }
+    }
+
+    /// Brings the swarm from what was served `before` to what the catalogue has now.
+    async fn follow(&mut self, before: &Snapshot) {
+        let now = self.catalogue.snapshot();
+        for copy in now.copies() {
+            self.retiring.remove(copy.id());
+            self.swarm.add(copy).await;
+        }
+        for copy in before.copies().filter(|copy| now.copy(copy.id()).is_none()) {
+            self.retiring.insert(*copy.id(), Instant::now() + RETIRE);
+        }
+        self.announced.retain(|name, _| now.image(name).is_some());
+        for published in now.images() {
+            let tag = published.tag.unverified();
+            if self.announced.insert(tag.name.clone(), tag.id) != Some(tag.id) {
+                self.announce(&tag.name, tag.id);
+            }
+        }
+    }
+
+    /// Takes images that left the catalogue out of the swarm, once nobody fetches them any more.
+    async fn retire(&mut self) {
+        let now = Instant::now();
+        let mut done = Vec::new();
+        for (id, until) in &self.retiring {
+            if *until <= now || self.swarm.fetching(id).await == 0 {
+                done.push(*id);
+            }
+        }
+        for id in done {
+            self.retiring.remove(&id);
+            let swarm = self.swarm.clone();
+            tokio::spawn(async move { swarm.remove(&id, DRAIN).await });
+        }
+    }
+
+    fn announce(&self, name: &ImageName, id: ImageId) {
+        let mut out = io::stdout().lock();
+        let line = format!("ready {}\n", root_url(&self.host, name, Some(id)));
+        // Who stopped reading does not want to know; nodes are served all the same.
+        if let Err(error) = out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
+            tracing::warn!("cannot print {}: {error}", line.trim_end());
+        }
+    }
+}

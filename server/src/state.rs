@@ -1,0 +1,478 @@
+//! The seed's state directory: the swarm key, the published copies, and the signed tags.
+//!
+//! ```text
+//! swarm.key, swarm.pub            the installation's key; made at first start
+//! images/<root hash>/{image,manifest}   read-only copies; what is served
+//! tags/NAME                       a signed statement of what NAME means now
+//! retired/NAME                    the last tag of a removed name, so that versions only ever grow
+//! tokens                          admission tokens, hashed (crate::token)
+//! boot/                           kernels, initrds and boot scripts for HTTP
+//! tmp/                            what is not finished; emptied at start
+//! lock, serve.lock, control.sock
+//! ```
+//!
+//! Everything is written under a temporary name, synced and renamed, so that a reader, and a crash,
+//! sees the old or the new and nothing else. Writers hold `lock`. How a copy is made is
+//! [`crate::publish`]'s business; whether it is still intact, [`crate::catalogue`]'s.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rootswarm_image::{ImageId, ImageName, SignedTag, SwarmKey, SwarmKeyError, TagError};
+
+use crate::durable::{self, Lock, Owner};
+use crate::exit::Exit;
+
+/// Where the state is unless somebody says otherwise.
+pub const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/rootswarm";
+
+/// The epoch of tags and certificates. A later release lets the admin raise it, which is how
+/// everything that was issued before is withdrawn.
+pub const EPOCH: u32 = 1;
+
+/// A signed tag is some 200 bytes; more in `tags/` is not ours, and is not read into memory.
+const MAX_TAG_FILE_BYTES: u64 = 64 * 1024;
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// It is not there, and the command would not make one.
+    #[error("state directory {} does not exist (publish an image first, or name another with --state)", .0.display())]
+    Missing(PathBuf),
+    /// An operation on it failed.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// The verb.
+        what: &'static str,
+        /// The object.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Others can read the private key.
+    #[error("swarm key {} has mode {mode:04o}, expected 0600: others may have read it (chmod 600 it if you trust them, else make a new installation key)", path.display())]
+    KeyMode {
+        /// The key file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The key belongs to another user.
+    #[error("swarm key {} belongs to user {found}, expected user {expected} (chown it, or run as that user)", path.display())]
+    KeyOwner {
+        /// The key file.
+        path: PathBuf,
+        /// The user it belongs to.
+        found: u32,
+        /// The user it should belong to.
+        expected: u32,
+    },
+    /// The key file holds something else.
+    #[error("swarm key {}: {source}", path.display())]
+    KeyContents {
+        /// The key file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SwarmKeyError,
+    },
+    /// Tags are there that the missing key signed.
+    #[error("swarm key {} is missing, and published tags are signed with it: restore it from a backup (or remove {} and publish again under a new key, which must then be baked into the initrd)", key.display(), tags.display())]
+    KeyLost {
+        /// Where the key should be.
+        key: PathBuf,
+        /// The tags it signed.
+        tags: PathBuf,
+    },
+    /// A new key could not be made.
+    #[error("cannot make a swarm key: {0}")]
+    KeyGeneration(SwarmKeyError),
+    /// No such name.
+    #[error("no image is published as {0} (`rootswarm images` lists them)")]
+    UnknownImage(ImageName),
+    /// A tag cannot be read.
+    #[error("tag {name} in {} is damaged: {reason} (publish {name} again)", path.display())]
+    DamagedTag {
+        /// The image's name.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl StateError {
+    /// The exit code of this failure.
+    pub fn exit(&self) -> Exit {
+        match self {
+            StateError::Missing(_) | StateError::Io { .. } | StateError::KeyGeneration(_) => {
+                Exit::Local
+            }
+            StateError::KeyMode { .. } | StateError::KeyOwner { .. } => Exit::Refused,
+            StateError::KeyContents { .. }
+            | StateError::KeyLost { .. }
+            | StateError::DamagedTag { .. } => Exit::Damaged,
+            StateError::UnknownImage(_) => Exit::NoSuchImage,
+        }
+    }
+
+    /// Names what was done to what, for `map_err`.
+    pub(crate) fn io<'a>(
+        what: &'static str,
+        path: &'a Path,
+    ) -> impl FnOnce(io::Error) -> StateError + use<'a> {
+        move |source| StateError::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// An opened state directory.
+#[derive(Debug, Clone)]
+pub struct StateDir {
+    root: PathBuf,
+    owner: Option<Owner>,
+}
+
+impl StateDir {
+    /// Opens the directory for writing, makes what is missing in it, and removes what an
+    /// interrupted writer left.
+    pub fn open(root: &Path) -> Result<StateDir, StateError> {
+        fs::create_dir_all(root).map_err(StateError::io("make state directory", root))?;
+        let state = StateDir::open_existing(root)?;
+        for (name, mode) in [
+            ("images", 0o755),
+            ("tags", 0o755),
+            ("retired", 0o755),
+            ("boot", 0o755),
+            ("tmp", 0o700),
+        ] {
+            let path = root.join(name);
+            durable::make_directory(&path, mode, state.owner)
+                .map_err(StateError::io("make directory", &path))?;
+        }
+        state.sweep()?;
+        Ok(state)
+    }
+
+    /// Opens the directory for reading only.
+    pub fn open_existing(root: &Path) -> Result<StateDir, StateError> {
+        match Owner::of_directory(root) {
+            Ok(owner) => Ok(StateDir {
+                root: root.to_owned(),
+                owner,
+            }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Err(StateError::Missing(root.to_owned()))
+            }
+            Err(e) => Err(StateError::io("open state directory", root)(e)),
+        }
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Who new files are given to.
+    pub(crate) fn owner(&self) -> Option<Owner> {
+        self.owner
+    }
+
+    /// Where the copies are.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// Where the tags are.
+    pub fn tags_directory(&self) -> PathBuf {
+        self.root.join("tags")
+    }
+
+    /// What HTTP serves under `/boot/`.
+    pub fn boot(&self) -> PathBuf {
+        self.root.join("boot")
+    }
+
+    /// The status socket of a running server.
+    pub fn control_socket(&self) -> PathBuf {
+        self.root.join("control.sock")
+    }
+
+    /// The directory of one copy. The id is a hash, never a name.
+    pub fn copy(&self, id: &ImageId) -> PathBuf {
+        self.images().join(id.to_string())
+    }
+
+    /// A name in `tmp/` that nobody else uses.
+    pub(crate) fn temporary(&self, purpose: &str) -> PathBuf {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let serial = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.root
+            .join("tmp")
+            .join(format!("{purpose}-{}-{serial}", std::process::id()))
+    }
+
+    /// Keeps other writers out until dropped. Held for moments only: copying and hashing happen
+    /// outside it.
+    pub fn lock(&self) -> Result<Lock, StateError> {
+        let path = self.root.join("lock");
+        Lock::exclusive(&path, self.owner).map_err(StateError::io("lock", &path))
+    }
+
+    /// Marks the directory as served by this process; `None` if another process serves it.
+    pub fn lock_for_serving(&self) -> Result<Option<Lock>, StateError> {
+        let path = self.root.join("serve.lock");
+        Lock::try_exclusive(&path, self.owner).map_err(StateError::io("lock", &path))
+    }
+
+    /// Removes what no live process works on in `tmp/`, and copies that no tag names.
+    fn sweep(&self) -> Result<(), StateError> {
+        let _lock = self.lock()?;
+        let tmp = self.root.join("tmp");
+        for entry in fs::read_dir(&tmp).map_err(StateError::io("read", &tmp))? {
+            let path = entry.map_err(StateError::io("read", &tmp))?.path();
+            if path.is_dir() {
+                // A live publisher holds a lock on its directory; the lock dies with its process.
+                if let Ok(Some(_abandoned)) = Lock::try_directory(&path) {
+                    fs::remove_dir_all(&path).map_err(StateError::io("remove leftover", &path))?;
+                }
+            } else {
+                // Single files are only written under the lock that is held here.
+                fs::remove_file(&path).map_err(StateError::io("remove leftover", &path))?;
+            }
+        }
+        self.remove_unnamed_copies()
+    }
+
+    /// Removes copies that no tag names. Called with the lock held. A server that still sends one
+    /// of them has it mapped and goes on: the space is free when it lets go.
+    pub(crate) fn remove_unnamed_copies(&self) -> Result<(), StateError> {
+        let mut named = Vec::new();
+        for (_, tag) in self.read_tags()? {
+            match tag {
+                Ok(tag) => named.push(self.copy(&tag.unverified().id)),
+                // What a damaged tag named is not known: remove nothing.
+                Err(_) => return Ok(()),
+            }
+        }
+        let images = self.images();
+        for entry in fs::read_dir(&images).map_err(StateError::io("read", &images))? {
+            let path = entry.map_err(StateError::io("read", &images))?.path();
+            let is_copy = path
+                .file_name()
+                .and_then(|n| n.to_str())
+                .is_some_and(|n| n.parse::<ImageId>().is_ok());
+            if is_copy && !named.contains(&path) {
+                self.discard_directory(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a copy away in one step (a rename into `tmp/`), then frees its space.
+    pub(crate) fn discard_directory(&self, path: &Path) -> Result<(), StateError> {
+        let doomed = self.temporary("removed");
+        fs::rename(path, &doomed).map_err(StateError::io("remove", path))?;
+        fs::remove_dir_all(&doomed).map_err(StateError::io("remove", &doomed))
+    }
+
+    /// The swarm key. Made if there is none, unless tags are there that a lost one signed.
+    pub fn key(&self) -> Result<SwarmKey, StateError> {
+        let path = self.root.join("swarm.key");
+        let _lock = self.lock()?;
+        let key = match File::open(&path) {
+            Ok(file) => self.load_key(&path, file)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if !self.read_tags()?.is_empty() {
+                    return Err(StateError::KeyLost {
+                        key: path,
+                        tags: self.tags_directory(),
+                    });
+                }
+                let key = SwarmKey::generate().map_err(StateError::KeyGeneration)?;
+                self.replace(&path, key.to_pkcs8(), 0o600)?;
+                key
+            }
+            Err(e) => return Err(StateError::io("open swarm key", &path)(e)),
+        };
+        let public_path = self.root.join("swarm.pub");
+        let public = format!("{}\n", key.public());
+        if fs::read(&public_path).ok().as_deref() != Some(public.as_bytes()) {
+            self.replace(&public_path, public.as_bytes(), 0o644)?;
+        }
+        Ok(key)
+    }
+
+    fn load_key(&self, path: &Path, mut file: File) -> Result<SwarmKey, StateError> {
+        // Of the open file, not of the path: what is checked is what is read.
+        let metadata = file
+            .metadata()
+            .map_err(StateError::io("open swarm key", path))?;
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(StateError::KeyMode {
+                path: path.to_owned(),
+                mode,
+            });
+        }
+        let me = rustix::process::geteuid().as_raw();
+        let expected = if me == 0 {
+            fs::metadata(&self.root)
+                .map_err(StateError::io("open state directory", &self.root))?
+                .uid()
+        } else {
+            me
+        };
+        if metadata.uid() != expected {
+            return Err(StateError::KeyOwner {
+                path: path.to_owned(),
+                found: metadata.uid(),
+                expected,
+            });
+        }
+        let mut pkcs8 = Vec::new();
+        // An Ed25519 key is 85 bytes; 4 KiB holds any PKCS#8 document ring could mean.
+        file.by_ref()
+            .take(4096)
+            .read_to_end(&mut pkcs8)
+            .map_err(StateError::io("read swarm key", path))?;
+        SwarmKey::from_pkcs8(&pkcs8).map_err(|source| StateError::KeyContents {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Replaces a file of the state directory, durably. Called with the lock held.
+    pub(crate) fn replace(
+        &self,
+        path: &Path,
+        contents: &[u8],
+        mode: u32,
+    ) -> Result<(), StateError> {
+        durable::replace_file(path, &self.temporary("file"), contents, mode, self.owner)
+            .map_err(StateError::io("write", path))
+    }
+
+    /// All tags, by name. One that cannot be decoded is in the list with its reason.
+    pub fn read_tags(&self) -> Result<Vec<(String, Result<SignedTag, StateError>)>, StateError> {
+        let directory = self.tags_directory();
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(StateError::io("read", &directory)(e)),
+        };
+        let mut tags = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(StateError::io("read", &directory))?;
+            let file_name = entry.file_name().to_string_lossy().into_owned();
+            match read_tag_file(&entry.path(), &file_name) {
+                Ok(Some(tag)) => tags.push((file_name, Ok(tag))),
+                // Removed between the listing and the reading.
+                Ok(None) => {}
+                Err(e) => tags.push((file_name, Err(e))),
+            }
+        }
+        tags.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(tags)
+    }
+
+    /// The tag of one name; `None` if it is not published.
+    pub fn read_tag(&self, name: &ImageName) -> Result<Option<SignedTag>, StateError> {
+        read_tag_file(&self.tags_directory().join(name.as_str()), name.as_str())
+    }
+
+    /// The version that the next tag of `name` has: one more than any before, also across removal.
+    /// Called with the lock held.
+    pub(crate) fn next_version(&self, name: &ImageName) -> Result<u64, StateError> {
+        let current = self.read_tag(name).ok().flatten();
+        let retired = read_tag_file(
+            &self.root.join("retired").join(name.as_str()),
+            name.as_str(),
+        )
+        .ok()
+        .flatten();
+        let newest = current
+            .iter()
+            .chain(&retired)
+            .map(|tag| tag.unverified().version)
+            .max();
+        Ok(newest.unwrap_or(0).saturating_add(1))
+    }
+
+    /// Makes `tag` the meaning of its name. Called with the lock held.
+    pub(crate) fn write_tag(&self, tag: &SignedTag) -> Result<(), StateError> {
+        let name = tag.unverified().name.as_str();
+        self.replace(&self.tags_directory().join(name), &tag.encode(), 0o644)?;
+        let retired = self.root.join("retired").join(name);
+        match fs::remove_file(&retired) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(StateError::io("remove", &retired)(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a name out of the catalogue, and its copy with it unless another name has the same.
+    pub fn remove(&self, name: &ImageName) -> Result<(), StateError> {
+        let _lock = self.lock()?;
+        let path = self.tags_directory().join(name.as_str());
+        let retired = self.root.join("retired").join(name.as_str());
+        match fs::rename(&path, &retired) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(StateError::UnknownImage(name.clone()));
+            }
+            Err(e) => return Err(StateError::io("remove", &path)(e)),
+        }
+        for directory in [self.tags_directory(), self.root.join("retired")] {
+            durable::sync_directory(&directory).map_err(StateError::io("sync", &directory))?;
+        }
+        self.remove_unnamed_copies()
+    }
+
+    /// Gives the image that `existing` means the name `name` as well, and returns the new tag.
+    pub fn retag(
+        &self,
+        name: &ImageName,
+        existing: &ImageName,
+        key: &SwarmKey,
+    ) -> Result<SignedTag, StateError> {
+        let _lock = self.lock()?;
+        let mut tag = match self.read_tag(existing)? {
+            Some(tag) => tag.unverified().clone(),
+            None => return Err(StateError::UnknownImage(existing.clone())),
+        };
+        tag.version = self.next_version(name)?;
+        tag.name = name.clone();
+        tag.epoch = EPOCH;
+        let signed = tag.sign(key);
+        self.write_tag(&signed)?;
+        self.remove_unnamed_copies()?;
+        Ok(signed)
+    }
+}
+
+fn read_tag_file(path: &Path, name: &str) -> Result<Option<SignedTag>, StateError> {
+    let damaged = |reason: String| StateError::DamagedTag {
+        name: name.to_owned(),
+        path: path.to_owned(),
+        reason,
+    };
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|file| file.take(MAX_TAG_FILE_BYTES).read_to_end(&mut bytes)) {
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(damaged(e.to_string())),
+    }
+    let tag = SignedTag::decode(&bytes).map_err(|e: TagError| damaged(e.to_string()))?;
+    if tag.unverified().name.as_str() != name {
+        return Err(damaged(format!("it is about {}", tag.unverified().name)));
+    }
+    Ok(Some(tag))
+}

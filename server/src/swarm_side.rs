@@ -1,0 +1,268 @@
+//! The swarm's side of the server: the seed, and the answers to what it asks.
+//!
+//! The wire, the tracker and the scheduler are the transport's. Here the catalogue and the
+//! admission rules decide about joins, and the seed's figures become the status document's.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rootswarm_image::{ImageId, SwarmKey};
+use rootswarm_transport::limiter::RateLimiter;
+use rootswarm_transport::seed::{
+    Directory, Grant, JoinRequest, Refusal, Seed, SeedConfig, SeedError,
+};
+use rootswarm_transport::status::{NodeInfo, SwarmStatus};
+use rootswarm_transport::tuning::Tuning;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::RwLock;
+
+use crate::admission::{Admission, NotAdmitted};
+use crate::catalogue::{Catalogue, Copy, Snapshot};
+use crate::config::Settings;
+use crate::state::EPOCH;
+use crate::status::{ImageEntry, NodeEntry};
+
+/// Who may join, and what names mean: what the seed asks.
+pub struct Tracker {
+    catalogue: Arc<Catalogue>,
+    admission: Arc<Admission>,
+}
+
+impl Tracker {
+    /// Answers from this catalogue by these rules.
+    pub fn new(catalogue: Arc<Catalogue>, admission: Arc<Admission>) -> Tracker {
+        Tracker {
+            catalogue,
+            admission,
+        }
+    }
+}
+
+impl Directory for Tracker {
+    /// Admission comes first, so that a stranger does not learn which names there are; the token is
+    /// used up last, so that a misspelt name does not cost it.
+    fn join(&self, from: SocketAddr, request: &JoinRequest) -> Result<Grant, Refusal> {
+        let refused = |reason: NotAdmitted| Refusal::NotAdmitted(reason.to_string());
+        self.admission.check_address(from.ip()).map_err(refused)?;
+        let token = request.token.as_deref();
+        self.admission.check_token(token).map_err(refused)?;
+        let snapshot = self.catalogue.snapshot();
+        let published = snapshot.image(&request.name).ok_or(Refusal::UnknownImage)?;
+        let current = *published.copy.id();
+        if request.pin.is_some_and(|pin| pin != current) {
+            return Err(Refusal::PinMismatch { current });
+        }
+        // Using a token up syncs a file, which takes milliseconds.
+        off_the_reactor(|| self.admission.consume_token(token)).map_err(refused)?;
+        Ok(Grant {
+            tag: published.tag.clone(),
+        })
+    }
+}
+
+/// Runs what blocks without holding up the other tasks of this thread, where the runtime can move
+/// them to another.
+fn off_the_reactor<T>(blocking: impl FnOnce() -> T) -> T {
+    match Handle::try_current() {
+        Ok(handle) if handle.runtime_flavor() == RuntimeFlavor::MultiThread => {
+            tokio::task::block_in_place(blocking)
+        }
+        _ => blocking(),
+    }
+}
+
+/// The seed, until it is shut down.
+pub struct SwarmSide {
+    seed: RwLock<Option<Seed>>,
+    local_addr: SocketAddr,
+    limiter: Arc<RateLimiter>,
+    rates: Mutex<Rates>,
+}
+
+impl SwarmSide {
+    /// Listens, and admits whom the rules admit.
+    pub async fn bind(
+        settings: &Settings,
+        key: SwarmKey,
+        catalogue: Arc<Catalogue>,
+        admission: Arc<Admission>,
+    ) -> Result<SwarmSide, SeedError> {
+        let config = SeedConfig {
+            listen: settings.listen,
+            key: Arc::new(key),
+            epoch: EPOCH,
+            upload_limit_bytes_per_s: settings.upload_limit.map(|rate| rate.bytes_per_s()),
+            tuning: Tuning::for_host(),
+        };
+        let seed = Seed::bind(config, Arc::new(Tracker::new(catalogue, admission))).await?;
+        Ok(SwarmSide {
+            local_addr: seed.local_addr(),
+            limiter: seed.limiter(),
+            seed: RwLock::new(Some(seed)),
+            rates: Mutex::default(),
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The limit that all image bytes share.
+    pub fn limiter(&self) -> Arc<RateLimiter> {
+        self.limiter.clone()
+    }
+
+    /// Offers a copy to the swarm; nothing happens if it is offered already.
+    pub async fn add(&self, copy: &Copy) {
+        if let Some(seed) = &*self.seed.read().await {
+            seed.add_image(copy.manifest().clone(), copy.store().clone());
+        }
+    }
+
+    /// Takes an image out of the swarm; uploads under way have `grace` to finish.
+    pub async fn remove(&self, id: &ImageId, grace: Duration) {
+        if let Some(seed) = &*self.seed.read().await {
+            seed.remove_image(id, grace).await;
+        }
+    }
+
+    /// How many nodes are still fetching this image.
+    pub async fn fetching(&self, id: &ImageId) -> usize {
+        let id = id.to_string();
+        let seed = self.seed.read().await;
+        let Some(seed) = &*seed else { return 0 };
+        let nodes = seed
+            .status()
+            .into_iter()
+            .filter(|status| status.image == id)
+            .flat_map(|status| status.nodes);
+        nodes
+            .filter(|node| !node.is_seed && !node.is_complete)
+            .count()
+    }
+
+    /// Looks at how much each node has, for the rates. To be called about once a second.
+    pub async fn sample(&self) {
+        if let Some(seed) = &*self.seed.read().await {
+            let status = seed.status();
+            self.rates
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .sample(&status, Instant::now());
+        }
+    }
+
+    /// The swarm of each image, for the status document.
+    pub fn status(&self, snapshot: &Snapshot) -> Vec<ImageEntry> {
+        // Held for writing only while the seed is being shut down.
+        let Ok(seed) = self.seed.try_read() else {
+            return Vec::new();
+        };
+        let rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let swarms = seed.as_ref().map(Seed::status).unwrap_or_default();
+        let mut entries: Vec<ImageEntry> = swarms
+            .iter()
+            .map(|swarm| entry(swarm, snapshot, &rates))
+            .collect();
+        entries.sort_by(|a, b| a.names.cmp(&b.names).then(a.id.cmp(&b.id)));
+        entries
+    }
+
+    /// Lets uploads under way finish within `grace`, then closes.
+    pub async fn shutdown(&self, grace: Duration) {
+        let seed = self.seed.write().await.take();
+        if let Some(seed) = seed {
+            seed.shutdown(grace).await;
+        }
+    }
+}
+
+fn entry(swarm: &SwarmStatus, snapshot: &Snapshot, rates: &Rates) -> ImageEntry {
+    let named = |id: &ImageId| id.to_string() == swarm.image;
+    let copies = if swarm.bytes_total == 0 {
+        0.0
+    } else {
+        swarm.bytes_uploaded as f64 / swarm.bytes_total as f64
+    };
+    let mut nodes: Vec<NodeEntry> = swarm
+        .nodes
+        .iter()
+        .filter(|node| !node.is_seed)
+        .map(|node| NodeEntry {
+            node: node.node.clone(),
+            address: node.addr.clone(),
+            chunks_have: node.chunks_have,
+            complete: node.is_complete,
+            complete_after_ms: node.complete_after_ms,
+            rate_bytes_per_s: rates.of(swarm, node),
+        })
+        .collect();
+    nodes.sort_by(|a, b| a.address.cmp(&b.address));
+    ImageEntry {
+        names: snapshot
+            .images()
+            .filter(|published| named(published.copy.id()))
+            .map(|published| published.tag.unverified().name.to_string())
+            .collect(),
+        id: swarm.image.clone(),
+        length_bytes: swarm.bytes_total,
+        chunks: swarm.chunks_total,
+        uploaded_bytes: swarm.bytes_uploaded,
+        seed_copies: copies,
+        banned: swarm
+            .banned
+            .iter()
+            .map(|ban| format!("{} {}: {}", ban.node, ban.addr, ban.reason))
+            .collect(),
+        nodes,
+    }
+}
+
+/// How fast each node's share grew between the last two looks.
+#[derive(Debug, Default)]
+struct Rates {
+    last: HashMap<(String, String), Sample>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    at: Instant,
+    chunks: u32,
+    chunks_per_s: f64,
+}
+
+impl Rates {
+    fn sample(&mut self, swarms: &[SwarmStatus], now: Instant) {
+        let mut next = HashMap::new();
+        for swarm in swarms {
+            for node in &swarm.nodes {
+                let key = (swarm.image.clone(), node.node.clone());
+                let chunks_per_s = self.last.get(&key).map_or(0.0, |last| {
+                    let elapsed = now.duration_since(last.at).as_secs_f64().max(0.001);
+                    f64::from(node.chunks_have.saturating_sub(last.chunks)) / elapsed
+                });
+                next.insert(
+                    key,
+                    Sample {
+                        at: now,
+                        chunks: node.chunks_have,
+                        chunks_per_s,
+                    },
+                );
+            }
+        }
+        // Nodes that are gone are gone from here too.
+        self.last = next;
+    }
+
+    fn of(&self, swarm: &SwarmStatus, node: &NodeInfo) -> u64 {
+        let key = (swarm.image.clone(), node.node.clone());
+        let chunk_bytes = swarm.bytes_total as f64 / f64::from(swarm.chunks_total.max(1));
+        self.last
+            .get(&key)
+            .map_or(0, |sample| (sample.chunks_per_s * chunk_bytes) as u64)
+    }
+}

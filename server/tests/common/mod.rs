@@ -1,0 +1,271 @@
+//! Runs the program as an admin would: the binary, its exit code, its two outputs.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// The binary, with an environment that has nothing of the machine's own configuration.
+pub fn rootswarm() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rootswarm"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ROOTSWARM_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs a command line in which `STATE` stands for the state directory.
+pub fn run(state: &Path, args: &[&str]) -> Output {
+    rootswarm()
+        .arg("--state")
+        .arg(state)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary runs")
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Asserts that it worked and returns its output.
+pub fn run_ok(state: &Path, args: &[&str]) -> String {
+    let output = run(state, args);
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    stdout(&output)
+}
+
+/// Bytes that look like a squashfs of their length and are otherwise never the same twice.
+pub fn squashfs(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut bytes: Vec<u8> = (0..length)
+        .map(|_| {
+            // xorshift64: no chunk equals another.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect();
+    if length >= 96 {
+        bytes[..96].fill(0);
+        bytes[..4].copy_from_slice(b"hsqs");
+        bytes[28..30].copy_from_slice(&4u16.to_le_bytes());
+        bytes[40..48].copy_from_slice(&(length as u64).to_le_bytes());
+    }
+    bytes
+}
+
+/// Every path below `directory` with its length, sorted: what a failed command may not change.
+/// Locks and the key are made by any command and left out.
+pub fn listing(directory: &Path) -> Vec<String> {
+    fn visit(directory: &Path, root: &Path, found: &mut Vec<String>) {
+        let Ok(entries) = fs::read_dir(directory) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                visit(&path, root, found);
+            } else {
+                let name = path.strip_prefix(root).unwrap().display().to_string();
+                if !["lock", "serve.lock", "swarm.key", "swarm.pub"].contains(&name.as_str()) {
+                    found.push(format!(
+                        "{name} {}",
+                        entry.metadata().map_or(0, |m| m.len())
+                    ));
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    visit(directory, directory, &mut found);
+    found.sort();
+    found
+}
+
+/// A running `rootswarm serve`, ended when dropped.
+pub struct Server {
+    pub child: Child,
+    pub http: SocketAddr,
+    pub swarm: SocketAddr,
+    lines: mpsc::Receiver<String>,
+    errors: mpsc::Receiver<String>,
+    state: PathBuf,
+}
+
+fn pump(stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            if send.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    receive
+}
+
+impl Server {
+    /// Starts on free ports of loopback and waits until it says where it listens.
+    pub fn start(state: &Path, args: &[&str]) -> Server {
+        let mut child = rootswarm()
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--http",
+                "127.0.0.1:0",
+                "--state",
+            ])
+            .arg(state)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let lines = pump(child.stdout.take().unwrap());
+        let errors = pump(child.stderr.take().unwrap());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let said = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = errors
+                .recv_timeout(left)
+                .expect("the server says where it listens");
+            if line.contains("swarm on ") {
+                break line;
+            }
+        };
+        let after = |word: &str| -> SocketAddr {
+            let rest = &said[said.find(word).unwrap() + word.len()..];
+            rest.split([',', ' ']).next().unwrap().parse().unwrap()
+        };
+        Server {
+            swarm: after("swarm on "),
+            http: after("http on "),
+            child,
+            lines,
+            errors,
+            state: state.to_owned(),
+        }
+    }
+
+    /// The next line on standard output.
+    pub fn line(&self) -> String {
+        self.lines
+            .recv_timeout(Duration::from_secs(30))
+            .expect("the server prints a line")
+    }
+
+    /// Whether standard output has no more lines for now.
+    pub fn is_silent(&self) -> bool {
+        self.lines
+            .recv_timeout(Duration::from_millis(1500))
+            .is_err()
+    }
+
+    /// The next line on standard error that contains `words`.
+    pub fn error(&self, words: &str) -> String {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self
+                .errors
+                .recv_timeout(left)
+                .unwrap_or_else(|_| panic!("nothing about {words:?}"));
+            if line.contains(words) {
+                return line;
+            }
+        }
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Ends it as systemd would, and returns its exit code.
+    pub fn stop(mut self) -> Option<i32> {
+        self.signal("TERM");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                assert!(
+                    !self.state.join("control.sock").exists(),
+                    "the control socket was left behind"
+                );
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("the server does not end");
+    }
+
+    /// Sends a request of one's own and returns the whole answer: status, headers, body.
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut stream = TcpStream::connect(self.http).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
+        let mut text = format!("{method} {path} HTTP/1.1\r\nhost: seed\r\nconnection: close\r\n");
+        for (name, value) in headers {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        stream.write_all((text + "\r\n").as_bytes()).unwrap();
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        Answer::parse(&bytes)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    fn parse(bytes: &[u8]) -> Answer {
+        let end = bytes
+            .windows(4)
+            .position(|w| w == b"\r\n\r\n")
+            .expect("an answer with a head");
+        let head = String::from_utf8(bytes[..end].to_vec())
+            .unwrap()
+            .to_lowercase();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Answer {
+            status,
+            head,
+            body: bytes[end + 4..].to_vec(),
+        }
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+}
