@@ -12,6 +12,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
@@ -72,6 +73,14 @@ pub fn boot_in_child(args: &BootArgs) -> Result<(), Failure> {
             ))
         }
     }
+}
+
+/// Keeps the line that a boot ended with in `RUN_DIR.error`, for the boot script to repeat where
+/// the boot stops. Beside the run-time directory and not in it: that one is unmounted by now.
+///
+/// A note that cannot be written is not worth a word: the line is on the console too.
+pub fn keep_last_line(run_dir: &Path, failure: &Failure) {
+    let _ = fs::write(run_dir.with_extension("error"), &failure.message);
 }
 
 /// Longer than any line we say.
