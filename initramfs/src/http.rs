@@ -482,9 +482,9 @@ impl Response {
                     return Ok(Some(piece));
                 }
                 Some(Err(source)) => {
-                    // hyper says "end of file before message length reached"; ours says how far.
+                    // hyper's own words do not say how far it came, which is what helps.
                     return Err(match self.length {
-                        Some(expected) if source.is_incomplete_message() => HttpError::CutOff {
+                        Some(expected) if self.received < expected => HttpError::CutOff {
                             url: self.url.clone(),
                             expected,
                             found: self.received,

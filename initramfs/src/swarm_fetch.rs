@@ -177,7 +177,7 @@ pub async fn fetch(
         port: plan.port,
         trust,
         upload_limit_bytes_per_s: plan.upload_limit_bytes_per_s,
-        tuning: Tuning::default(),
+        tuning: Tuning::for_host(),
     })
     .await
     .map_err(SwarmError::Node)?;
