@@ -1,0 +1,330 @@
+//! `boot` as the initramfs calls it: the real binary, as root, in a mount namespace of its own.
+
+mod support;
+#[path = "support/swarm.rs"]
+mod seed;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use seed::{Published, TestSeed};
+use support::{
+    Reply, Server, agent, eventually, in_mount_namespace, loops_of, mounted_at, mounts, noise,
+    run, small_root, squashfs,
+};
+
+/// Everything a boot needs, in one directory.
+struct Lab {
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir(dir.path().join("conf")).expect("a directory");
+        fs::create_dir(dir.path().join("root")).expect("a directory");
+        Lab { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A real squashfs.
+    fn image(&self) -> Vec<u8> {
+        let (tree, image) = (small_root(self.dir.path()), self.path("made.squashfs"));
+        squashfs(&tree, &image);
+        let bytes = fs::read(&image).expect("the image");
+        fs::remove_dir_all(tree).expect("a directory");
+        fs::remove_file(image).expect("a file");
+        bytes
+    }
+
+    fn boot(&self, cmdline: &str) -> Command {
+        fs::write(self.path("cmdline"), cmdline).expect("a file");
+        let mut command = agent();
+        command.arg("boot");
+        let options = [
+            ("--rootmnt", "root"),
+            ("--cmdline", "cmdline"),
+            ("--run-dir", "run"),
+            ("--conf", "conf"),
+            ("--mnt", "mnt"),
+        ];
+        for (option, name) in options {
+            command.arg(option).arg(self.path(name));
+        }
+        command
+    }
+
+    fn at(&self, name: &str) -> String {
+        mounted_at(&self.path(name)).unwrap_or_default()
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let text = fs::read(self.path("run/status.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    fn name(&self) -> String {
+        self.dir.path().file_name().expect("a name").to_string_lossy().into_owned()
+    }
+
+    /// Processes that have this lab in their arguments.
+    fn processes(&self) -> Vec<i32> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&line).contains(&self.name()) {
+                found.push(pid);
+            }
+        }
+        found
+    }
+
+    /// Failed, with this line, and as if nothing had been.
+    #[track_caller]
+    fn check_fails(&self, cmdline: &str, code: i32, part: &str) {
+        let before = mounts();
+        let (found, out, err) = run(&mut self.boot(cmdline));
+        assert_eq!((found, out.as_str()), (code, ""), "{err}");
+        let last = err.lines().last().unwrap_or_default();
+        assert!(last.starts_with("rootswarm-agent: "), "{err}");
+        assert!(last.contains(part), "expected \"{part}\" in: {err}");
+        self.check_nothing_left(&before);
+    }
+
+    #[track_caller]
+    fn check_nothing_left(&self, before: &[String]) {
+        assert_eq!(mounts(), before);
+        assert!(!self.path("run").exists() && !self.path("mnt").exists());
+        assert_eq!(self.processes(), Vec::<i32>::new());
+        eventually("the loop device clearing itself", || loops_of(&self.name()).is_empty());
+    }
+}
+
+fn ends_within(pid: i32, limit: Duration) {
+    let asked = Instant::now();
+    let alive = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // A zombie has ended; its parent here is whoever adopted it.
+        !stat.is_empty() && !stat.contains(") Z ")
+    };
+    while alive() {
+        assert!(asked.elapsed() < limit, "process {pid} lives on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn kill(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).expect("a pid"), signal).expect("a process");
+}
+
+#[test]
+fn every_mode_over_http() {
+    in_mount_namespace("every_mode_over_http", || {
+        for mode in ["overlay", "ro", "copy"] {
+            let lab = Lab::new();
+            let image = lab.image();
+            let server = Server::of_file(image.clone());
+            let url = format!("{}@blake3:{}", server.url("/i"), blake3::hash(&image));
+            let cmdline = format!("quiet rooturl={url} rootswarm.mode={mode} ip=dhcp");
+            let (code, out, err) = run(&mut lab.boot(&cmdline));
+            assert_eq!((code, out.as_str()), (0, ""), "{mode}: {err}");
+            let expected = match mode {
+                "overlay" => ["overlay", "squashfs", "tmpfs"],
+                "ro" => ["squashfs", "", ""],
+                _ => ["tmpfs", "", ""],
+            };
+            assert_eq!([lab.at("root"), lab.at("root/mnt/ro"), lab.at("root/mnt/rw")], expected);
+            assert_eq!(lab.at("run"), "tmpfs");
+            let hostname = fs::read_to_string(lab.path("root/etc/hostname"));
+            assert_eq!(hostname.expect("a file"), "swarm\n");
+            assert_eq!(fs::write(lab.path("root/new"), "x").is_ok(), mode != "ro");
+            // The image stays where it is mounted from, and only there.
+            assert_eq!(lab.path("run/image.squashfs").exists(), mode != "copy");
+            assert_eq!(lab.status()["phase"], "done");
+            assert_eq!(lab.status()["bytes_have"], image.len());
+            eventually("the end of the child", || lab.processes().is_empty());
+            let (code, out, _) = run(agent().args(["status", "--run-dir"]).arg(lab.path("run")));
+            assert_eq!(code, 0);
+            assert!(out.starts_with("phase     done"), "{out}");
+            let status = Command::new("umount").arg("-R").arg(lab.path("root")).status();
+            assert!(status.expect("umount").success());
+            let status = Command::new("umount").arg(lab.path("run")).status();
+            assert!(status.expect("umount").success());
+        }
+    });
+}
+
+/// Boots from the swarm, and the child that stays behind serves the next node with the seed cut
+/// down to nearly nothing.
+#[test]
+fn a_child_stays_and_serves() {
+    in_mount_namespace("a_child_stays_and_serves", || {
+        let lab = Lab::new();
+        let mut image = lab.image();
+        // Padding behind a squashfs does no harm and makes it worth serving.
+        image.extend(noise(3_000_000));
+        let published = Published::new(image);
+        let port = seed::free_udp_port();
+        let seed = TestSeed::start(&published, port);
+        fs::write(lab.path("conf/swarm.pub"), published.key_text() + "\n").expect("a file");
+        let url = format!("swarm://127.0.0.1:{port}/root");
+        let (code, out, err) = run(&mut lab.boot(&format!("rooturl={url}")));
+        assert_eq!((code, out.as_str()), (0, ""), "{err}");
+        assert!(err.contains("rootswarm: fetched image "), "{err}");
+        assert_eq!(lab.at("root"), "overlay");
+        assert_eq!(lab.status()["phase"], "serving");
+
+        let pids = lab.processes();
+        let [pid] = pids[..] else { panic!("one process stays, found {pids:?}") };
+        assert_eq!(lab.status()["pid"], pid);
+        let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
+        let stat = read("stat").expect("a process");
+        let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect::<Vec<_>>();
+        assert_eq!(fields[3], pid.to_string(), "a session of its own");
+        assert_eq!(read("oom_score_adj").expect("a process").trim(), "1000");
+        let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).expect("a link");
+        assert_eq!(link("cwd"), Path::new("/"));
+        for fd in ["fd/1", "fd/2"] {
+            let target = link(fd);
+            let silent = target == Path::new("/dev/kmsg") || target == Path::new("/dev/null");
+            assert!(silent, "{fd} is {}", target.display());
+        }
+        // Its own memory, without the image it maps.
+        let kib = |name: &str| {
+            let status = read("status").expect("a process");
+            let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+            let number = line.and_then(|l| l.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            number.expect("a number of kB")
+        };
+        assert!(kib("RssAnon") < 24 * 1024, "{} kB", kib("RssAnon"));
+
+        drop(seed);
+        let _slow = TestSeed::with(&published, port, None, Some(20_000));
+        let (code, out, err) = run(agent()
+            .args(["fetch", &url, "--timeout", "20", "--conf"])
+            .arg(lab.path("conf"))
+            .arg("--output")
+            .arg(lab.path("second")));
+        assert_eq!(code, 0, "{err}");
+        assert!(fs::read(lab.path("second")).expect("the image") == published.image);
+        assert!(!out.contains(" 0 from peers"), "{out}");
+        eventually("the count of what was served", || {
+            lab.status()["bytes_uploaded"].as_u64() > Some(2_000_000)
+        });
+
+        // Shutdown: it ends at once, and the root does not notice.
+        kill(pid, Signal::TERM);
+        ends_within(pid, Duration::from_secs(1));
+        let hostname = fs::read_to_string(lab.path("root/etc/hostname"));
+        assert_eq!(hostname.expect("a file"), "swarm\n");
+    });
+}
+
+#[test]
+fn a_copy_serves_only_when_asked() {
+    in_mount_namespace("a_copy_serves_only_when_asked", || {
+        for (asked, stays) in [("", false), (" rootswarm.serve=yes", true)] {
+            let lab = Lab::new();
+            let published = Published::new(lab.image());
+            let seed = TestSeed::start(&published, 0);
+            let pin = published.manifest.id();
+            let url = format!("swarm://127.0.0.1:{}/root@blake3:{pin}", seed.addr.port());
+            let cmdline = format!("rooturl={url} rootswarm.mode=copy{asked}");
+            let (code, _, err) = run(&mut lab.boot(&cmdline));
+            assert_eq!(code, 0, "{err}");
+            assert_eq!(lab.at("root"), "tmpfs");
+            assert_eq!(lab.path("run/image.squashfs").exists(), stays);
+            match lab.processes()[..] {
+                [pid] if stays => {
+                    kill(pid, Signal::TERM);
+                    ends_within(pid, Duration::from_secs(1));
+                }
+                [] if !stays => {}
+                // Without serving it is gone, or just going.
+                [pid] => ends_within(pid, Duration::from_secs(5)),
+                ref pids => panic!("{pids:?}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn failures_leave_nothing() {
+    in_mount_namespace("failures_leave_nothing", || {
+        let lab = Lab::new();
+        let server = Server::of_file(noise(100_000));
+        let plain = format!("rooturl={} rootdelay=2", server.url("/i"));
+        lab.check_fails(&plain, 7, "not a squashfs image");
+        let pin = blake3::hash(b"other");
+        lab.check_fails(&format!("rooturl={}@blake3:{pin}", server.url("/i")), 3, "pinned is");
+
+        // A terabyte: refused before the download.
+        let huge = Server::start(|_, _| {
+            let headers = vec!["Content-Length: 1000000000000".to_owned()];
+            Reply { headers, ..Reply::new("200 OK", "hsqs") }
+        });
+        let cmdline = format!("rooturl={} rootdelay=2", huge.url("/i"));
+        lab.check_fails(&cmdline, 5, "the image has 1000.0 GB: mode overlay needs 1000.1 GB of RAM");
+
+        // The image is good, the place is not.
+        fs::remove_dir(lab.path("root")).expect("a directory");
+        fs::write(lab.path("root"), "a file").expect("a file");
+        let server = Server::of_file(lab.image());
+        let cmdline = format!("rooturl={}", server.url("/i"));
+        lab.check_fails(&cmdline, 7, "cannot use as a mount point");
+    });
+}
+
+/// A boot from a server that is too slow to finish.
+fn begin(lab: &Lab, server: &Server) -> (Child, i32) {
+    let parent = lab
+        .boot(&format!("rooturl={}", server.url("/i")))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the agent starts");
+    let own = i32::try_from(parent.id()).expect("a pid");
+    eventually("the download", || lab.status()["bytes_have"].as_u64() > Some(0));
+    let child = lab.processes().into_iter().find(|pid| *pid != own).expect("the child");
+    (parent, child)
+}
+
+fn slow_server() -> Server {
+    let image = noise(10_000_000);
+    Server::start(move |request, _| {
+        Reply { pause: Duration::from_millis(50), ..Reply::file(request, &image) }
+    })
+}
+
+#[test]
+fn without_its_parent_the_child_gives_up() {
+    in_mount_namespace("without_its_parent_the_child_gives_up", || {
+        let (lab, server, before) = (Lab::new(), slow_server(), mounts());
+        let (mut parent, child) = begin(&lab, &server);
+        parent.kill().expect("a process");
+        parent.wait().expect("an end");
+        ends_within(child, Duration::from_secs(2));
+        lab.check_nothing_left(&before);
+    });
+}
+
+#[test]
+fn a_child_that_is_killed_is_reported() {
+    in_mount_namespace("a_child_that_is_killed_is_reported", || {
+        let (lab, server) = (Lab::new(), slow_server());
+        let (mut parent, child) = begin(&lab, &server);
+        kill(child, Signal::KILL);
+        assert_eq!(parent.wait().expect("an end").code(), Some(1));
+        // SIGTERM is in time to clean up, and says so. The next boot clears what the kill left.
+        let (parent, child) = begin(&lab, &server);
+        kill(child, Signal::TERM);
+        assert_eq!(parent.wait_with_output().expect("an end").status.code(), Some(1));
+        assert_eq!(lab.at("run"), "");
+    });
+}

@@ -1,0 +1,141 @@
+//! A real seed in the test's own process, and its HTTP side.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rootswarm_image::{Geometry, Manifest, SignedTag, SwarmKey, Tag};
+use rootswarm_transport::seed::{Directory, Grant, JoinRequest, Refusal, Seed, SeedConfig};
+use rootswarm_transport::store::FileStore;
+use rootswarm_transport::tuning::Tuning;
+
+use crate::support::{Reply, Server, manifest};
+
+/// What the seed of a test serves under the name `root`.
+pub struct Published {
+    pub image: Vec<u8>,
+    pub manifest: Arc<Manifest>,
+    pub tag: SignedTag,
+    pub key: Arc<SwarmKey>,
+}
+
+impl Published {
+    pub fn new(image: Vec<u8>) -> Published {
+        let manifest = Arc::new(manifest(&image));
+        let geometry: &Geometry = manifest.geometry();
+        let tag = Tag {
+            name: "root".parse().expect("a name"),
+            id: *manifest.id(),
+            length: geometry.length(),
+            chunk_size: geometry.chunk_size(),
+            version: 1,
+            epoch: 1,
+        };
+        let key = Arc::new(SwarmKey::generate().expect("randomness"));
+        let tag = tag.sign(&key);
+        Published { image, manifest, tag, key }
+    }
+
+    pub fn key_text(&self) -> String {
+        self.key.public().to_string()
+    }
+
+    /// The HTTP side of a seed. `pause` slows bodies down.
+    pub fn http(&self, pause: Duration) -> Server {
+        let (image, tag) = (self.image.clone(), self.tag.encode());
+        let (id, manifest) = (self.manifest.id().to_string(), self.manifest.encode());
+        Server::start(move |request, _| match request.path.as_str() {
+            "/tags/root" => Reply::new("200 OK", tag.clone()),
+            path if path == format!("/manifests/{id}") => Reply::new("200 OK", manifest.clone()),
+            path if path == format!("/blobs/{id}") => {
+                Reply { pause, ..Reply::file(request, &image) }
+            }
+            _ => Reply::new("404 Not Found", ""),
+        })
+    }
+}
+
+/// A port that nobody has at the moment.
+pub fn free_udp_port() -> u16 {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    socket.local_addr().expect("an address").port()
+}
+
+/// A seed on threads of its own; gone when dropped.
+pub struct TestSeed {
+    pub addr: SocketAddr,
+    runtime: Option<tokio::runtime::Runtime>,
+    seed: Option<Seed>,
+    _dir: tempfile::TempDir,
+}
+
+struct OneImage {
+    tag: SignedTag,
+    token: Option<&'static str>,
+}
+
+impl Directory for OneImage {
+    fn join(&self, _: SocketAddr, request: &JoinRequest) -> Result<Grant, Refusal> {
+        let tag = self.tag.unverified();
+        if self.token.is_some() && request.token.as_deref() != self.token {
+            return Err(Refusal::NotAdmitted("a token is needed".to_owned()));
+        }
+        if request.name != tag.name {
+            return Err(Refusal::UnknownImage);
+        }
+        match request.pin {
+            Some(pin) if pin != tag.id => Err(Refusal::PinMismatch { current: tag.id }),
+            _ => Ok(Grant { tag: self.tag.clone() }),
+        }
+    }
+}
+
+impl TestSeed {
+    pub fn start(published: &Published, port: u16) -> TestSeed {
+        TestSeed::with(published, port, None, None)
+    }
+
+    pub fn with(
+        published: &Published,
+        port: u16,
+        token: Option<&'static str>,
+        upload_limit_bytes_per_s: Option<u64>,
+    ) -> TestSeed {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("image");
+        std::fs::write(&path, &published.image).expect("a file");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let seed = runtime.block_on(async {
+            let directory = OneImage { tag: published.tag.clone(), token };
+            let config = SeedConfig {
+                listen: SocketAddr::from(([127, 0, 0, 1], port)),
+                key: published.key.clone(),
+                epoch: 1,
+                upload_limit_bytes_per_s,
+                tuning: Tuning::default(),
+            };
+            let seed = Seed::bind(config, Arc::new(directory)).await.expect("a seed");
+            let geometry = published.manifest.geometry();
+            let store = FileStore::open(&path, geometry).expect("a store");
+            seed.add_image(published.manifest.clone(), store);
+            seed
+        });
+        let addr = seed.local_addr();
+        TestSeed { addr, runtime: Some(runtime), seed: Some(seed), _dir: dir }
+    }
+}
+
+impl Drop for TestSeed {
+    fn drop(&mut self) {
+        if let (Some(runtime), Some(seed)) = (self.runtime.take(), self.seed.take()) {
+            runtime.block_on(seed.shutdown(Duration::ZERO));
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        }
+    }
+}
