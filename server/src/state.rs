@@ -21,7 +21,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rootswarm_image::{ImageId, ImageName, SignedTag, SwarmKey, SwarmKeyError, TagError};
+use rootswarm_image::{
+    ImageId, ImageName, SignedTag, SwarmKey, SwarmKeyError, SwarmPublicKey, TagError,
+};
 
 use crate::durable::{self, Lock, Owner};
 use crate::exit::Exit;
@@ -252,14 +254,23 @@ impl StateDir {
 
     /// Removes copies that no tag names. Called with the lock held. A server that still sends one
     /// of them has it mapped and goes on: the space is free when it lets go.
+    ///
+    /// While a tag is there that cannot be trusted, nothing is removed: what it should name is not
+    /// known, and the copy may be good.
     pub(crate) fn remove_unnamed_copies(&self) -> Result<(), StateError> {
+        let public = fs::read_to_string(self.root.join("swarm.pub")).unwrap_or_default();
+        let Ok(key) = public.trim_end().parse::<SwarmPublicKey>() else {
+            return Ok(());
+        };
         let mut named = Vec::new();
         for (_, tag) in self.read_tags()? {
-            match tag {
-                Ok(tag) => named.push(self.copy(&tag.unverified().id)),
-                // What a damaged tag named is not known: remove nothing.
-                Err(_) => return Ok(()),
-            }
+            let Some(tag) = tag
+                .ok()
+                .and_then(|tag| tag.verify(&key, &tag.unverified().name).ok())
+            else {
+                return Ok(());
+            };
+            named.push(self.copy(&tag.id));
         }
         let images = self.images();
         for entry in fs::read_dir(&images).map_err(StateError::io("read", &images))? {

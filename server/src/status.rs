@@ -206,8 +206,7 @@ pub fn table(document: &StatusDocument) -> String {
             "\n{}",
             cut(&format!("{names}  blake3:{}", cut(&image.id, 16)), WIDTH)
         );
-        let _ = writeln!(
-            text,
+        let figures = format!(
             "  {} in {} chunks; {} nodes, {complete} complete; seed sent {:.2} copies ({})",
             Bytes(image.length_bytes),
             image.chunks,
@@ -215,6 +214,7 @@ pub fn table(document: &StatusDocument) -> String {
             image.seed_copies,
             Bytes(image.uploaded_bytes),
         );
+        let _ = writeln!(text, "{}", cut(&figures, WIDTH));
         for ban in &image.banned {
             let _ = writeln!(text, "{}", cut(&format!("  banned {ban}"), WIDTH));
         }

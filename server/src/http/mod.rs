@@ -311,6 +311,9 @@ impl Resource {
         if carries_bytes {
             fields.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
             fields.insert(CONTENT_LENGTH, (end - start).into());
+        } else if status == StatusCode::NOT_MODIFIED {
+            // Said here because the answer to a HEAD would otherwise claim 0 (RFC 9110, 8.6).
+            fields.insert(CONTENT_LENGTH, self.length.into());
         }
         let content_range = match selection {
             Selection::Part { start, end } => {

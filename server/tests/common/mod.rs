@@ -118,16 +118,14 @@ fn pump(stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
 impl Server {
     /// Starts on free ports of loopback and waits until it says where it listens.
     pub fn start(state: &Path, args: &[&str]) -> Server {
-        let mut child = rootswarm()
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--http",
-                "127.0.0.1:0",
-                "--state",
-            ])
-            .arg(state)
+        let mut command = rootswarm();
+        command.arg("serve").arg("--state").arg(state);
+        for option in ["--listen", "--http"] {
+            if !args.contains(&option) {
+                command.args([option, "127.0.0.1:0"]);
+            }
+        }
+        let mut child = command
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
