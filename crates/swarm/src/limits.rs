@@ -109,9 +109,13 @@ pub const REDIAL_MAX: Duration = Duration::from_secs(15);
 /// Dials under way at once.
 pub const DIALS_MAX: usize = 16;
 
-/// Chunk streams that a peer may have open towards this node before they are refused: a seed's
-/// pushes and the answers to requests.
+/// Pushed chunks that a node takes at a time, from the first byte to the announcement. A seed keeps
+/// to it, so that none is refused.
 pub const PUSHES_MAX: usize = 16;
+
+/// From the last byte of a pushed chunk acknowledged to the receiver's announcement. Hashing and
+/// storing take milliseconds; a receiver that takes this long has lost the chunk.
+pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How often a peer with too few neighbours asks for more, and the tracker hears progress.
 pub const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -126,6 +130,7 @@ const _: () = assert!(CHUNKS_MAX as usize / 8 + 256 <= FRAME_BYTES_MAX);
 const _: () = assert!(HAVE_RUNS_MAX * 10 + 16 <= FRAME_BYTES_MAX);
 const _: () = assert!(ADDRESSES_MAX * 64 + 16 <= FRAME_BYTES_MAX);
 const _: () = assert!(PEERS_MAX > DEGREE && KNOWN_MAX > PEERS_MAX);
+const _: () = assert!(SEED_UPLOAD_SLOTS <= PUSHES_MAX);
 const _: () = assert!(IN_FLIGHT_MIN <= IN_FLIGHT_MAX && PER_PEER_MIN <= IN_FLIGHT_MIN);
 
 /// Chunks in flight for chunks of `chunk_bytes`.

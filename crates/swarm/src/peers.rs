@@ -3,7 +3,7 @@
 use crate::id::{ConnId, NodeId, Role};
 use crate::limits::{FAILURE_BACKOFF, FAILURE_BACKOFF_MAX};
 use crate::time::Instant;
-use rootswarm_image::Bitfield;
+use rootswarm_image::{Bitfield, ChunkIndex};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -25,6 +25,9 @@ pub(crate) struct Peer {
     pub(crate) wants_haves: bool,
     /// A seed hands chunks to it (seeds only).
     pub(crate) is_fed: bool,
+    /// Pushed chunks whose bytes it acknowledged, but which it has not announced: its network has
+    /// them, its store may not. In the order of their arrival there.
+    pub(crate) unconfirmed: Vec<(ChunkIndex, Instant)>,
     /// Requests of ours that it has not finished.
     pub(crate) outstanding: usize,
     /// It is not asked, and nothing is pushed to it, before this.
@@ -56,6 +59,7 @@ impl Peer {
             progress: 0,
             wants_haves: true,
             is_fed: false,
+            unconfirmed: Vec::new(),
             outstanding: 0,
             backoff_until: Instant::ZERO,
             failures: 0,

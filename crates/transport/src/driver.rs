@@ -371,6 +371,7 @@ impl Driver {
     }
 
     fn upload_ended(&mut self, conn: ConnId, index: ChunkIndex, outcome: UploadOutcome) {
+        tracing::trace!(conn = conn.0, %index, ?outcome, "upload ended");
         if self.links.contains_key(&conn) {
             self.uploads = self.uploads.saturating_sub(1);
             self.tell(Input::UploadEnded {
@@ -391,6 +392,7 @@ impl Driver {
     /// Does what the node decided.
     fn carry_out(&mut self) {
         while let Some(output) = self.node.poll_output() {
+            tracing::trace!(?output);
             match output {
                 Output::Hello { conn, hello } => {
                     if let Some(link) = self.links.get(&conn) {

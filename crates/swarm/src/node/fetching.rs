@@ -327,6 +327,14 @@ impl Node {
                 if peer.have.set(index) && peer.role == Role::Peer {
                     self.picker.announced(index);
                 }
+                if let Some(at) = peer
+                    .unconfirmed
+                    .iter()
+                    .position(|(known, _)| *known == index)
+                {
+                    peer.unconfirmed.swap_remove(at);
+                    self.seeding.ended(index, &self.picker);
+                }
             }
         }
         self.note_completion(conn, now);

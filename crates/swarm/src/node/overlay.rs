@@ -176,7 +176,8 @@ impl Node {
             self.may_dial = true;
         }
         if self.role == Role::Seed {
-            for index in broken_off {
+            let unconfirmed = peer.unconfirmed.iter().map(|(index, _)| *index);
+            for index in broken_off.into_iter().chain(unconfirmed) {
                 self.seeding.ended(index, &self.picker);
             }
         }
@@ -311,6 +312,7 @@ impl Node {
 
     /// Once a second.
     pub(super) fn keep_house(&mut self, now: Instant) {
+        self.give_up_unconfirmed(now);
         let complete = self.picker.is_complete();
         let held = self.picker.have().count();
         let seeds: Vec<ConnId> = self

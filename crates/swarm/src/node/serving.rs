@@ -49,13 +49,12 @@ impl Node {
                 UploadOutcome::Delivered => {
                     self.counters.uploaded += 1;
                     peer.delivered();
-                    // Its own announcement follows within milliseconds; until then it must not
-                    // look like a chunk that nobody holds.
-                    if self.geometry.contains(index)
-                        && peer.have.set(index)
-                        && peer.role == Role::Peer
-                    {
-                        self.picker.announced(index);
+                    // Its network has the chunk. It counts as held once the peer announces it, so
+                    // that a peer that verifies slowly is not pushed more than it can take.
+                    if self.role == Role::Seed && !peer.have.get(index) {
+                        peer.unconfirmed.push((index, now));
+                        self.is_stale = true;
+                        return self.start_waiting();
                     }
                 }
                 UploadOutcome::Refused => peer.backoff_until = now + REFUSED_BACKOFF,
@@ -69,8 +68,34 @@ impl Node {
         if self.role == Role::Seed {
             self.seeding.ended(index, &self.picker);
         }
+        self.start_waiting();
+    }
+
+    pub(super) fn start_waiting(&mut self) {
         while let Some((conn, index)) = self.uploads.start_next() {
             self.outputs.push_back(Output::Upload { conn, index });
+        }
+    }
+
+    /// Pushed chunks that were not announced in time go out again, to whomever.
+    pub(super) fn give_up_unconfirmed(&mut self, now: Instant) {
+        let mut lost = Vec::new();
+        for peer in self
+            .peers
+            .iter_mut()
+            .filter(|peer| !peer.unconfirmed.is_empty())
+        {
+            peer.unconfirmed.retain(|(index, since)| {
+                let late = now.since(*since) >= limits::CONFIRM_TIMEOUT;
+                if late {
+                    lost.push(*index);
+                }
+                !late
+            });
+        }
+        self.is_stale |= !lost.is_empty();
+        for index in lost {
+            self.seeding.ended(index, &self.picker);
         }
     }
 
@@ -117,10 +142,114 @@ impl Node {
                 continue;
             }
             let under_way = self.uploads.to(peer.conn);
-            if under_way < per_node && best.is_none_or(|(fewest, _)| under_way < fewest) {
+            let room =
+                under_way < per_node && under_way + peer.unconfirmed.len() < limits::PUSHES_MAX;
+            if room && best.is_none_or(|(fewest, _)| under_way < fewest) {
                 best = Some((under_way, peer.conn));
             }
         }
         best.map(|(_, conn)| conn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::message::{ChunkRun, Have, Hello, Message};
+    use crate::{
+        Config, ConnId, Input, Instant, Node, NodeId, Output, Role, UploadOutcome, limits,
+    };
+    use rootswarm_image::{Bitfield, ChunkIndex, ChunkSize, Geometry, ImageId};
+
+    fn pushed(seed: &mut Node) -> Vec<ChunkIndex> {
+        let mut pushed = Vec::new();
+        while let Some(output) = seed.poll_output() {
+            if let Output::Upload { index, .. } = output {
+                pushed.push(index);
+            }
+        }
+        pushed
+    }
+
+    /// Bytes that QUIC acknowledged are not yet a chunk that is held: a node whose verification
+    /// lags was once pushed more than it takes, refused the rest, and the seed took what had been
+    /// acknowledged for delivered.
+    #[test]
+    fn a_node_that_verifies_slowly_is_not_flooded() {
+        let size = ChunkSize::from_bytes(64 * 1024).unwrap();
+        let geometry = Geometry::new(100 * 64 * 1024, size).unwrap();
+        let image = ImageId::from_bytes([1; 32]);
+        let have = Bitfield::full(100);
+        let (node, role) = (NodeId([1; 32]), Role::Seed);
+        let config = Config {
+            node,
+            role,
+            image,
+            geometry,
+            have,
+            rack: None,
+            upload_slots: None,
+            rng_seed: 1,
+        };
+        let mut seed = Node::new(config, Instant::ZERO);
+        let (conn, mut now) = (ConnId(1), Instant(1_000));
+        let addr = ([10, 0, 0, 2], 7400).into();
+        let node = NodeId([2; 32]);
+        seed.handle(
+            now,
+            Input::Connected {
+                conn,
+                node,
+                addr,
+                role: Role::Peer,
+                dialed: false,
+            },
+        );
+        let hello = Hello {
+            image,
+            have: Have::Nothing,
+            rack: None,
+        };
+        seed.handle(now, Input::Hello { conn, hello });
+
+        let mut acknowledged = Vec::new();
+        loop {
+            let round = pushed(&mut seed);
+            if round.is_empty() {
+                break;
+            }
+            for index in round {
+                acknowledged.push(index);
+                let outcome = UploadOutcome::Delivered;
+                seed.handle(
+                    now,
+                    Input::UploadEnded {
+                        conn,
+                        index,
+                        outcome,
+                    },
+                );
+            }
+        }
+        assert_eq!(acknowledged.len(), limits::PUSHES_MAX);
+
+        // Each announcement makes room for one more.
+        let run = ChunkRun {
+            first: acknowledged[0],
+            count: 1,
+        };
+        seed.handle(
+            now,
+            Input::Message {
+                conn,
+                message: Message::Have(vec![run]),
+            },
+        );
+        assert_eq!(pushed(&mut seed).len(), 1);
+
+        // What is not announced in time goes out again.
+        now = now + limits::CONFIRM_TIMEOUT + limits::HOUSEKEEPING;
+        seed.handle(now, Input::Timeout);
+        let again = pushed(&mut seed);
+        assert!(!again.is_empty() && again.iter().all(|index| *index != acknowledged[0]));
     }
 }
