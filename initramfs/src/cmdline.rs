@@ -116,7 +116,7 @@ pub fn plan(text: &str, baked: &Baked) -> Result<BootPlan, CmdlineError> {
         warnings.push("rootswarm.require-verify=no is ignored: the initrd requires it".to_owned());
     }
     let anchors = Anchors {
-        baked: baked.key.clone(),
+        baked: baked.key,
         given: given_key,
         require_verify: baked_verify || line.require_verify == Some(true),
         key_place: baked.key_path.display().to_string(),

@@ -296,7 +296,7 @@ fn plan_of(args: &FetchArgs) -> Result<FetchPlan, Failure> {
     let source = cmdline::parse_rooturl(&args.rooturl)?;
     // A key given here is the operator's own word, as the baked-in one is on a node.
     let (key, key_place) = match &args.key {
-        Some(key) => (Some(key.clone()), String::new()),
+        Some(key) => (Some(*key), String::new()),
         None => {
             let baked = baked::read(&args.conf)?;
             (baked.key, baked.key_path.display().to_string())

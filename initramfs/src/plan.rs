@@ -120,18 +120,18 @@ pub fn decide_trust(source: &RootUrl, anchors: &Anchors) -> Result<Trust, TrustE
         && given != baked
     {
         return Err(TrustError::OtherKey {
-            given: Box::new(given.clone()),
-            baked: Box::new(baked.clone()),
+            given: Box::new(*given),
+            baked: Box::new(*baked),
         });
     }
     match source {
         RootUrl::Swarm { pin, .. } => match (&anchors.baked, &anchors.given, pin) {
             (Some(key), _, pin) => Ok(Trust::Key {
-                key: key.clone(),
+                key: *key,
                 pin: *pin,
             }),
             (None, Some(key), Some(pin)) => Ok(Trust::Key {
-                key: key.clone(),
+                key: *key,
                 pin: Some(*pin),
             }),
             (None, None, Some(pin)) => Ok(Trust::Pin(*pin)),

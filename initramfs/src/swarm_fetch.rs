@@ -162,7 +162,7 @@ pub async fn fetch(
     reporter: &mut Reporter,
 ) -> Result<Fetched, FetchError> {
     let trust = match &plan.trust {
-        Trust::Key { key, .. } => SeedTrust::Key(key.clone()),
+        Trust::Key { key, .. } => SeedTrust::Key(*key),
         Trust::Pin(_) => {
             reporter.say(
                 "the seed's key is not known: the first one met is kept, the pin decides about \
@@ -204,30 +204,29 @@ pub async fn fetch(
         joined = join(&seeker, plan.patience, &start) => Some(joined?),
         done = all_by_http(plan, hosts, name, &start) => { done?; None }
     };
-    let state = match way_in {
-        Some(joined) => {
-            let tag = &joined.tag;
-            start.borrow_mut().reporter.say(&format!(
-                "joined the swarm: {} is image {}, {} in {} chunks",
-                tag.name,
-                tag.id,
-                crate::units::size(tag.length),
-                joined.manifest.geometry().chunk_count()
-            ));
-            let store = Start::open(&start, &joined.manifest).await?;
-            let http_bytes = start.borrow().http_bytes;
-            let mut swarm = Swarm::start(seeker.node, joined, store, http_bytes)?;
-            let reporter = &mut *start.borrow_mut().reporter;
-            swarm.download(plan, hosts, name, reporter).await?;
-            State::Running(swarm)
-        }
-        None => State::Seeking(seeker),
-    };
-
+    if let Some(joined) = &way_in {
+        let tag = &joined.tag;
+        start.borrow().reporter.say(&format!(
+            "joined the swarm: {} is image {}, {} in {} chunks",
+            tag.name,
+            tag.id,
+            crate::units::size(tag.length),
+            joined.manifest.geometry().chunk_count()
+        ));
+        Start::open(&start, &joined.manifest).await?;
+    }
     let mut start = start.into_inner();
     // Both ways in end with an open place.
     let Some(Opened { path, store }) = start.opened.take() else {
         return Err(SwarmError::Store("it was never opened".to_owned()).into());
+    };
+    let state = match way_in {
+        Some(joined) => {
+            let mut swarm = Swarm::start(seeker.node, joined, store.clone(), start.http_bytes)?;
+            swarm.download(plan, hosts, name, start.reporter).await?;
+            State::Running(swarm)
+        }
+        None => State::Seeking(seeker),
     };
     start.reporter.phase(Phase::Verifying);
     let whole = store.clone();

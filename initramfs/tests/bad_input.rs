@@ -30,7 +30,12 @@ fn check_lines(err: &str, part: &str) {
     let last = lines.last().expect("a line");
     assert!(last.starts_with("rootswarm-agent: "), "{err}");
     assert!(last.contains(part), "expected \"{part}\" in: {err}");
-    assert!(lines[..lines.len() - 1].iter().all(|l| l.starts_with("rootswarm: ")), "{err}");
+    assert!(
+        lines[..lines.len() - 1]
+            .iter()
+            .all(|l| l.starts_with("rootswarm: ")),
+        "{err}"
+    );
 }
 
 /// Runs `boot` with this kernel command line; checks code, line, and that nothing was made.
@@ -82,7 +87,12 @@ fn arguments() {
 
 #[test]
 fn help_and_version_are_no_errors() {
-    for args in [&["--help"][..], &["boot", "--help"], &["fetch", "-h"], &["status", "--help"]] {
+    for args in [
+        &["--help"][..],
+        &["boot", "--help"],
+        &["fetch", "-h"],
+        &["status", "--help"],
+    ] {
         let (code, out, err) = run(agent().args(args));
         assert_eq!((code, err.as_str()), (0, ""), "{args:?}");
         assert!(out.contains("usage: rootswarm-agent"), "{out}");
@@ -105,11 +115,36 @@ fn rooturls() {
     check_fetch("swarm://h/..", &[], 2, "..");
     check_fetch(&format!("swarm://h/{}", "n".repeat(65)), &[], 2, "name");
     check_fetch("swarm://h/x@blake3:1234", &[], 2, "pin");
-    check_fetch(&pinned("swarm://h/x").replace("blake3", "md5"), &[], 2, "pin");
-    check_fetch("swarm://127.0.0.1/x", &[], 3, "nothing says which image to trust");
-    check_fetch("http://127.0.0.1:9/x", &["--require-verify"], 3, "has no pin");
-    check_fetch("http://127.0.0.1:9/x", &[], 4, "cannot connect to 127.0.0.1:9");
-    check_fetch(&pinned("http://nobody.invalid/x"), &[], 4, "host nobody.invalid");
+    check_fetch(
+        &pinned("swarm://h/x").replace("blake3", "md5"),
+        &[],
+        2,
+        "pin",
+    );
+    check_fetch(
+        "swarm://127.0.0.1/x",
+        &[],
+        3,
+        "nothing says which image to trust",
+    );
+    check_fetch(
+        "http://127.0.0.1:9/x",
+        &["--require-verify"],
+        3,
+        "has no pin",
+    );
+    check_fetch(
+        "http://127.0.0.1:9/x",
+        &[],
+        4,
+        "cannot connect to 127.0.0.1:9",
+    );
+    check_fetch(
+        &pinned("http://nobody.invalid/x"),
+        &[],
+        4,
+        "host nobody.invalid",
+    );
 }
 
 #[test]
@@ -120,18 +155,68 @@ fn kernel_command_lines() {
     check_boot("quiet ip=dhcp", &[], 2, "rooturl= is missing");
     check_boot("rooturl= quiet", &[], 2, "rooturl= is empty");
     check_boot("rooturl=nfs://h/x", &[], 2, "no scheme that is known");
-    check_boot("rooturl=swarm://h/x rootswarm.mode=fast", &baked, 2, "overlay, ro or copy");
-    check_boot("rooturl=swarm://h/x rootdelay=soon", &baked, 2, "rootdelay=");
-    check_boot("rooturl=swarm://h/x rootswarm.upload-limit=all", &baked, 2, "bad rate");
-    check_boot("rooturl=swarm://h/x", &[("agent.conf", "requireverify=1")], 2, "agent.conf:1");
-    check_boot("rooturl=swarm://h/x", &[], 3, "nothing says which image to trust");
-    check_boot(&format!("rooturl=swarm://h/x {other}"), &baked, 3, "never move it");
-    check_boot(&format!("rooturl=swarm://h/x {other}"), &[], 3, "nothing says which image");
-    check_boot("rooturl=swarm://h/x", &[("swarm.pub", "ed25519:0")], 3, "no swarm key");
+    check_boot(
+        "rooturl=swarm://h/x rootswarm.mode=fast",
+        &baked,
+        2,
+        "overlay, ro or copy",
+    );
+    check_boot(
+        "rooturl=swarm://h/x rootdelay=soon",
+        &baked,
+        2,
+        "rootdelay=",
+    );
+    check_boot(
+        "rooturl=swarm://h/x rootswarm.upload-limit=all",
+        &baked,
+        2,
+        "bad rate",
+    );
+    check_boot(
+        "rooturl=swarm://h/x",
+        &[("agent.conf", "requireverify=1")],
+        2,
+        "agent.conf:1",
+    );
+    check_boot(
+        "rooturl=swarm://h/x",
+        &[],
+        3,
+        "nothing says which image to trust",
+    );
+    check_boot(
+        &format!("rooturl=swarm://h/x {other}"),
+        &baked,
+        3,
+        "never move it",
+    );
+    check_boot(
+        &format!("rooturl=swarm://h/x {other}"),
+        &[],
+        3,
+        "nothing says which image",
+    );
+    check_boot(
+        "rooturl=swarm://h/x",
+        &[("swarm.pub", "ed25519:0")],
+        3,
+        "no swarm key",
+    );
     let strict = [("agent.conf", "require-verify=yes")];
-    check_boot("rooturl=http://h/x rootswarm.require-verify=no", &strict, 3, "has no pin");
+    check_boot(
+        "rooturl=http://h/x rootswarm.require-verify=no",
+        &strict,
+        3,
+        "has no pin",
+    );
     let unknown = "rooturl=http://127.0.0.1:9/x rootdelay=1 rootswarm.colour=red";
-    check_boot(unknown, &[], 4, "gave up after 1 s without progress: cannot connect");
+    check_boot(
+        unknown,
+        &[],
+        4,
+        "gave up after 1 s without progress: cannot connect",
+    );
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! `boot` as the initramfs calls it: the real binary, as root, in a mount namespace of its own.
 
-mod support;
 #[path = "support/swarm.rs"]
 mod seed;
+mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use seed::{Published, TestSeed};
 use support::{
-    Reply, Server, agent, eventually, in_mount_namespace, loops_of, mounted_at, mounts, noise,
-    run, small_root, squashfs,
+    Reply, Server, agent, eventually, in_mount_namespace, loops_of, mounted_at, mounts, noise, run,
+    small_root, squashfs,
 };
 
 /// Everything a boot needs, in one directory.
@@ -70,14 +70,21 @@ impl Lab {
     }
 
     fn name(&self) -> String {
-        self.dir.path().file_name().expect("a name").to_string_lossy().into_owned()
+        self.dir
+            .path()
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned()
     }
 
     /// Processes that have this lab in their arguments.
     fn processes(&self) -> Vec<i32> {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").expect("/proc").flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+            let Ok(pid) = entry.file_name().to_string_lossy().parse() else {
+                continue;
+            };
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             if String::from_utf8_lossy(&line).contains(&self.name()) {
                 found.push(pid);
@@ -103,7 +110,9 @@ impl Lab {
         assert_eq!(mounts(), before);
         assert!(!self.path("run").exists() && !self.path("mnt").exists());
         assert_eq!(self.processes(), Vec::<i32>::new());
-        eventually("the loop device clearing itself", || loops_of(&self.name()).is_empty());
+        eventually("the loop device clearing itself", || {
+            loops_of(&self.name()).is_empty()
+        });
     }
 }
 
@@ -140,7 +149,10 @@ fn every_mode_over_http() {
                 "ro" => ["squashfs", "", ""],
                 _ => ["tmpfs", "", ""],
             };
-            assert_eq!([lab.at("root"), lab.at("root/mnt/ro"), lab.at("root/mnt/rw")], expected);
+            assert_eq!(
+                [lab.at("root"), lab.at("root/mnt/ro"), lab.at("root/mnt/rw")],
+                expected
+            );
             assert_eq!(lab.at("run"), "tmpfs");
             let hostname = fs::read_to_string(lab.path("root/etc/hostname"));
             assert_eq!(hostname.expect("a file"), "swarm\n");
@@ -153,7 +165,10 @@ fn every_mode_over_http() {
             let (code, out, _) = run(agent().args(["status", "--run-dir"]).arg(lab.path("run")));
             assert_eq!(code, 0);
             assert!(out.starts_with("phase     done"), "{out}");
-            let status = Command::new("umount").arg("-R").arg(lab.path("root")).status();
+            let status = Command::new("umount")
+                .arg("-R")
+                .arg(lab.path("root"))
+                .status();
             assert!(status.expect("umount").success());
             let status = Command::new("umount").arg(lab.path("run")).status();
             assert!(status.expect("umount").success());
@@ -182,11 +197,18 @@ fn a_child_stays_and_serves() {
         assert_eq!(lab.status()["phase"], "serving");
 
         let pids = lab.processes();
-        let [pid] = pids[..] else { panic!("one process stays, found {pids:?}") };
+        let [pid] = pids[..] else {
+            panic!("one process stays, found {pids:?}")
+        };
         assert_eq!(lab.status()["pid"], pid);
         let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
         let stat = read("stat").expect("a process");
-        let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect::<Vec<_>>();
+        let fields = stat
+            .rsplit(") ")
+            .next()
+            .unwrap_or_default()
+            .split(' ')
+            .collect::<Vec<_>>();
         assert_eq!(fields[3], pid.to_string(), "a session of its own");
         assert_eq!(read("oom_score_adj").expect("a process").trim(), "1000");
         let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).expect("a link");
@@ -199,7 +221,9 @@ fn a_child_stays_and_serves() {
         // Its own memory, without the image it maps.
         let kib = |name: &str| {
             let status = read("status").expect("a process");
-            let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+            let line = status
+                .lines()
+                .find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
             let number = line.and_then(|l| l.trim().strip_suffix(" kB")?.parse::<u64>().ok());
             number.expect("a number of kB")
         };
@@ -263,15 +287,26 @@ fn failures_leave_nothing() {
         let plain = format!("rooturl={} rootdelay=2", server.url("/i"));
         lab.check_fails(&plain, 7, "not a squashfs image");
         let pin = blake3::hash(b"other");
-        lab.check_fails(&format!("rooturl={}@blake3:{pin}", server.url("/i")), 3, "pinned is");
+        lab.check_fails(
+            &format!("rooturl={}@blake3:{pin}", server.url("/i")),
+            3,
+            "pinned is",
+        );
 
         // A terabyte: refused before the download.
         let huge = Server::start(|_, _| {
             let headers = vec!["Content-Length: 1000000000000".to_owned()];
-            Reply { headers, ..Reply::new("200 OK", "hsqs") }
+            Reply {
+                headers,
+                ..Reply::new("200 OK", "hsqs")
+            }
         });
         let cmdline = format!("rooturl={} rootdelay=2", huge.url("/i"));
-        lab.check_fails(&cmdline, 5, "the image has 1000.0 GB: mode overlay needs 1000.1 GB of RAM");
+        lab.check_fails(
+            &cmdline,
+            5,
+            "the image has 1000.0 GB: mode overlay needs 1000.1 GB of RAM",
+        );
 
         // The image is good, the place is not.
         fs::remove_dir(lab.path("root")).expect("a directory");
@@ -292,7 +327,10 @@ fn begin(lab: &Lab, server: &Server) -> (Child, i32) {
     let mut child = 0;
     // Not by a document that an earlier, killed boot left.
     eventually("the download", || {
-        child = lab.status()["pid"].as_i64().and_then(|pid| pid.try_into().ok()).unwrap_or(0);
+        child = lab.status()["pid"]
+            .as_i64()
+            .and_then(|pid| pid.try_into().ok())
+            .unwrap_or(0);
         lab.status()["bytes_have"].as_u64() > Some(0) && lab.processes().contains(&child)
     });
     (parent, child)
@@ -300,8 +338,9 @@ fn begin(lab: &Lab, server: &Server) -> (Child, i32) {
 
 fn slow_server() -> Server {
     let image = noise(10_000_000);
-    Server::start(move |request, _| {
-        Reply { pause: Duration::from_millis(50), ..Reply::file(request, &image) }
+    Server::start(move |request, _| Reply {
+        pause: Duration::from_millis(50),
+        ..Reply::file(request, &image)
     })
 }
 
@@ -327,7 +366,10 @@ fn a_child_that_is_killed_is_reported() {
         // SIGTERM is in time to clean up, and says so. The next boot clears what the kill left.
         let (parent, child) = begin(&lab, &server);
         kill(child, Signal::TERM);
-        assert_eq!(parent.wait_with_output().expect("an end").status.code(), Some(1));
+        assert_eq!(
+            parent.wait_with_output().expect("an end").status.code(),
+            Some(1)
+        );
         assert_eq!(lab.at("run"), "");
     });
 }

@@ -23,7 +23,13 @@ fn fetch_into(dir: &tempfile::TempDir, url: &str) -> Fetched {
         .arg("--output")
         .arg(&path));
     let part = std::fs::read(dir.path().join("image.part")).ok();
-    Fetched { code, out, err, image: std::fs::read(path).ok(), part }
+    Fetched {
+        code,
+        out,
+        err,
+        image: std::fs::read(path).ok(),
+        part,
+    }
 }
 
 fn fetch(url: &str) -> Fetched {
@@ -37,7 +43,11 @@ fn pin(image: &[u8]) -> String {
 #[track_caller]
 fn check(found: &Fetched, image: &[u8]) {
     assert_eq!(found.code, 0, "{}", found.err);
-    assert!(found.image.as_deref() == Some(image), "another image: {}", found.err);
+    assert!(
+        found.image.as_deref() == Some(image),
+        "another image: {}",
+        found.err
+    );
     assert!(found.part.is_none(), "a part stayed behind");
     let bytes = format!(" {} bytes, 0 from the seed, 0 from peers, ", image.len());
     assert!(found.out.contains(&bytes), "{}", found.out);
@@ -83,15 +93,25 @@ fn a_cut_body_is_resumed() {
             return Reply::new("404 Not Found", "");
         }
         let cut_after = (number < 3).then_some(200_000);
-        Reply { cut_after, ..Reply::file(request, &file) }
+        Reply {
+            cut_after,
+            ..Reply::file(request, &file)
+        }
     });
     let found = fetch(&server.url("/i"));
     check(&found, &image);
     assert!(found.err.contains("trying again"), "{}", found.err);
     let requests = server.file_requests();
-    let starts = requests.iter().map(|r| r.range.map(|(first, _)| first)).collect::<Vec<_>>();
+    let starts = requests
+        .iter()
+        .map(|r| r.range.map(|(first, _)| first))
+        .collect::<Vec<_>>();
     assert_eq!(starts, [None, Some(200_000), Some(400_000), Some(600_000)]);
-    assert!(requests[1..].iter().all(|r| r.if_range.as_deref() == Some("\"one\"")));
+    assert!(
+        requests[1..]
+            .iter()
+            .all(|r| r.if_range.as_deref() == Some("\"one\""))
+    );
 }
 
 #[test]
@@ -103,7 +123,10 @@ fn a_range_that_is_ignored_begins_anew() {
         let absent = Reply::new("404 Not Found", "");
         match (request.path.starts_with("/manifests/"), number) {
             (true, _) => absent,
-            (false, 0) => Reply { cut_after: Some(123_456), ..whole },
+            (false, 0) => Reply {
+                cut_after: Some(123_456),
+                ..whole
+            },
             (false, _) => whole,
         }
     });
@@ -116,7 +139,10 @@ fn a_file_that_changes_meanwhile_begins_anew() {
     let (old, new) = (noise(500_000), noise(600_000));
     let file = new.clone();
     let server = Server::start(move |request, number| match number {
-        0 => Reply { cut_after: Some(100_000), ..Reply::file(request, &old) },
+        0 => Reply {
+            cut_after: Some(100_000),
+            ..Reply::file(request, &old)
+        },
         // If-Range does not hold any more: the whole new file comes.
         _ => Reply::new("200 OK", file.clone()).header("ETag: \"two\""),
     });
@@ -128,15 +154,28 @@ fn another_range_than_asked_for_is_not_taken() {
     let image = noise(500_000);
     let file = image.clone();
     let server = Server::start(move |request, number| match number {
-        0 => Reply { cut_after: Some(100_000), ..Reply::file(request, &file) },
+        0 => Reply {
+            cut_after: Some(100_000),
+            ..Reply::file(request, &file)
+        },
         1 => Reply::new("206 Partial Content", &file[50_000..])
             .header("Content-Range: bytes 50000-499999/500000"),
         _ => Reply::file(request, &file),
     });
     let found = fetch(&server.url("/i"));
     check(&found, &image);
-    assert!(found.err.contains("the body ends after 100000 of 500000 bytes"), "{}", found.err);
-    let asked = server.file_requests().iter().map(|r| r.range).collect::<Vec<_>>();
+    assert!(
+        found
+            .err
+            .contains("the body ends after 100000 of 500000 bytes"),
+        "{}",
+        found.err
+    );
+    let asked = server
+        .file_requests()
+        .iter()
+        .map(|r| r.range)
+        .collect::<Vec<_>>();
     assert_eq!(asked, [None, Some((100_000, None)), Some((100_000, None))]);
 }
 
@@ -166,7 +205,10 @@ fn chunked_bodies_have_no_length() {
         }
         body.extend(b"0\r\n\r\n");
         let headers = vec!["Transfer-Encoding: chunked".to_owned()];
-        Reply { headers, ..Reply::new("200 OK", body) }
+        Reply {
+            headers,
+            ..Reply::new("200 OK", body)
+        }
     });
     check(&fetch(&server.url("/i")), &image);
 }
@@ -178,24 +220,39 @@ fn a_slow_server_is_waited_for_while_it_moves() {
     let file = image.clone();
     let server = Server::start(move |request, _| {
         let pause = Duration::from_millis(100);
-        Reply { pause, ..Reply::file(request, &file) }
+        Reply {
+            pause,
+            ..Reply::file(request, &file)
+        }
     });
     let found = fetch(&server.url("/i"));
     check(&found, &image);
     let lines = found.err.lines().filter(|line| line.contains("% ")).count();
-    assert!((3..=7).contains(&lines), "about one line a second: {}", found.err);
+    assert!(
+        (3..=7).contains(&lines),
+        "about one line a second: {}",
+        found.err
+    );
 }
 
 #[test]
 fn a_server_that_always_cuts_at_the_same_place_is_given_up() {
     let file = noise(500_000);
     let server = Server::start(move |request, _| {
-        let cut_after = Some(200_000_usize.saturating_sub(request.range.map_or(0, |(f, _)| f as usize)));
-        Reply { cut_after, ..Reply::file(request, &file) }
+        let cut_after =
+            Some(200_000_usize.saturating_sub(request.range.map_or(0, |(f, _)| f as usize)));
+        Reply {
+            cut_after,
+            ..Reply::file(request, &file)
+        }
     });
     let found = fetch(&server.url("/i"));
     assert_eq!(found.code, 4, "{}", found.err);
-    assert!(found.err.contains("gave up after 3 s without progress: "), "{}", found.err);
+    assert!(
+        found.err.contains("gave up after 3 s without progress: "),
+        "{}",
+        found.err
+    );
     assert!(found.image.is_none());
 }
 
@@ -245,10 +302,12 @@ fn a_chunk_that_stays_damaged_ends_it() {
 fn a_manifest_that_does_not_merge_to_the_pin_is_not_used() {
     let image = noise(300_000);
     let (file, wrong) = (image.clone(), manifest(&noise(300_001)).encode());
-    let server = Server::start(move |request, _| match request.path.starts_with("/manifests/") {
-        true => Reply::new("200 OK", wrong.clone()),
-        false => Reply::file(request, &file),
-    });
+    let server = Server::start(
+        move |request, _| match request.path.starts_with("/manifests/") {
+            true => Reply::new("200 OK", wrong.clone()),
+            false => Reply::file(request, &file),
+        },
+    );
     check(&fetch(&(server.url("/i") + &pin(&image))), &image);
 }
 
@@ -261,22 +320,35 @@ fn what_an_earlier_run_left_is_used_and_checked() {
     // Of this image, as a whole: only the rest is fetched.
     let server = Server::of_file(image.clone());
     std::fs::write(&part, &image[..400_000]).expect("a file");
-    check(&fetch_into(&dir, &(server.url("/i") + &pin(&image))), &image);
+    check(
+        &fetch_into(&dir, &(server.url("/i") + &pin(&image))),
+        &image,
+    );
     let last = server.file_requests().last().and_then(|r| r.range);
     assert_eq!(last, Some((400_000, None)));
 
     // Of another image: noticed at the end, and begun anew.
     let server = Server::of_file(image.clone());
     std::fs::write(&part, noise(400_001).split_off(1)).expect("a file");
-    check(&fetch_into(&dir, &(server.url("/i") + &pin(&image))), &image);
+    check(
+        &fetch_into(&dir, &(server.url("/i") + &pin(&image))),
+        &image,
+    );
 
     // By chunks: the good ones are kept, the damaged one is fetched.
     let server = seed(&image, |_, _| {});
     let mut damaged = image.clone();
     damaged[70_000] ^= 1;
     std::fs::write(&part, &damaged).expect("a file");
-    check(&fetch_into(&dir, &(server.url("/i") + &pin(&image))), &image);
-    let ranges = server.file_requests().iter().map(|r| r.range).collect::<Vec<_>>();
+    check(
+        &fetch_into(&dir, &(server.url("/i") + &pin(&image))),
+        &image,
+    );
+    let ranges = server
+        .file_requests()
+        .iter()
+        .map(|r| r.range)
+        .collect::<Vec<_>>();
     assert_eq!(ranges, [Some((65536, Some(131_071)))]);
 
     // Without a pin nothing is believed.
@@ -299,7 +371,11 @@ fn a_full_disk_is_said_with_both_sizes() {
         for server in [Server::of_file(image.clone()), seed(&image, |_, _| {})] {
             let found = fetch_into(&dir, &(server.url("/i") + &pin(&image)));
             assert_eq!(found.code, 5, "{}", found.err);
-            assert!(found.err.contains("the image has 1.0 MB, "), "{}", found.err);
+            assert!(
+                found.err.contains("the image has 1.0 MB, "),
+                "{}",
+                found.err
+            );
             assert!(found.err.contains(" has 0.5 MB free"), "{}", found.err);
             assert!(found.part.is_none(), "{}", found.err);
         }
@@ -316,6 +392,10 @@ fn a_part_that_another_process_writes_is_left_alone() {
         .expect("a store");
     let found = fetch_into(&dir, &(server.url("/i") + &pin(&image)));
     assert_eq!(found.code, 5, "{}", found.err);
-    assert!(found.err.contains("is being written by another process"), "{}", found.err);
+    assert!(
+        found.err.contains("is being written by another process"),
+        "{}",
+        found.err
+    );
     drop(held);
 }

@@ -50,7 +50,10 @@ impl Lab {
     fn check_fails(&self, exit: Exit, part: &str) {
         let (mounts_before, files_before) = (mounts(), files(self.dir.path()));
         let error = mount_root(&self.plan).expect_err(part);
-        assert!(error.to_string().contains(part), "expected \"{part}\" in: {error}");
+        assert!(
+            error.to_string().contains(part),
+            "expected \"{part}\" in: {error}"
+        );
         assert!(!error.to_string().contains('\n'), "{error}");
         assert_eq!(error.exit(), exit, "{error}");
         assert_eq!(mounts(), mounts_before, "{part}");
@@ -59,8 +62,16 @@ impl Lab {
     }
 
     fn check_no_loop(&self) {
-        let part = self.dir.path().file_name().expect("a name").to_string_lossy().into_owned();
-        support::eventually("the loop device clearing itself", || loops_of(&part).is_empty());
+        let part = self
+            .dir
+            .path()
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        support::eventually("the loop device clearing itself", || {
+            loops_of(&part).is_empty()
+        });
     }
 }
 
@@ -89,7 +100,11 @@ fn overlay() {
         assert_eq!(at("root"), "overlay");
         assert_eq!(at("root/mnt/ro"), "squashfs");
         assert_eq!(at("root/mnt/rw"), "tmpfs");
-        assert_eq!((at("mnt/ro"), at("mnt/rw")), (String::new(), String::new()), "moved away");
+        assert_eq!(
+            (at("mnt/ro"), at("mnt/rw")),
+            (String::new(), String::new()),
+            "moved away"
+        );
         // What is written goes to the tmpfs; what was there can be changed and removed.
         fs::write(lab.path("root/etc/hostname"), "changed\n").expect("writable");
         fs::remove_file(lab.path("root/etc/nothing")).expect("writable");
@@ -97,7 +112,10 @@ fn overlay() {
         assert_eq!(upper.expect("in the upper half"), "changed\n");
         let lower = fs::read_to_string(lab.path("root/mnt/ro/etc/hostname"));
         assert_eq!(lower.expect("in the lower half"), "swarm\n");
-        assert!(fs::write(lab.path("root/mnt/ro/etc/hostname"), "x").is_err(), "read-only");
+        assert!(
+            fs::write(lab.path("root/mnt/ro/etc/hostname"), "x").is_err(),
+            "read-only"
+        );
 
         // Given up after all: everything comes apart again.
         drop(root);
@@ -114,10 +132,19 @@ fn read_only() {
         fs::create_dir(lab.path("root")).expect("a directory");
         mount_root(&lab.plan).expect("a root").keep();
         assert_eq!(mounted_at(&lab.path("root")).as_deref(), Some("squashfs"));
-        assert_eq!(fs::read_to_string(lab.path("root/etc/hostname")).expect("a file"), "swarm\n");
+        assert_eq!(
+            fs::read_to_string(lab.path("root/etc/hostname")).expect("a file"),
+            "swarm\n"
+        );
         assert!(fs::write(lab.path("root/new"), "x").is_err());
-        assert!(!lab.path("mnt").exists(), "nothing is made that is not needed");
-        let status = Command::new("umount").arg(lab.path("root")).status().expect("umount");
+        assert!(
+            !lab.path("mnt").exists(),
+            "nothing is made that is not needed"
+        );
+        let status = Command::new("umount")
+            .arg(lab.path("root"))
+            .status()
+            .expect("umount");
         assert!(status.success());
         lab.check_no_loop();
     });
@@ -159,7 +186,9 @@ fn looks(root: &Path) -> BTreeMap<PathBuf, Look> {
             length: if kind.is_dir() { 0 } else { meta.len() },
             modified: (meta.mtime(), meta.mtime_nsec()),
             content: kind.is_file().then(|| fs::read(&path).expect("a file")),
-            link_target: kind.is_symlink().then(|| fs::read_link(&path).expect("a link")),
+            link_target: kind
+                .is_symlink()
+                .then(|| fs::read_link(&path).expect("a link")),
             attributes: attributes.lines().skip(1).collect::<Vec<_>>().join("\n"),
         };
         found.insert(inner, look);
@@ -179,8 +208,16 @@ fn copy() {
             .status();
         assert!(status.expect("mount").success());
         let expected = looks(&reference);
-        assert!(expected[Path::new("bin/big")].attributes.contains("security.capability"));
-        assert!(expected[Path::new("etc/hostname")].attributes.contains("trusted.swarm"));
+        assert!(
+            expected[Path::new("bin/big")]
+                .attributes
+                .contains("security.capability")
+        );
+        assert!(
+            expected[Path::new("etc/hostname")]
+                .attributes
+                .contains("trusted.swarm")
+        );
         assert_eq!(expected[Path::new("bin/same")].links, 2);
 
         let root = mount_root(&lab.plan).expect("a root");
@@ -188,17 +225,30 @@ fn copy() {
         assert_eq!(mounted_at(&lab.path("root")).as_deref(), Some("tmpfs"));
         assert!(!lab.path("mnt").exists(), "the borrowed squashfs is gone");
         let found = looks(&lab.path("root"));
-        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        assert_eq!(
+            found.keys().collect::<Vec<_>>(),
+            expected.keys().collect::<Vec<_>>()
+        );
         for (path, look) in &found {
             assert_eq!(look, &expected[path], "{}", path.display());
         }
         let inode = |name: &str| fs::metadata(lab.path(name)).expect("a file").ino();
-        assert_eq!(inode("root/bin/big"), inode("root/bin/same"), "one file, two names");
+        assert_eq!(
+            inode("root/bin/big"),
+            inode("root/bin/same"),
+            "one file, two names"
+        );
         let hole = fs::metadata(lab.path("root/etc/hole")).expect("a file");
-        assert!(hole.blocks() * 512 < 300_000, "5 MB of zeros take {} blocks", hole.blocks());
+        assert!(
+            hole.blocks() * 512 < 300_000,
+            "5 MB of zeros take {} blocks",
+            hole.blocks()
+        );
         fs::write(lab.path("root/new"), "x").expect("writable");
         root.keep();
-        let status = Command::new("umount").args([&reference, &lab.path("root")]).status();
+        let status = Command::new("umount")
+            .args([&reference, &lab.path("root")])
+            .status();
         assert!(status.expect("umount").success());
         lab.check_no_loop();
     });
@@ -268,7 +318,10 @@ fn an_image_that_is_in_the_way() {
             fs::create_dir(tree.join("mnt")).expect("a directory");
             std::os::unix::fs::symlink("/etc", tree.join("mnt/rw")).expect("a link");
         });
-        link.check_fails(Exit::NotMountable, "root/mnt/rw in the image is no directory");
+        link.check_fails(
+            Exit::NotMountable,
+            "root/mnt/rw in the image is no directory",
+        );
     });
 }
 
@@ -280,7 +333,10 @@ fn mounts_that_cannot_be_moved() {
         let lab = Lab::new(Mode::Overlay);
         fs::create_dir(lab.path("mnt")).expect("a directory");
         let mount = |args: &[&str]| {
-            let status = Command::new("mount").args(args).arg(lab.path("mnt")).status();
+            let status = Command::new("mount")
+                .args(args)
+                .arg(lab.path("mnt"))
+                .status();
             assert!(status.expect("mount").success());
         };
         mount(&["-t", "tmpfs", "tmpfs"]);

@@ -1,8 +1,8 @@
 //! `fetch` from a real swarm on this machine: seed, peers, refusals, and the way out over HTTP.
 
-mod support;
 #[path = "support/swarm.rs"]
 mod seed;
+mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -22,7 +22,11 @@ impl Fetch {
     fn new(port: u16, extra: &[&str]) -> Fetch {
         let url = format!("swarm://127.0.0.1:{port}/root");
         let extra = extra.iter().map(|word| (*word).to_owned()).collect();
-        Fetch { dir: tempfile::tempdir().expect("a directory"), url, extra }
+        Fetch {
+            dir: tempfile::tempdir().expect("a directory"),
+            url,
+            extra,
+        }
     }
 
     /// With the installation's key.
@@ -38,7 +42,15 @@ impl Fetch {
     fn command(&self) -> std::process::Command {
         let mut command = agent();
         command
-            .args(["fetch", &self.url, "--timeout", "20", "--bind", "127.0.0.1", "--conf"])
+            .args([
+                "fetch",
+                &self.url,
+                "--timeout",
+                "20",
+                "--bind",
+                "127.0.0.1",
+                "--conf",
+            ])
             .arg(self.dir.path())
             .arg("--output")
             .arg(self.output())
@@ -80,7 +92,10 @@ impl Fetch {
 
 #[track_caller]
 fn check_file(path: &Path, image: &[u8]) {
-    assert!(std::fs::read(path).expect("the image") == image, "another image");
+    assert!(
+        std::fs::read(path).expect("the image") == image,
+        "another image"
+    );
 }
 
 /// Ends with the test.
@@ -94,7 +109,11 @@ impl Drop for Running {
 }
 
 fn start(fetch: &Fetch) -> Running {
-    let child = fetch.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let child = fetch
+        .command()
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
     Running(child.expect("the agent starts"))
 }
 
@@ -167,8 +186,15 @@ fn nobody_there() {
     let published = Published::new(noise(1));
     let fetch = Fetch::keyed(free_udp_port(), &published, &["--timeout", "6"]);
     let started = Instant::now();
-    fetch.check_fails(4, "gave up after 6 s without progress: cannot reach the seed");
-    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    fetch.check_fails(
+        4,
+        "gave up after 6 s without progress: cannot reach the seed",
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 #[test]
@@ -193,7 +219,9 @@ fn from_a_peer() {
     let fast = TestSeed::start(&published, port);
     let first = Fetch::keyed(port, &published, &["--stay"]);
     let mut running = start(&first);
-    support::eventually("the first node's image", || first.status()["phase"] == "serving");
+    support::eventually("the first node's image", || {
+        first.status()["phase"] == "serving"
+    });
     drop(fast);
     let _slow = TestSeed::with(&published, port, None, Some(50_000));
     let second = Fetch::keyed(port, &published, &[]);
@@ -212,7 +240,11 @@ fn from_a_peer() {
     let pid = rustix::process::Pid::from_child(&running.0);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a process");
     assert!(running.0.wait().expect("an end").success());
-    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        asked.elapsed()
+    );
     assert_eq!(first.status()["phase"], "done");
 }
 
@@ -224,8 +256,14 @@ fn over_http_when_the_swarm_is_silent() {
     let nobody = free_udp_port();
     let fetch = Fetch::keyed(nobody, &published, &["--http-port", &http_port]);
     let (out, err) = fetch.check(&published.image);
-    assert!(out.contains(" 0 from the seed, 0 from peers, 3000000 by http"), "{out}");
-    assert!(err.contains("the swarm does not answer: fetching over http://127.0.0.1:"), "{err}");
+    assert!(
+        out.contains(" 0 from the seed, 0 from peers, 3000000 by http"),
+        "{out}"
+    );
+    assert!(
+        err.contains("the swarm does not answer: fetching over http://127.0.0.1:"),
+        "{err}"
+    );
 
     // With a pin alone the manifest is held to the pin.
     let mut pinned = Fetch::new(nobody, &["--http-port", &http_port]);
@@ -235,7 +273,10 @@ fn over_http_when_the_swarm_is_silent() {
 
 #[test]
 fn over_http_nothing_else_is_believed() {
-    let (published, other) = (Published::new(noise(300_000)), Published::new(noise(300_001)));
+    let (published, other) = (
+        Published::new(noise(300_000)),
+        Published::new(noise(300_001)),
+    );
     // Another installation's seed: its tag has another signature.
     let http = other.http(Duration::ZERO);
     let http_port = http.addr.port().to_string();

@@ -20,7 +20,11 @@ pub fn agent() -> Command {
 
 /// Runs it and gives exit code, standard output and standard error.
 pub fn run(command: &mut Command) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = command.output().expect("the agent starts");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().expect("the agent starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("the agent speaks UTF-8");
     (status.code().unwrap_or(-1), text(stdout), text(stderr))
 }
@@ -128,15 +132,21 @@ impl Server {
                 });
             }
         });
-        Server { addr, requests, stop }
+        Server {
+            addr,
+            requests,
+            stop,
+        }
     }
 
     /// Serves one file under every path but the manifest's.
     pub fn of_file(file: Vec<u8>) -> Server {
-        Server::start(move |request, _| match request.path.starts_with("/manifests/") {
-            true => Reply::new("404 Not Found", ""),
-            false => Reply::file(request, &file),
-        })
+        Server::start(
+            move |request, _| match request.path.starts_with("/manifests/") {
+                true => Reply::new("404 Not Found", ""),
+                false => Reply::file(request, &file),
+            },
+        )
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -146,7 +156,11 @@ impl Server {
     /// The requests so far, without those for manifests.
     pub fn file_requests(&self) -> Vec<Request> {
         let requests = self.requests.lock().expect("no test panics with it");
-        requests.iter().filter(|r| !r.path.starts_with("/manifests/")).cloned().collect()
+        requests
+            .iter()
+            .filter(|r| !r.path.starts_with("/manifests/"))
+            .cloned()
+            .collect()
     }
 }
 
@@ -167,7 +181,11 @@ fn serve(
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-    let mut request = Request { path, range: None, if_range: None };
+    let mut request = Request {
+        path,
+        range: None,
+        if_range: None,
+    };
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 || line.trim().is_empty() {
@@ -177,8 +195,10 @@ fn serve(
         let value = value.trim();
         match name.to_ascii_lowercase().as_str() {
             "range" => {
-                let (first, last) =
-                    value.strip_prefix("bytes=").and_then(|v| v.split_once('-')).expect("a range");
+                let (first, last) = value
+                    .strip_prefix("bytes=")
+                    .and_then(|v| v.split_once('-'))
+                    .expect("a range");
                 request.range = Some((first.parse().expect("a number"), last.parse().ok()));
             }
             "if-range" => request.if_range = Some(value.to_owned()),
@@ -193,9 +213,16 @@ fn serve(
     let reply = answer(&request, number);
     std::thread::sleep(reply.delay);
     let mut stream = stream;
-    let headers = reply.headers.iter().map(|h| format!("{h}\r\n")).collect::<String>();
+    let headers = reply
+        .headers
+        .iter()
+        .map(|h| format!("{h}\r\n"))
+        .collect::<String>();
     write!(stream, "HTTP/1.1 {}\r\n{headers}\r\n", reply.status)?;
-    let body = &reply.body[..reply.cut_after.unwrap_or(reply.body.len()).min(reply.body.len())];
+    let body = &reply.body[..reply
+        .cut_after
+        .unwrap_or(reply.body.len())
+        .min(reply.body.len())];
     for piece in body.chunks(16 * 1024) {
         stream.write_all(piece)?;
         std::thread::sleep(reply.pause);
@@ -225,13 +252,18 @@ pub fn in_mount_namespace(test: &str, body: impl FnOnce()) {
         .env(IN_NAMESPACE, "1")
         .status()
         .expect("unshare (util-linux)");
-    assert!(status.success(), "{test} in a mount namespace (needs root): {status}");
+    assert!(
+        status.success(),
+        "{test} in a mount namespace (needs root): {status}"
+    );
 }
 
 /// Every mount there is, as the kernel tells it, without ids that change.
 pub fn mounts() -> Vec<String> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").expect("/proc");
-    text.lines().map(|line| line.split(' ').skip(3).collect::<Vec<_>>().join(" ")).collect()
+    text.lines()
+        .map(|line| line.split(' ').skip(3).collect::<Vec<_>>().join(" "))
+        .collect()
 }
 
 /// The file system type mounted at `path`, topmost.
@@ -240,7 +272,13 @@ pub fn mounted_at(path: &Path) -> Option<String> {
     text.lines()
         .rev()
         .find(|line| line.split(' ').nth(4) == path.to_str())
-        .and_then(|line| line.split(" - ").nth(1)?.split(' ').next().map(str::to_owned))
+        .and_then(|line| {
+            line.split(" - ")
+                .nth(1)?
+                .split(' ')
+                .next()
+                .map(str::to_owned)
+        })
 }
 
 /// Loop devices whose file has `part` in its path.
@@ -259,7 +297,10 @@ pub fn loops_of(part: &str) -> Vec<String> {
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
-        assert!(Instant::now() < deadline, "{what} did not happen within 10 s");
+        assert!(
+            Instant::now() < deadline,
+            "{what} did not happen within 10 s"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -272,7 +313,11 @@ pub fn squashfs(tree: &Path, image: &Path) {
         .args(["-noappend", "-no-progress", "-quiet"])
         .output()
         .expect("mksquashfs (squashfs-tools)");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// A tree like a small root, with every kind of file.
@@ -302,8 +347,15 @@ pub fn small_root(dir: &Path) -> PathBuf {
         setcap cap_net_raw+ep bin/big
         touch -h -d '2001-02-03 04:05:06.5' etc/link etc/hostname bin/big dev/null run/fifo empty etc
     "#;
-    let output =
-        Command::new("sh").args(["-c", script, "sh"]).arg(&root).output().expect("a shell");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(&root)
+        .output()
+        .expect("a shell");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     root
 }

@@ -35,7 +35,12 @@ impl Published {
         };
         let key = Arc::new(SwarmKey::generate().expect("randomness"));
         let tag = tag.sign(&key);
-        Published { image, manifest, tag, key }
+        Published {
+            image,
+            manifest,
+            tag,
+            key,
+        }
     }
 
     pub fn key_text(&self) -> String {
@@ -49,9 +54,10 @@ impl Published {
         Server::start(move |request, _| match request.path.as_str() {
             "/tags/root" => Reply::new("200 OK", tag.clone()),
             path if path == format!("/manifests/{id}") => Reply::new("200 OK", manifest.clone()),
-            path if path == format!("/blobs/{id}") => {
-                Reply { pause, ..Reply::file(request, &image) }
-            }
+            path if path == format!("/blobs/{id}") => Reply {
+                pause,
+                ..Reply::file(request, &image)
+            },
             _ => Reply::new("404 Not Found", ""),
         })
     }
@@ -87,7 +93,9 @@ impl Directory for OneImage {
         }
         match request.pin {
             Some(pin) if pin != tag.id => Err(Refusal::PinMismatch { current: tag.id }),
-            _ => Ok(Grant { tag: self.tag.clone() }),
+            _ => Ok(Grant {
+                tag: self.tag.clone(),
+            }),
         }
     }
 }
@@ -112,7 +120,10 @@ impl TestSeed {
             .build()
             .expect("a runtime");
         let seed = runtime.block_on(async {
-            let directory = OneImage { tag: published.tag.clone(), token };
+            let directory = OneImage {
+                tag: published.tag.clone(),
+                token,
+            };
             let config = SeedConfig {
                 listen: SocketAddr::from(([127, 0, 0, 1], port)),
                 key: published.key.clone(),
@@ -120,14 +131,21 @@ impl TestSeed {
                 upload_limit_bytes_per_s,
                 tuning: Tuning::default(),
             };
-            let seed = Seed::bind(config, Arc::new(directory)).await.expect("a seed");
+            let seed = Seed::bind(config, Arc::new(directory))
+                .await
+                .expect("a seed");
             let geometry = published.manifest.geometry();
             let store = FileStore::open(&path, geometry).expect("a store");
             seed.add_image(published.manifest.clone(), store);
             seed
         });
         let addr = seed.local_addr();
-        TestSeed { addr, runtime: Some(runtime), seed: Some(seed), _dir: dir }
+        TestSeed {
+            addr,
+            runtime: Some(runtime),
+            seed: Some(seed),
+            _dir: dir,
+        }
     }
 }
 
