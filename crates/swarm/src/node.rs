@@ -447,17 +447,17 @@ impl Node {
         {
             self.expire(now);
         }
+        if self.housekeeping_at <= now {
+            self.housekeeping_at = now + HOUSEKEEPING;
+            self.keep_house(now);
+            self.may_dial = true;
+        }
         if std::mem::take(&mut self.is_stale) {
             self.request_chunks(now);
             self.feed(now);
         }
         if self.announce_at.is_some_and(|at| at <= now) {
             self.announce();
-        }
-        if self.housekeeping_at <= now {
-            self.housekeeping_at = now + HOUSEKEEPING;
-            self.keep_house(now);
-            self.may_dial = true;
         }
         if self.may_dial {
             self.dial_neighbours(now);

@@ -139,6 +139,7 @@ impl Picker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::Rng;
     use proptest::prelude::*;
 
     fn bits(set: &[bool]) -> Bitfield {
