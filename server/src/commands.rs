@@ -219,7 +219,7 @@ fn write_boot_files(settings: &Settings, args: &PxeArgs) -> Result<(), Failure> 
             plan.network.host
         );
     }
-    print(&format!("{}", plan.kernel_line()))?;
+    print(&plan.kernel_line())?;
     let _ = writeln!(
         io::stderr(),
         "rootswarm: wrote {}; start DHCP and TFTP with: dnsmasq --keep-in-foreground --conf-file={}",

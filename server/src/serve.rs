@@ -38,6 +38,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// the image they began with; one that hangs does not keep the old copy's space for ever.
 const RETIRE: Duration = Duration::from_secs(600);
 
+/// …and for so long at least: a node that was let in a moment ago may not be connected yet.
+const RETIRE_AFTER: Duration = Duration::from_secs(5);
+
 /// Why the server does not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -210,7 +213,7 @@ struct Server {
     host: HostPort,
     /// What ready lines were printed for.
     announced: BTreeMap<ImageName, ImageId>,
-    /// Images that are not in the catalogue any more, and until when they are served at most.
+    /// Images that are not in the catalogue any more, and since when.
     retiring: BTreeMap<ImageId, Instant>,
     /// What was reported already: the directory is read again for every change.
     reported: BTreeSet<String>,
@@ -371,7 +374,7 @@ impl Server {
             self.swarm.add(copy).await;
         }
         for copy in before.copies().filter(|copy| now.copy(copy.id()).is_none()) {
-            self.retiring.insert(*copy.id(), Instant::now() + RETIRE);
+            self.retiring.insert(*copy.id(), Instant::now());
         }
         self.announced.retain(|name, _| now.image(name).is_some());
         for published in now.images() {
@@ -386,8 +389,9 @@ impl Server {
     async fn retire(&mut self) {
         let now = Instant::now();
         let mut done = Vec::new();
-        for (id, until) in &self.retiring {
-            if *until <= now || self.swarm.fetching(id).await == 0 {
+        for (id, since) in &self.retiring {
+            let age = now.duration_since(*since);
+            if age >= RETIRE || (age >= RETIRE_AFTER && self.swarm.fetching(id).await == 0) {
                 done.push(*id);
             }
         }

@@ -134,6 +134,9 @@ impl StateError {
     }
 }
 
+/// A file of `tags/`: its name, and its tag or why it has none.
+pub type FoundTag = (String, Result<SignedTag, StateError>);
+
 /// An opened state directory.
 #[derive(Debug, Clone)]
 pub struct StateDir {
@@ -371,7 +374,7 @@ impl StateDir {
     }
 
     /// All tags, by name. One that cannot be decoded is in the list with its reason.
-    pub fn read_tags(&self) -> Result<Vec<(String, Result<SignedTag, StateError>)>, StateError> {
+    pub fn read_tags(&self) -> Result<Vec<FoundTag>, StateError> {
         let directory = self.tags_directory();
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,

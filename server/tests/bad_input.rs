@@ -588,6 +588,7 @@ fn a_full_state_disk() {
 
 /// Publishes a large file and stops the publisher in the middle of the copy. `None` if it was too
 /// fast to be stopped, which a file of this size makes rare.
+#[allow(clippy::zombie_processes, reason = "the callers wait for it")]
 fn stopped_publish(place: &Place, source: &str) -> Option<std::process::Child> {
     let child = rootswarm()
         .args(["publish", "-q", "web", source, "--state"])

@@ -30,7 +30,12 @@ fn ranges_and_conditions() {
     let server = Server::start(state.path(), &[]);
     let etag = format!("\"{id}\"");
     let whole = 0..image.len();
-    let cases: &[(&[(&str, &str)], u16, Option<std::ops::Range<usize>>)] = &[
+    type Case<'a> = (
+        &'a [(&'a str, &'a str)],
+        u16,
+        Option<std::ops::Range<usize>>,
+    );
+    let cases: &[Case<'_>] = &[
         (&[], 200, Some(whole.clone())),
         (&[("range", "bytes=0-0")], 206, Some(0..1)),
         (
@@ -92,12 +97,13 @@ fn ranges_and_conditions() {
             let head = server.request("HEAD", &path, headers);
             assert_eq!(head.status, *status);
             assert!(head.body.is_empty());
-            assert_eq!(
-                head.header("content-length"),
-                answer.header("content-length"),
-                "{}",
-                head.head
-            );
+            // With 304 a server may say the length or not, and hyper says it to a HEAD only.
+            let length = if *status == 304 {
+                Some("1000001")
+            } else {
+                answer.header("content-length")
+            };
+            assert_eq!(head.header("content-length"), length, "{}", head.head);
         }
     }
     assert_eq!(server.stop(), Some(0));
@@ -205,7 +211,8 @@ fn only_the_allow_list_is_served_and_loopback_is_on_it() {
     else {
         panic!("this test needs an interface with an IPv4 address besides loopback");
     };
-    for (allow, status) in [("192.0.2.0/24", 403), ("0.0.0.0/0", 200)] {
+    // A multicast network for documentation: no host's.
+    for (allow, status) in [("233.252.0.0/24", 403), ("0.0.0.0/0", 200)] {
         let server = Server::start(state.path(), &["--http", "0.0.0.0:0", "--allow", allow]);
         let mut stream = TcpStream::connect((address, server.http.port())).unwrap();
         stream

@@ -11,6 +11,9 @@ const TFTP_TRANSFERS: usize = 500;
 /// Long enough that no lease ends during a boot, however slow.
 const LEASE: &str = "12h";
 
+/// dnsmasq keeps each lease in memory and writes all of them at each change.
+const MAX_LEASES: u64 = 65_536;
+
 /// The whole file.
 pub fn config(plan: &Plan) -> String {
     let mut text = String::new();
@@ -57,7 +60,7 @@ fn dhcp(plan: &Plan, line: &mut impl FnMut(&str)) {
     let network = &plan.network;
     match plan.leases {
         Some((first, last)) => {
-            let leases = u64::from(last.to_bits() - first.to_bits()) + 1;
+            let leases = (u64::from(last.to_bits() - first.to_bits()) + 1).min(MAX_LEASES);
             line(&format!(
                 "dhcp-range={first},{last},{},{LEASE}",
                 network.netmask()
