@@ -6,11 +6,13 @@
 //! `tests/tests/`.
 
 pub mod bench;
+pub mod cargo;
 pub mod keeper;
 pub mod netns;
 pub mod packages;
 pub mod process;
 pub mod scenario;
 pub mod scratch;
+pub mod source;
 pub mod swarm;
 pub mod vm;

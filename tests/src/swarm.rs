@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::cargo;
 use crate::netns::{Namespace, NetnsError};
 use crate::process::{Process, ProcessError};
 use crate::vm::binaries::Binaries;
@@ -100,7 +101,7 @@ fn build() -> std::result::Result<Binaries, String> {
     let target = profile
         .parent()
         .ok_or("the test is in no target directory")?;
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = cargo::command();
     command.args([
         "build",
         "--quiet",

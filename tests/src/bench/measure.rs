@@ -1,7 +1,6 @@
 //! One run: seed ready, all nodes started at once, every finish timed, every copy compared.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Read as _, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use serde::Serialize;
 use crate::netns::{NODE_INTERFACE, NetnsError};
 use crate::process::{Process, ProcessError};
 use crate::scratch::{Scratch, ScratchError};
+use crate::source;
 use crate::vm::binaries::Binaries;
 
 use super::tool::{Done, Seed};
@@ -23,7 +23,6 @@ const MEMORY_POLL: Duration = Duration::from_millis(250);
 /// What a run may take beyond the time in which the seed alone could serve every node, twice over.
 const SLACK: Duration = Duration::from_secs(60);
 const STOP_GRACE: Duration = Duration::from_secs(5);
-const COMPARE_BYTES: usize = 1 << 20;
 
 /// Why there is no figure.
 #[derive(Debug, thiserror::Error)]
@@ -131,25 +130,9 @@ impl Image {
     /// # Errors
     /// When the file cannot be written.
     pub fn generate(path: &Path, bytes: u64) -> Result<Self, BenchError> {
-        let write = || -> io::Result<()> {
-            let mut file = BufWriter::with_capacity(COMPARE_BYTES, File::create(path)?);
-            let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-            let mut left = bytes;
-            while left > 0 {
-                // xorshift64*
-                state ^= state >> 12;
-                state ^= state << 25;
-                state ^= state >> 27;
-                let word = state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes();
-                let take = left.min(8);
-                file.write_all(&word[..take as usize])?;
-                left -= take;
-            }
-            file.flush()
-        };
-        write().map_err(|source| BenchError::Write {
+        source::write(path, bytes, 0).map_err(|error| BenchError::Write {
             path: path.to_owned(),
-            source,
+            source: error,
         })?;
         Ok(Image {
             path: path.to_owned(),
@@ -270,7 +253,9 @@ fn measure(
     }
     seed.process.terminate(STOP_GRACE)?;
     for (number, node) in nodes.iter().enumerate() {
-        if !same(&image.path, &node.directory.join("image"))? {
+        let copy = node.directory.join("image");
+        let same = source::same(&image.path, &copy);
+        if !same.map_err(|source| BenchError::Read { path: copy, source })? {
             return Err(BenchError::Damaged { node: number });
         }
     }
@@ -378,44 +363,4 @@ fn limit(case: &Case, bytes: u64) -> Duration {
     };
     let alone_s = f64::from(case.nodes) * (bytes * 8) as f64 / slowest as f64;
     SLACK + Duration::from_secs_f64(2.0 * alone_s)
-}
-
-fn same(left: &Path, right: &Path) -> Result<bool, BenchError> {
-    let open = |path: &Path| {
-        File::open(path).map_err(|source| BenchError::Read {
-            path: path.to_owned(),
-            source,
-        })
-    };
-    let length = |path: &Path, file: &File| {
-        let length = file.metadata().map(|metadata| metadata.len());
-        length.map_err(|source| BenchError::Read {
-            path: path.to_owned(),
-            source,
-        })
-    };
-    let (mut left_file, mut right_file) = (open(left)?, open(right)?);
-    let mut left_bytes = length(left, &left_file)?;
-    if left_bytes != length(right, &right_file)? {
-        return Ok(false);
-    }
-    let (mut left_block, mut right_block) = (vec![0; COMPARE_BYTES], vec![0; COMPARE_BYTES]);
-    while left_bytes > 0 {
-        let take = left_bytes.min(COMPARE_BYTES as u64) as usize;
-        for (path, file, block) in [
-            (left, &mut left_file, &mut left_block),
-            (right, &mut right_file, &mut right_block),
-        ] {
-            file.read_exact(&mut block[..take])
-                .map_err(|source| BenchError::Read {
-                    path: path.to_owned(),
-                    source,
-                })?;
-        }
-        if left_block[..take] != right_block[..take] {
-            return Ok(false);
-        }
-        left_bytes -= take as u64;
-    }
-    Ok(true)
 }
