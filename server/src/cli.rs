@@ -107,7 +107,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "MODE", env = "ROOTSWARM_ADMISSION")]
     pub admission: Option<AdmissionMode>,
     /// Whether each copy is hashed before it is served [default: true]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", env = "ROOTSWARM_VERIFY")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "ROOTSWARM_VERIFY")]
     pub verify: Option<bool>,
     /// Chunk size of what is published, as in 256KiB [default: by the image's length]
     #[arg(long, value_name = "SIZE", value_parser = parse_chunk_size, env = "ROOTSWARM_CHUNK_SIZE")]
@@ -406,7 +406,7 @@ mod tests {
         assert!(!from_file.verify);
         assert_eq!(from_file.allow.len(), 1);
         let line = format!(
-            "rootswarm serve --config {path} --state /b --verify --allow ::/0 --allow 1.0.0.0/8 --upload-limit 1MB/s w=f"
+            "rootswarm serve --config {path} --state /b --allow ::/0 --allow 1.0.0.0/8 --upload-limit 1MB/s --verify w=f"
         );
         let overridden = settings(&line).unwrap();
         assert_eq!(overridden.state, PathBuf::from("/b"));

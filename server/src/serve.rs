@@ -279,19 +279,14 @@ impl Server {
         );
         server.follow(&Snapshot::default()).await;
 
-        let mut poll = tokio::time::interval(POLL);
-        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = poll.tick() => {
-                    swarm.sample().await;
-                    server.refresh().await;
-                    server.retire().await;
-                }
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-            }
+        let state = server.catalogue.state().clone();
+        // In a task of its own: hashing a large new copy must not hold up the end.
+        let follower = tokio::spawn(server.keep_up());
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
+        follower.abort();
         tracing::info!(
             "draining for at most {} s; a second signal ends at once",
             DRAIN.as_secs()
@@ -310,7 +305,7 @@ impl Server {
         if let Some(control_task) = control_task {
             control_task.abort();
         }
-        let _ = std::fs::remove_file(server.catalogue.state().control_socket());
+        let _ = std::fs::remove_file(state.control_socket());
         Ok(())
     }
 
@@ -343,6 +338,18 @@ impl Server {
                 images: swarm.status(&catalogue.snapshot()),
             }
         })))
+    }
+
+    /// Follows the state directory for ever.
+    async fn keep_up(mut self) {
+        let mut poll = tokio::time::interval(POLL);
+        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            poll.tick().await;
+            self.swarm.sample().await;
+            self.refresh().await;
+            self.retire().await;
+        }
     }
 
     /// Looks at the state directory, and follows it if it changed.

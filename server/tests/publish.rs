@@ -177,7 +177,7 @@ fn what_is_published_while_serving_is_picked_up() {
 }
 
 #[test]
-fn a_copy_that_is_damaged_while_serving_is_not_offered_again() {
+fn a_tag_that_is_damaged_while_serving_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let one = write(dir.path(), "one", &squashfs(500_000, 1));

@@ -93,6 +93,44 @@ pub fn listing(directory: &Path) -> Vec<String> {
     found
 }
 
+/// A state directory with an image in it, and room for files beside it.
+pub struct Place {
+    /// Removed with what is in it at the end.
+    pub directory: tempfile::TempDir,
+}
+
+impl Place {
+    /// A state directory in which `web` is published, and a few files beside it.
+    pub fn new() -> Place {
+        let place = Place {
+            directory: tempfile::tempdir().unwrap(),
+        };
+        place.file("web.squashfs", &squashfs(300_000, 1));
+        run_ok(
+            &place.state(),
+            &["publish", "--quiet", "web", &place.path("web.squashfs")],
+        );
+        place
+    }
+
+    pub fn state(&self) -> std::path::PathBuf {
+        self.directory.path().join("state")
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+
+    pub fn file(&self, name: &str, contents: &[u8]) -> String {
+        fs::write(self.directory.path().join(name), contents).unwrap();
+        self.path(name)
+    }
+
+    pub fn tag(&self) -> Vec<u8> {
+        fs::read(self.state().join("tags/web")).unwrap()
+    }
+}
+
 /// A running `rootswarm serve`, ended when dropped.
 pub struct Server {
     pub child: Child,

@@ -1,0 +1,162 @@
+//! Publishing that does not get to its end: a source that changes, a publisher that dies, a server
+//! that is told to stop in the middle of a download.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Place, Server, listing, rootswarm, run_ok, stderr};
+
+/// Publishes a large file and stops the publisher in the middle of the copy. `None` if it was too
+/// fast to be stopped, which a file of this size makes rare.
+#[allow(clippy::zombie_processes, reason = "the callers wait for it")]
+fn stopped_publish(place: &Place, source: &str) -> Option<std::process::Child> {
+    let child = rootswarm()
+        .args(["publish", "-q", "web", source, "--state"])
+        .arg(place.state())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = child.id().to_string();
+    let tmp = place.state().join("tmp");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let started = fs::read_dir(&tmp)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|entry| fs::metadata(entry.path().join("image")).is_ok_and(|m| m.len() > 0));
+        if started {
+            Command::new("kill").args(["-STOP", &pid]).status().unwrap();
+            // Not stopped before its manifest: the copy and the hash were over.
+            let copying = fs::read_dir(&tmp).unwrap().flatten().any(|entry| {
+                entry.path().join("image").exists() && !entry.path().join("manifest").exists()
+            });
+            return copying.then_some(child);
+        }
+        assert!(Instant::now() < deadline, "the publisher does not begin");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// 2 GB of holes: a copy takes a second or so, the source takes no space.
+fn large_source(place: &Place) -> String {
+    let path = place.path("large");
+    fs::File::create(&path)
+        .unwrap()
+        .set_len(2_000_000_000)
+        .unwrap();
+    path
+}
+
+#[test]
+fn a_source_that_changes_while_it_is_read() {
+    let place = Place::new();
+    let before = listing(&place.state());
+    type Change = fn(&str);
+    let cases: &[(&str, Change)] = &[
+        ("truncated", |path| {
+            fs::OpenOptions::new()
+                .write(true)
+                .open(path)
+                .unwrap()
+                .set_len(1_000_000)
+                .unwrap()
+        }),
+        ("growing", |path| {
+            fs::OpenOptions::new()
+                .write(true)
+                .open(path)
+                .unwrap()
+                .set_len(2_000_000_001)
+                .unwrap()
+        }),
+        ("rewritten", |path| {
+            use std::os::unix::fs::FileExt;
+            fs::OpenOptions::new()
+                .write(true)
+                .open(path)
+                .unwrap()
+                .write_all_at(b"new", 5)
+                .unwrap();
+        }),
+    ];
+    for (what, change) in cases {
+        let source = large_source(&place);
+        let child =
+            stopped_publish(&place, &source).expect("the publisher was stopped while it copied");
+        change(&source);
+        Command::new("kill")
+            .args(["-CONT", &child.id().to_string()])
+            .status()
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(10), "{what}: {said}");
+        assert!(
+            said.starts_with(&format!("rootswarm: {source} changed while it was read: "))
+                && said.lines().count() == 1,
+            "{what}: {said}"
+        );
+        assert_eq!(listing(&place.state()), before, "{what} left something");
+    }
+}
+
+#[test]
+fn a_publisher_that_is_killed_leaves_the_old_tag() {
+    let place = Place::new();
+    let (tag, before) = (place.tag(), listing(&place.state()));
+    let source = large_source(&place);
+    let mut child =
+        stopped_publish(&place, &source).expect("the publisher was stopped while it copied");
+    // What it works on is not swept away by others while it lives…
+    run_ok(&place.state(), &["key"]);
+    assert_ne!(listing(&place.state()), before);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(place.tag(), tag);
+    // …and is once it is dead.
+    run_ok(&place.state(), &["key"]);
+    assert_eq!(
+        listing(&place.state()),
+        before,
+        "the next start did not sweep"
+    );
+    let server = Server::start(&place.state(), &[]);
+    assert!(server.line().contains("/web@blake3:"));
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_server_that_is_told_to_stop_drains_and_ends_in_time() {
+    let place = Place::new();
+    // 300 kB at 100 kB/s are 3 s, at 10 kB/s 30 s: one ends within the drain, one does not.
+    for (limit, whole) in [("100kB/s", true), ("10kB/s", false)] {
+        let server = Server::start(&place.state(), &["--upload-limit", limit]);
+        let mut stream = TcpStream::connect(server.http).unwrap();
+        stream
+            .write_all(b"GET /images/web HTTP/1.1\r\nhost: seed\r\n\r\n")
+            .unwrap();
+        let mut first = [0; 1000];
+        stream.read_exact(&mut first).unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest);
+            rest.len()
+        });
+        let begin = Instant::now();
+        assert_eq!(server.stop(), Some(0));
+        assert!(
+            begin.elapsed() < Duration::from_secs(9),
+            "{limit}: {:?}",
+            begin.elapsed()
+        );
+        let got = 1000 + reader.join().unwrap();
+        assert_eq!(got > 300_000, whole, "{limit}: {got} bytes");
+    }
+}
