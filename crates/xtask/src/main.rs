@@ -1,8 +1,9 @@
-//! `cargo xtask`: the demo, the bench and the size check. This file only chooses between them.
+//! `cargo xtask`: the demo, the tests, the bench and the size check. This file only chooses between them.
 
 mod bench;
 mod demo;
 mod size;
+mod test;
 
 use clap::{Parser, Subcommand};
 
@@ -19,6 +20,8 @@ enum Command {
     Demo(demo::Args),
     /// Measure rootswarm and other tools in one lab of shaped links (needs root)
     Bench(bench::Args),
+    /// Install what the tests need and run all of them (needs root)
+    Test(test::Args),
     /// Build the static agent and hold its size against the limit
     Size(size::Args),
 }
@@ -27,6 +30,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Test(args) => test::run(args),
         Command::Size(args) => size::run(args),
     }
 }
