@@ -12,7 +12,6 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
@@ -22,7 +21,22 @@ use crate::console;
 use crate::exit::{Exit, Failure};
 
 /// The parent's half: starts the child, waits for its word and passes it on.
+///
+/// The line of a failure is also left beside the run-time directory (`/run/rootswarm.error`): the
+/// boot script repeats it where the boot stops, when the console has long scrolled on.
 pub fn boot_in_child(args: &BootArgs) -> Result<(), Failure> {
+    // Beside it and not in it: that one is unmounted after a failure.
+    let mut note = args.run_dir.clone().into_os_string();
+    note.push(".error");
+    // Of an earlier try; mostly there is none.
+    let _ = fs::remove_file(&note);
+    start_and_wait(args).inspect_err(|failure| {
+        // Only a convenience: the line is on the console too.
+        let _ = fs::write(&note, format!("{}\n", failure.message));
+    })
+}
+
+fn start_and_wait(args: &BootArgs) -> Result<(), Failure> {
     let start = |e: io::Error| {
         Failure::new(
             Exit::Unexpected,
@@ -73,14 +87,6 @@ pub fn boot_in_child(args: &BootArgs) -> Result<(), Failure> {
             ))
         }
     }
-}
-
-/// Keeps the line that a boot ended with in `RUN_DIR.error`, for the boot script to repeat where
-/// the boot stops. Beside the run-time directory and not in it: that one is unmounted by now.
-///
-/// A note that cannot be written is not worth a word: the line is on the console too.
-pub fn keep_last_line(run_dir: &Path, failure: &Failure) {
-    let _ = fs::write(run_dir.with_extension("error"), &failure.message);
 }
 
 /// Longer than any line we say.

@@ -85,6 +85,7 @@ async fn by_chunks(
     let store = open_store(&part, Arc::clone(&manifest))?;
     reporter.phase(Phase::Fetching);
     let mut sink = StoreSink::new(store.clone());
+    reporter.progress(sink.snapshot());
     let mut patience = Patience::new(plan.patience);
     while !store.is_complete() {
         let before = sink.bytes_stored;

@@ -52,8 +52,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(args::Command::Version) => {
             console::print_out(concat!("rootswarm-agent ", env!("CARGO_PKG_VERSION"), "\n"))
         }
-        Ok(args::Command::Boot(boot)) => handoff::boot_in_child(&boot)
-            .inspect_err(|failure| handoff::keep_last_line(&boot.run_dir, failure)),
+        Ok(args::Command::Boot(boot)) => handoff::boot_in_child(&boot),
         Ok(args::Command::BootChild(boot)) => return boot::run_child(&boot),
         Ok(args::Command::Fetch(fetch)) => fetch::run(&fetch),
         Ok(args::Command::Status(status)) => status::run(&status),

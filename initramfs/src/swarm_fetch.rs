@@ -142,7 +142,11 @@ impl Start<'_> {
             path,
             store: store.clone(),
         });
-        start.borrow_mut().reporter.phase(Phase::Fetching);
+        let mut this = start.borrow_mut();
+        this.reporter.phase(Phase::Fetching);
+        // What an earlier run left is not this run's speed.
+        this.reporter
+            .progress(StoreSink::new(store.clone()).snapshot());
         Ok(store)
     }
 

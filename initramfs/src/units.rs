@@ -24,7 +24,7 @@ pub struct RateError(pub String);
 
 /// Reads a rate into bytes a second: `100mbit`, `1gbit`, `12.5MB`, `500k`, `4MiB/s`, `65536`.
 ///
-/// Zero is refused: it would mean "never upload", which has a name of its own (`serve=no`).
+/// `bps` is not taken: half the world means bits by it, `tc` means bytes. Zero is refused: it would mean "never upload", which has a name of its own (`serve=no`).
 pub fn parse_rate(text: &str) -> Result<u64, RateError> {
     let bad = || RateError(text.to_owned());
     let lower = text.trim().to_ascii_lowercase();
@@ -42,10 +42,10 @@ pub fn parse_rate(text: &str) -> Result<u64, RateError> {
         "kib" => 1024.0,
         "mib" => 1024.0 * 1024.0,
         "gib" => 1024.0 * 1024.0 * 1024.0,
-        "bit" | "bps" => 1.0 / 8.0,
-        "kbit" | "kbps" => 1e3 / 8.0,
-        "mbit" | "mbps" => 1e6 / 8.0,
-        "gbit" | "gbps" => 1e9 / 8.0,
+        "bit" => 1.0 / 8.0,
+        "kbit" => 1e3 / 8.0,
+        "mbit" => 1e6 / 8.0,
+        "gbit" => 1e9 / 8.0,
         _ => return Err(bad()),
     };
     let rate = number * factor;
@@ -93,6 +93,7 @@ mod tests {
             "-1",
             "0",
             "10 parsecs",
+            "10mbps",
             "1e400",
             "NaN",
             "inf",

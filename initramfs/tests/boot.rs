@@ -102,6 +102,8 @@ impl Lab {
         let last = err.lines().last().unwrap_or_default();
         assert!(last.starts_with("rootswarm-agent: "), "{err}");
         assert!(last.contains(part), "expected \"{part}\" in: {err}");
+        let note = fs::read_to_string(self.path("run.error")).expect("the line, to be repeated");
+        assert_eq!(format!("rootswarm-agent: {note}"), format!("{last}\n"));
         self.check_nothing_left(&before);
     }
 
@@ -141,6 +143,7 @@ fn every_mode_over_http() {
             let image = lab.image();
             let server = Server::of_file(image.clone());
             let url = format!("{}@blake3:{}", server.url("/i"), blake3::hash(&image));
+            fs::write(lab.path("run.error"), "of an earlier try").expect("a file");
             let cmdline = format!("quiet rooturl={url} rootswarm.mode={mode} ip=dhcp");
             let (code, out, err) = run(&mut lab.boot(&cmdline));
             assert_eq!((code, out.as_str()), (0, ""), "{mode}: {err}");
@@ -154,6 +157,7 @@ fn every_mode_over_http() {
                 expected
             );
             assert_eq!(lab.at("run"), "tmpfs");
+            assert!(!lab.path("run.error").exists());
             let hostname = fs::read_to_string(lab.path("root/etc/hostname"));
             assert_eq!(hostname.expect("a file"), "swarm\n");
             assert_eq!(fs::write(lab.path("root/new"), "x").is_ok(), mode != "ro");

@@ -321,3 +321,73 @@ fn the_swarm_takes_over_from_http() {
         assert!(!out.contains(" 0 by http"), "{out}");
     });
 }
+
+#[test]
+fn http_helps_when_the_swarm_is_lost() {
+    let published = Published::new(noise(3_000_000));
+    let http = published.http(Duration::ZERO);
+    let http_port = http.addr.port().to_string();
+    let port = free_udp_port();
+    let seed = TestSeed::with(&published, port, None, Some(300_000));
+    let fetch = Fetch::keyed(port, &published, &["--http-port", &http_port]);
+    std::thread::scope(|scope| {
+        let fetching = scope.spawn(|| fetch.check(&published.image));
+        support::eventually("the first chunks", || {
+            fetch.status()["bytes_from_seed"].as_u64() > Some(200_000)
+        });
+        drop(seed);
+        let (out, err) = fetching.join().expect("the fetch works");
+        assert!(
+            err.contains("the swarm is out of reach: fetching over http"),
+            "{err}"
+        );
+        assert!(
+            !out.contains(" 0 from the seed") && !out.contains(" 0 by http"),
+            "{out}"
+        );
+        let parts = out.split(", ").filter_map(|part| {
+            let number = part
+                .strip_suffix(" from the seed")
+                .or(part.strip_suffix(" from peers"));
+            number
+                .or(part.split(" by http").next())
+                .and_then(|n| n.parse::<u64>().ok())
+        });
+        assert_eq!(parts.sum::<u64>(), 3_000_000, "{out}");
+    });
+}
+
+#[test]
+fn a_host_by_name() {
+    let published = Published::new(noise(100_000));
+    let seed = TestSeed::start(&published, 0);
+    let mut fetch = Fetch::keyed(seed.addr.port(), &published, &[]);
+    fetch.url = fetch.url.replace("127.0.0.1", "localhost");
+    fetch.check(&published.image);
+}
+
+#[test]
+fn without_a_network_it_says_so() {
+    let published = Published::new(noise(1));
+    let fetch = Fetch::keyed(7400, &published, &["--timeout", "1"]);
+    let mut command = std::process::Command::new("unshare");
+    let inner = fetch.command();
+    command
+        .arg("--net")
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    // Not the loopback's address, which could be there in a namespace too.
+    let args = command
+        .get_args()
+        .map(|arg| arg.to_string_lossy().into_owned());
+    let args = args
+        .map(|arg| arg.replace("127.0.0.1:7400", "192.0.2.1:7400"))
+        .collect::<Vec<_>>();
+    let args = args
+        .iter()
+        .filter(|arg| *arg != "--bind" && *arg != "127.0.0.1");
+    let (code, _, err) = run(std::process::Command::new("unshare").args(args));
+    assert_eq!(code, 4, "{err}");
+    let last = err.lines().last().unwrap_or_default();
+    assert!(last.contains("no route to 192.0.2.1:7400"), "{err}");
+}
