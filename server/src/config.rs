@@ -260,6 +260,23 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_right_as_it_is_and_with_every_line_in_use() {
+        let example = include_str!("../rootswarm.toml");
+        read(example).unwrap();
+        let in_use: String = example
+            .lines()
+            .map(|line| {
+                line.strip_prefix("# ")
+                    .filter(|rest| rest.contains(" = ") || rest.starts_with('['))
+            })
+            .map(|line| format!("{}\n", line.unwrap_or("")))
+            .collect();
+        let file = read(&in_use).unwrap();
+        assert!(file.state.is_some() && file.allow.is_some() && file.chunk_size.is_some());
+        assert_eq!(file.images.len(), 1);
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused_with_its_line() {
         for (text, line, words) in [
             ("alow = []\n", 1, "unknown field `alow`"),

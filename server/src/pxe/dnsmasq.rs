@@ -98,6 +98,14 @@ fn loaders(plan: &Plan, line: &mut impl FnMut(&str)) {
         line("# iPXE (option 175) reads a script");
         line("dhcp-match=set:ipxe,175");
         line("dhcp-boot=tag:ipxe,boot.ipxe");
+        if proxy {
+            // What a proxy says is read from the PXE menu; dhcp-boot alone is not taken.
+            for architecture in ["x86PC", "X86-64_EFI", "BC_EFI"] {
+                line(&format!(
+                    "pxe-service=tag:ipxe,{architecture},\"rootswarm\",boot.ipxe"
+                ));
+            }
+        }
         line("");
     }
     let not_ipxe = if plan.ipxe_script { "tag:!ipxe," } else { "" };
