@@ -160,3 +160,48 @@ fn a_server_that_is_told_to_stop_drains_and_ends_in_time() {
         assert_eq!(got > 300_000, whole, "{limit}: {got} bytes");
     }
 }
+
+#[test]
+fn killed_at_any_moment_the_name_means_a_whole_image() {
+    let place = Place::new();
+    let images = [common::squashfs(400_000, 21), common::squashfs(400_000, 22)];
+    let sources = [place.file("a", &images[0]), place.file("b", &images[1])];
+    let mut killed = 0;
+    for round in 0..60 {
+        let mut child = rootswarm()
+            .args(["publish", "-q", "web", &sources[round % 2], "--state"])
+            .arg(place.state())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // From before the first file to after the last: a publish takes some 20 ms here.
+        std::thread::sleep(Duration::from_micros(500 * round as u64));
+        let _ = child.kill();
+        killed += u32::from(!child.wait().unwrap().success());
+        let tag = rootswarm_image::SignedTag::decode(&place.tag()).unwrap();
+        let id = tag.unverified().id.to_string();
+        let copy = place.state().join("images").join(&id);
+        let bytes =
+            fs::read(copy.join("image")).unwrap_or_else(|e| panic!("round {round}: {id}: {e}"));
+        assert_eq!(blake3::hash(&bytes).to_hex().as_str(), id, "round {round}");
+        rootswarm_image::Manifest::decode(
+            &fs::read(copy.join("manifest")).unwrap(),
+            &tag.unverified().id,
+        )
+        .unwrap();
+    }
+    assert!(killed > 5, "only {killed} were killed in the middle");
+    run_ok(&place.state(), &["key"]);
+    assert!(
+        fs::read_dir(place.state().join("tmp"))
+            .unwrap()
+            .next()
+            .is_none()
+    );
+    assert_eq!(
+        fs::read_dir(place.state().join("images")).unwrap().count(),
+        1,
+        "a copy that nothing names is kept"
+    );
+}
