@@ -20,10 +20,14 @@ pub struct HttpImage {
 }
 
 impl HttpImage {
-    /// Another image at the same server.
-    pub fn of(&self, manifest: Arc<Manifest>) -> HttpImage {
-        let blob = self.blob.sibling(format!("/blobs/{}", manifest.id()));
-        HttpImage { manifest, blob }
+    /// This image at `host`, if it has it.
+    pub fn at(host: &HostPort, port: u16, manifest: Arc<Manifest>) -> HttpImage {
+        let path = format!("/blobs/{}", manifest.id());
+        let host = host.host.clone();
+        HttpImage {
+            manifest,
+            blob: Target { host, port, path },
+        }
     }
 }
 
@@ -42,7 +46,7 @@ pub async fn find(
             path: "/".to_owned(),
         };
         match find_at(client, &plan.trust, &server, name).await {
-            Ok(image) => return Ok(image),
+            Ok(manifest) => return Ok(HttpImage::at(host, plan.http_port, Arc::new(manifest))),
             Err(error) => last = Some(error),
         }
     }
@@ -58,7 +62,7 @@ async fn find_at(
     trust: &Trust,
     server: &Target,
     name: &ImageName,
-) -> Result<HttpImage, FetchError> {
+) -> Result<Manifest, FetchError> {
     let bad = |target: &Target, reason: String| {
         let url = target.to_string();
         FetchError::Document { url, reason }
@@ -88,13 +92,13 @@ async fn find_at(
             let manifest = tag
                 .decode_manifest(&bytes)
                 .map_err(|e| bad(&target, e.to_string()))?;
-            Ok(image_at(server, manifest))
+            Ok(manifest)
         }
         Trust::Pin(pin) => {
             let (target, bytes) = manifest_bytes(client, server, pin).await?;
             let manifest =
                 Manifest::decode(&bytes, pin).map_err(|e| bad(&target, e.to_string()))?;
-            Ok(image_at(server, manifest))
+            Ok(manifest)
         }
         Trust::Unverified => Err(bad(server, "nothing to hold the image to".to_owned())),
     }
@@ -108,12 +112,4 @@ async fn manifest_bytes(
     let target = server.sibling(format!("/manifests/{id}"));
     let bytes = client.get_small(&target, MAX_MANIFEST_BYTES as u64).await?;
     Ok((target, bytes))
-}
-
-fn image_at(server: &Target, manifest: Manifest) -> HttpImage {
-    let blob = server.sibling(format!("/blobs/{}", manifest.id()));
-    HttpImage {
-        manifest: Arc::new(manifest),
-        blob,
-    }
 }

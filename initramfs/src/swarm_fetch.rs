@@ -227,7 +227,7 @@ pub async fn fetch(
     let state = match way_in {
         Some(joined) => {
             let mut swarm = Swarm::start(seeker.node, joined, store.clone(), start.http_bytes)?;
-            swarm.download(plan, hosts, name, start.reporter).await?;
+            swarm.download(plan, hosts, start.reporter).await?;
             State::Running(swarm)
         }
         None => State::Seeking(seeker),
@@ -427,7 +427,6 @@ impl Swarm {
         &mut self,
         plan: &FetchPlan,
         hosts: &[HostPort],
-        name: &ImageName,
         reporter: &mut Reporter,
     ) -> Result<(), FetchError> {
         let client = HttpClient {
@@ -468,24 +467,18 @@ impl Swarm {
             }
             cause = "neither the seed nor a peer can be reached".to_owned();
             reporter.retry(&cause);
-            let error = match http_image::find(&client, plan, hosts, name).await {
-                Ok(image) if image.manifest.id() == self.store.manifest().id() => {
-                    self.fill_by_http(&client, &image, reporter).await.err()
+            for host in hosts {
+                // By its id: the name may mean another image by now.
+                let manifest = Arc::clone(self.store.manifest());
+                let image = HttpImage::at(host, plan.http_port, manifest);
+                match self.fill_by_http(&client, &image, reporter).await {
+                    Ok(()) => break,
+                    Err(FetchError::Http(error)) => cause = format!("{cause}; by http: {error}"),
+                    Err(error) => return Err(error),
                 }
-                // The name means another image by now; ours is still kept under its id.
-                Ok(image) => {
-                    let image = image.of(Arc::clone(self.store.manifest()));
-                    self.fill_by_http(&client, &image, reporter).await.err()
-                }
-                Err(error) => Some(error),
-            };
-            match error {
-                None => {}
-                Some(FetchError::Http(error)) => {
-                    cause = format!("{cause}; by http: {error}");
-                    patience.wait().await;
-                }
-                Some(error) => return Err(error),
+            }
+            if !self.store.is_complete() {
+                patience.wait().await;
             }
         }
     }
