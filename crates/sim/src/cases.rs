@@ -20,7 +20,7 @@ pub fn without_faults() -> Vec<Plan> {
         Plan::new("16 nodes, seed 10x", 16, 50.0, 500.0),
         Plan::new("1 node", 1, 1_000.0, 1_000.0),
         Plan::new("2 nodes", 2, 1_000.0, 1_000.0),
-        Plan::new("4 nodes, 10 Gbit", 4, 10_000.0, 10_000.0),
+        Plan::new("4 nodes, 10 Gbit", 4, 10_000.0, 10_000.0).image(1_000_000_000, MIB / 2),
         Plan::new("8 nodes, 1 Gbit", 8, 1_000.0, 1_000.0),
         Plan::new("100 nodes", 100, 100.0, 100.0),
         Plan::new("400 nodes, 1 Gbit", 400, 1_000.0, 1_000.0),
@@ -56,7 +56,7 @@ pub fn with_faults() -> Vec<Plan> {
         back_after_us,
     };
     vec![
-        Plan::new("seed killed at 1.1", 8, 100.0, 200.0).faults(vec![killed(1.1, None)]),
+        Plan::new("seed killed at 1.0", 8, 100.0, 200.0).faults(vec![killed(1.0, None)]),
         Plan::new("seed killed at 0.5, back", 8, 100.0, 100.0)
             .faults(vec![killed(0.5, Some(3_000_000))]),
         Plan::new("half vanish", 16, 100.0, 100.0).faults(vec![Fault::Vanish {

@@ -110,12 +110,12 @@ impl Checkers {
         if held != verified {
             self.violated(host, format!("holds {held} chunks of {verified} verified"));
         }
-        let (in_flight, most) = (
-            node.in_flight(),
-            limits::IN_FLIGHT_MAX + limits::PUSHES_MAX,
-        );
+        let (in_flight, most) = (node.in_flight(), limits::IN_FLIGHT_MAX + limits::PUSHES_MAX);
         if in_flight > most {
-            self.violated(host, format!("{in_flight} chunks in flight: at most {most}"));
+            self.violated(
+                host,
+                format!("{in_flight} chunks in flight: at most {most}"),
+            );
         }
         if outputs > OUTPUTS_MAX {
             self.violated(host, format!("{outputs} outputs to one input"));

@@ -144,7 +144,11 @@ pub(crate) fn conclude(mut world: World<'_>) -> Outcome {
         world.checkers.violated(SEED, share);
     }
     let nodes = plan.nodes.max(1) as f64;
-    let control: u64 = world.hosts.iter().map(|host| host.traffic.control_bytes).sum();
+    let control: u64 = world
+        .hosts
+        .iter()
+        .map(|host| host.traffic.control_bytes)
+        .sum();
     let messages: u64 = world
         .hosts
         .iter()

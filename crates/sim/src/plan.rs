@@ -86,9 +86,9 @@ pub struct Plan {
     pub ack_delay_us: u64,
     /// Uploads take turns on a link in bursts of this size.
     pub burst_bytes: u64,
-    /// Bytes per second that one host verifies, one chunk at a time, after [`Plan::verify_us`].
+    /// Bytes per second that one host verifies, one chunk at a time.
     pub verify_bytes_per_s: f64,
-    /// What verification costs beside that.
+    /// How much later the node hears of it: threads and queues in between.
     pub verify_us: u64,
     /// Timers fire on a grid of this width, as the reactor's do.
     pub timer_us: u64,
@@ -126,7 +126,7 @@ impl Plan {
             window_bytes: 256 << 10,
             ack_delay_us: 2_000,
             burst_bytes: 16 << 10,
-            verify_bytes_per_s: 1e9,
+            verify_bytes_per_s: 3e9,
             verify_us: 300,
             timer_us: 1_000,
             faults: Vec::new(),
@@ -161,7 +161,9 @@ impl Plan {
             self.node_link.up_bits,
             self.node_link.down_bits,
         );
-        let bound = (bits / us).max(bits / d).max(nodes * bits / (us + nodes * u));
+        let bound = (bits / us)
+            .max(bits / d)
+            .max(nodes * bits / (us + nodes * u));
         bound * 1e6
     }
 }

@@ -12,11 +12,11 @@ use crate::checkers::Checkers;
 use crate::events::Events;
 use crate::faults::Sometimes;
 use crate::metrics::{Outcome, Traffic};
-use crate::nic::{Downlink, Rate, UploadKey, Uplink};
+use crate::nic::{Downlink, Rate, Uplink, UploadKey};
 use crate::plan::{Arrivals, Holders, Plan};
 use rootswarm_image::{Bitfield, ChunkIndex, ChunkSize, Geometry, ImageId};
 use rootswarm_swarm::{
-    ConnId, Config, Hello, Input, Instant, Message, Node, NodeId, Output, Rng, Role, UploadOutcome,
+    Config, ConnId, Hello, Input, Instant, Message, Node, NodeId, Output, Rng, Role, UploadOutcome,
 };
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -38,14 +38,22 @@ pub(crate) struct Packet {
 #[derive(Debug)]
 pub(crate) enum Body {
     Burst(UploadKey),
-    Hello { conn: u32, hello: Box<Hello> },
-    Message { conn: u32, message: Message },
+    Hello {
+        conn: u32,
+        hello: Box<Hello>,
+    },
+    Message {
+        conn: u32,
+        message: Message,
+    },
     /// The receiver does not want the rest of a chunk.
     Stop(UploadKey),
     /// The sender does not send the rest of a chunk.
     Reset(UploadKey),
     /// The other side closed the connection.
-    Close { conn: u32 },
+    Close {
+        conn: u32,
+    },
 }
 
 /// What happens next.
@@ -56,14 +64,33 @@ pub(crate) enum Event {
     UplinkFree(u32),
     Arrive(Packet),
     DownlinkFree(u32),
-    Acked { upload: UploadKey, bytes: u32 },
-    UploadOver { upload: UploadKey, outcome: UploadOutcome },
+    Acked {
+        upload: UploadKey,
+        bytes: u32,
+    },
+    UploadOver {
+        upload: UploadKey,
+        outcome: UploadOutcome,
+    },
     StallCheck(UploadKey),
-    VerifyDone { upload: UploadKey },
-    DialEnds { from: u32, to: u32, answered: bool },
-    Accepted { conn: u32 },
-    SeedDialEnds { from: u32 },
-    IdleTimeout { conn: u32, side: u8 },
+    VerifyDone {
+        upload: UploadKey,
+    },
+    DialEnds {
+        from: u32,
+        to: u32,
+        answered: bool,
+    },
+    Accepted {
+        conn: u32,
+    },
+    SeedDialEnds {
+        from: u32,
+    },
+    IdleTimeout {
+        conn: u32,
+        side: u8,
+    },
     Strike(u32),
     Thaw(u32),
     SeedBack,
@@ -393,7 +420,11 @@ impl<'a> World<'a> {
         let due_ns = it.node.next_timeout().0 * 1000;
         let due_ns = due_ns.max(self.now_ns).div_ceil(grid) * grid;
         // One more turn of the grid if it is due on the spot: time must pass.
-        let due_ns = if due_ns <= self.now_ns { self.now_ns + grid } else { due_ns };
+        let due_ns = if due_ns <= self.now_ns {
+            self.now_ns + grid
+        } else {
+            due_ns
+        };
         if due_ns < it.wake_ns {
             it.wake_ns = due_ns;
             self.events.push(due_ns, Event::Wake(host as u32));

@@ -75,6 +75,36 @@ impl Flights {
             .count()
     }
 
+    /// One flight whose deadline has passed.
+    pub(crate) fn take_expired(&mut self, now: Instant) -> Option<Flight> {
+        let position = self
+            .flights
+            .iter()
+            .position(|flight| flight.deadline <= now)?;
+        Some(self.flights.swap_remove(position))
+    }
+
+    /// Flights that are not older than `patience`.
+    pub(crate) fn punctual(&self, now: Instant, patience: Duration) -> usize {
+        self.flights
+            .iter()
+            .filter(|flight| now.since(flight.since) < patience)
+            .count()
+    }
+
+    /// Whether one from this peer is older than `patience`.
+    pub(crate) fn is_stuck(&self, conn: ConnId, now: Instant, patience: Duration) -> bool {
+        self.flights
+            .iter()
+            .any(|flight| flight.conn == conn && now.since(flight.since) >= patience)
+    }
+
+    /// When the next flight gets older than `patience`.
+    pub(crate) fn next_overdue(&self, now: Instant, patience: Duration) -> Option<Instant> {
+        let due = self.flights.iter().map(|flight| flight.since + patience);
+        due.filter(|at| *at > now).min()
+    }
+
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.flights.iter().map(|flight| flight.deadline).min()
     }

@@ -97,7 +97,7 @@ impl Membership {
 
     /// Up to `count` nodes to dial now, assigned ones first, hints only with `hints`; they count
     /// as being dialed from here on.
-    pub(crate) fn to_dial(
+    pub(crate) fn take_due(
         &mut self,
         count: usize,
         hints: bool,
@@ -149,29 +149,29 @@ mod tests {
         book.learn(id(1), addr(), false, now);
         book.learn(id(2), addr(), true, now);
         assert_eq!(
-            book.to_dial(9, false, now, &mut rng, |_| false),
+            book.take_due(9, false, now, &mut rng, |_| false),
             [(id(2), addr())]
         );
         assert_eq!(
-            book.to_dial(9, false, now, &mut rng, |_| false),
+            book.take_due(9, false, now, &mut rng, |_| false),
             [],
             "already dialing"
         );
         assert_eq!(
-            book.to_dial(9, true, now, &mut rng, |_| false),
+            book.take_due(9, true, now, &mut rng, |_| false),
             [(id(1), addr())]
         );
         assert_eq!(book.dialing(), 2);
         book.failed(id(2), now, &mut rng);
         book.dialed(id(1));
         assert_eq!(book.dialing(), 0);
-        assert_eq!(book.to_dial(9, false, now, &mut rng, |_| false), []);
+        assert_eq!(book.take_due(9, false, now, &mut rng, |_| false), []);
         assert_eq!(
-            book.to_dial(9, false, now + REDIAL, &mut rng, |_| false),
+            book.take_due(9, false, now + REDIAL, &mut rng, |_| false),
             [(id(2), addr())]
         );
         assert_eq!(
-            book.to_dial(9, true, now + REDIAL, &mut rng, |_| true),
+            book.take_due(9, true, now + REDIAL, &mut rng, |_| true),
             [],
             "connected"
         );

@@ -43,7 +43,8 @@ pub struct Config {
     pub have: Bitfield,
     /// Where it stands.
     pub rack: Option<String>,
-    /// Uploads at once; by default [`limits::UPLOAD_SLOTS`] or [`limits::SEED_UPLOAD_SLOTS`].
+    /// The most uploads at once; by default [`limits::UPLOAD_SLOTS`] or
+    /// [`limits::SEED_UPLOAD_SLOTS`].
     pub upload_slots: Option<usize>,
     /// Seeds the generator that spreads load. Not a secret.
     pub rng_seed: u64,
@@ -311,7 +312,10 @@ impl Node {
             peers: Peers::default(),
             picker: Picker::new(config.have),
             flights: Flights::default(),
-            uploads: Uploads::new(slots, limits::UPLOAD_QUEUE),
+            uploads: Uploads::new(
+                slots,
+                limits::chunk_timeout(config.geometry.chunk_size().bytes()),
+            ),
             membership: Membership::default(),
             unannounced: Vec::new(),
             announce_at: None,

@@ -1,7 +1,7 @@
 //! The connections of one node and what is known of the nodes behind them.
 
 use crate::id::{ConnId, NodeId, Role};
-use crate::limits::{FAILURE_BACKOFF, FAILURE_BACKOFF_MAX};
+use crate::limits::{BUSY_DOUBLINGS, BUSY_PATIENCE, FAILURE_BACKOFF, FAILURE_BACKOFF_MAX};
 use crate::time::Instant;
 use rootswarm_image::{Bitfield, ChunkIndex};
 use std::collections::BTreeMap;
@@ -33,6 +33,7 @@ pub(crate) struct Peer {
     /// It is not asked, and nothing is pushed to it, before this.
     pub(crate) backoff_until: Instant,
     failures: u32,
+    declines: u32,
     pub(crate) connected_at: Instant,
     pub(crate) complete_since: Option<Instant>,
     pub(crate) asked_for_peers_at: Option<Instant>,
@@ -63,6 +64,7 @@ impl Peer {
             outstanding: 0,
             backoff_until: Instant::ZERO,
             failures: 0,
+            declines: 0,
             connected_at: now,
             complete_since: None,
             asked_for_peers_at: None,
@@ -89,6 +91,13 @@ impl Peer {
     /// It delivered.
     pub(crate) fn delivered(&mut self) {
         self.failures = 0;
+        self.declines = 0;
+    }
+
+    /// It declined a request. Returns how often to double the time for which it is left alone.
+    pub(crate) fn declined(&mut self) -> u32 {
+        self.declines += 1;
+        (self.declines / BUSY_PATIENCE).min(BUSY_DOUBLINGS)
     }
 }
 
@@ -107,10 +116,6 @@ impl Peers {
 
     pub(crate) fn at(&self, position: usize) -> &Peer {
         &self.list[position]
-    }
-
-    pub(crate) fn at_mut(&mut self, position: usize) -> &mut Peer {
-        &mut self.list[position]
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Peer> {

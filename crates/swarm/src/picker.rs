@@ -86,11 +86,6 @@ impl Picker {
         }
     }
 
-    /// Whether a peer that holds `theirs` can give anything that is neither held nor under way.
-    pub(crate) fn is_useful(&self, theirs: &Bitfield) -> bool {
-        self.candidates(theirs).any(|(_, word)| word != 0)
-    }
-
     /// What to ask of a peer that holds `theirs`: a chunk that a reader waits for, or else the
     /// one with the fewest replicas, ties broken by chance (Cohen, "Incentives Build Robustness
     /// in BitTorrent", 2003).
@@ -169,7 +164,6 @@ mod tests {
             let theirs = bits(&column(|c| c.2));
             let fewest = chunks.iter().filter(|c| !c.0 && !c.1 && c.2).map(|c| c.3).min();
             let picked = picker.pick(&theirs, &mut Rng::new(seed));
-            prop_assert_eq!(picker.is_useful(&theirs), fewest.is_some());
             match picked {
                 None => prop_assert_eq!(fewest, None),
                 Some(index) => {

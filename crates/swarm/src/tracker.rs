@@ -42,7 +42,8 @@ pub(crate) struct Tracker {
 }
 
 impl Tracker {
-    pub(crate) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.live.len()
     }
 

@@ -1,105 +1,171 @@
-//! Upload slots and the short queue before them. What does not fit is declined at once.
+//! Upload slots: how many chunks go out at once. What does not fit is declined at once.
+//!
+//! The number of slots follows what happens. It starts low, so that the first chunks of a swarm
+//! leave whole one after the other instead of all together at the end of a long first round, and
+//! grows by one with each chunk delivered in good time. Uploads that are slow because the link
+//! is make it shrink; one that is much slower than the others, because its receiver is slow or
+//! gone, no longer counts.
 
 use crate::id::ConnId;
+use crate::limits;
+use crate::time::Instant;
 use rootswarm_image::ChunkIndex;
-use std::collections::VecDeque;
+use std::time::Duration;
 
-/// What becomes of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Admission {
-    /// A slot was free: start the upload.
-    Start,
-    /// It waits for a slot.
-    Wait,
-    /// Both are full, or this very upload is under way: say `Busy`.
-    Decline,
+/// One upload under way.
+#[derive(Clone, Copy, Debug)]
+struct Active {
+    conn: ConnId,
+    index: ChunkIndex,
+    since: Instant,
+    /// It was reported by [`Uploads::newly_overdue`].
+    reported: bool,
 }
 
 /// The uploads of one node.
 #[derive(Debug)]
 pub(crate) struct Uploads {
     slots: usize,
-    queue_max: usize,
-    active: Vec<(ConnId, ChunkIndex)>,
-    waiting: VecDeque<(ConnId, ChunkIndex)>,
+    slots_max: usize,
+    /// An upload that took longer was one of too many.
+    slow: Duration,
+    /// Smoothed time from an upload's start to its end.
+    typical: Duration,
+    active: Vec<Active>,
 }
 
 impl Uploads {
-    pub(crate) fn new(slots: usize, queue_max: usize) -> Self {
+    /// At most `slots_max` at once, of chunks that may take `chunk_timeout`.
+    pub(crate) fn new(slots_max: usize, chunk_timeout: Duration) -> Self {
+        let slots_max = slots_max.max(1);
         Self {
-            slots: slots.max(1),
-            queue_max,
+            slots: limits::UPLOAD_SLOTS_FIRST.min(slots_max),
+            slots_max,
+            slow: chunk_timeout / 8,
+            typical: Duration::ZERO,
             active: Vec::new(),
-            waiting: VecDeque::new(),
         }
     }
 
-    pub(crate) fn free_slots(&self) -> usize {
-        self.slots.saturating_sub(self.active.len())
+    pub(crate) fn free_slots(&self, now: Instant) -> usize {
+        let patience = self.patience();
+        let overdue = self
+            .active
+            .iter()
+            .filter(|upload| now.since(upload.since) >= patience);
+        // The overdue ones are let off up to as many as there are slots: a bound all the same.
+        let counted = self.active.len() - overdue.count().min(self.slots_max);
+        self.slots.saturating_sub(counted)
     }
 
     pub(crate) fn slots(&self) -> usize {
         self.slots
     }
 
+    /// How many go to this connection.
     pub(crate) fn to(&self, conn: ConnId) -> usize {
-        self.active.iter().filter(|(to, _)| *to == conn).count()
+        self.active
+            .iter()
+            .filter(|upload| upload.conn == conn)
+            .count()
     }
 
     pub(crate) fn is_active(&self, conn: ConnId, index: ChunkIndex) -> bool {
-        self.active.contains(&(conn, index))
+        self.position(conn, index).is_some()
     }
 
-    pub(crate) fn request(&mut self, conn: ConnId, index: ChunkIndex) -> Admission {
-        let upload = (conn, index);
-        if self.active.contains(&upload) || self.waiting.contains(&upload) {
-            return Admission::Decline;
-        }
-        if self.free_slots() > 0 {
-            self.active.push(upload);
-            Admission::Start
-        } else if self.waiting.len() < self.queue_max {
-            self.waiting.push_back(upload);
-            Admission::Wait
-        } else {
-            Admission::Decline
-        }
+    /// Whether an upload to this connection takes much longer than uploads do.
+    pub(crate) fn is_stuck(&self, conn: ConnId, now: Instant) -> bool {
+        let patience = self.patience();
+        self.active
+            .iter()
+            .any(|upload| upload.conn == conn && now.since(upload.since) >= patience)
     }
 
-    /// Takes a request out of the queue; one that has started goes on.
-    pub(crate) fn cancel(&mut self, conn: ConnId, index: ChunkIndex) -> bool {
-        let before = self.waiting.len();
-        self.waiting.retain(|waiting| *waiting != (conn, index));
-        before != self.waiting.len()
+    /// The chunks of uploads that have become overdue, each once.
+    pub(crate) fn newly_overdue(&mut self, now: Instant) -> Vec<ChunkIndex> {
+        let patience = self.patience();
+        self.active
+            .iter_mut()
+            .filter(|upload| !upload.reported && now.since(upload.since) >= patience)
+            .map(|upload| {
+                upload.reported = true;
+                upload.index
+            })
+            .collect()
+    }
+
+    /// When the next upload becomes overdue, if it does not end before.
+    pub(crate) fn next_overdue(&self, now: Instant) -> Option<Instant> {
+        let patience = self.patience();
+        let due = self.active.iter().map(|upload| upload.since + patience);
+        due.filter(|at| *at > now).min()
+    }
+
+    /// Begins an upload if a slot is free and this very upload is not under way.
+    pub(crate) fn begin(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) -> bool {
+        let may = self.free_slots(now) > 0 && !self.is_active(conn, index);
+        if may {
+            self.active.push(Active {
+                conn,
+                index,
+                since: now,
+                reported: false,
+            });
+        }
+        may
     }
 
     /// An upload is over.
-    pub(crate) fn ended(&mut self, conn: ConnId, index: ChunkIndex) {
-        if let Some(position) = self
-            .active
-            .iter()
-            .position(|active| *active == (conn, index))
-        {
-            self.active.swap_remove(position);
+    pub(crate) fn ended(
+        &mut self,
+        conn: ConnId,
+        index: ChunkIndex,
+        is_delivered: bool,
+        now: Instant,
+    ) {
+        let Some(position) = self.position(conn, index) else {
+            return;
+        };
+        let upload = self.active.swap_remove(position);
+        if !is_delivered {
+            return;
         }
+        let took = now.since(upload.since);
+        self.typical = if self.typical.is_zero() {
+            took
+        } else {
+            (self.typical * 7 + took) / 8
+        };
+        self.slots = if took > self.slow {
+            (self.slots / 2).max(1)
+        } else {
+            (self.slots + 1).min(self.slots_max)
+        };
     }
 
     /// The connection is gone, and with it all that was for it. Returns what was under way.
     pub(crate) fn forget(&mut self, conn: ConnId) -> Vec<ChunkIndex> {
-        self.waiting.retain(|(to, _)| *to != conn);
-        let (gone, keep): (Vec<_>, Vec<_>) = self.active.drain(..).partition(|(to, _)| *to == conn);
+        let (gone, keep): (Vec<_>, Vec<_>) = self
+            .active
+            .drain(..)
+            .partition(|upload| upload.conn == conn);
         self.active = keep;
-        gone.into_iter().map(|(_, index)| index).collect()
+        gone.into_iter().map(|upload| upload.index).collect()
     }
 
-    /// The next waiting request, if a slot is free for it.
-    pub(crate) fn start_next(&mut self) -> Option<(ConnId, ChunkIndex)> {
-        if self.free_slots() == 0 {
-            return None;
+    fn position(&self, conn: ConnId, index: ChunkIndex) -> Option<usize> {
+        self.active
+            .iter()
+            .position(|upload| upload.conn == conn && upload.index == index)
+    }
+
+    /// An upload that lasts longer is overdue.
+    fn patience(&self) -> Duration {
+        if self.typical.is_zero() {
+            return limits::UPLOAD_PATIENCE_FIRST;
         }
-        let upload = self.waiting.pop_front()?;
-        self.active.push(upload);
-        Some(upload)
+        (self.typical * 4).max(limits::UPLOAD_PATIENCE_MIN)
     }
 }
 
@@ -107,24 +173,67 @@ impl Uploads {
 mod tests {
     use super::*;
 
+    const A: ConnId = ConnId(1);
+    const B: ConnId = ConnId(2);
+
+    fn ms(ms: u64) -> Instant {
+        Instant(ms * 1000)
+    }
+
+    fn uploads(slots_max: usize) -> Uploads {
+        Uploads::new(slots_max, Duration::from_secs(16))
+    }
+
     #[test]
-    fn slots_then_queue_then_busy() {
-        let mut uploads = Uploads::new(2, 1);
-        let (a, b) = (ConnId(1), ConnId(2));
-        assert_eq!(uploads.request(a, ChunkIndex(0)), Admission::Start);
-        assert_eq!(
-            uploads.request(a, ChunkIndex(0)),
-            Admission::Decline,
-            "asked twice"
+    fn slots_grow_with_deliveries_and_shrink_when_slow() {
+        let mut uploads = uploads(3);
+        assert!(uploads.begin(A, ChunkIndex(0), ms(0)));
+        assert!(!uploads.begin(A, ChunkIndex(0), ms(0)), "asked twice");
+        assert!(uploads.begin(A, ChunkIndex(1), ms(0)));
+        assert!(
+            !uploads.begin(B, ChunkIndex(0), ms(0)),
+            "two slots at first"
         );
-        assert_eq!(uploads.request(a, ChunkIndex(1)), Admission::Start);
-        assert_eq!(uploads.request(b, ChunkIndex(0)), Admission::Wait);
-        assert_eq!(uploads.request(b, ChunkIndex(1)), Admission::Decline);
-        assert_eq!(uploads.start_next(), None, "no slot yet");
-        uploads.ended(a, ChunkIndex(1));
-        assert_eq!(uploads.start_next(), Some((b, ChunkIndex(0))));
-        assert!(!uploads.cancel(b, ChunkIndex(0)), "started uploads go on");
-        assert_eq!(uploads.forget(a), [ChunkIndex(0)]);
-        assert_eq!((uploads.free_slots(), uploads.to(b)), (1, 1));
+        uploads.ended(A, ChunkIndex(1), true, ms(50));
+        assert_eq!((uploads.slots(), uploads.free_slots(ms(50))), (3, 2));
+        uploads.ended(A, ChunkIndex(0), true, ms(50));
+        assert_eq!(uploads.slots(), 3, "never more than allowed");
+        assert!(uploads.begin(B, ChunkIndex(2), ms(50)));
+        uploads.ended(B, ChunkIndex(2), false, ms(60));
+        assert_eq!(uploads.slots(), 3, "a refusal says nothing of the link");
+        assert!(uploads.begin(B, ChunkIndex(2), ms(60)));
+        uploads.ended(B, ChunkIndex(2), true, ms(2_100));
+        assert_eq!(
+            uploads.slots(),
+            1,
+            "longer than an eighth of what a chunk may take"
+        );
+        uploads.ended(B, ChunkIndex(2), true, ms(2_100));
+        assert_eq!(uploads.slots(), 1, "ended twice");
+    }
+
+    #[test]
+    fn an_overdue_upload_frees_its_slot_once() {
+        let mut uploads = uploads(2);
+        for index in 0..2 {
+            assert!(uploads.begin(A, ChunkIndex(index), ms(0)));
+        }
+        let overdue = uploads.next_overdue(ms(0)).unwrap();
+        assert_eq!(overdue, ms(0) + limits::UPLOAD_PATIENCE_FIRST);
+        assert!(!uploads.is_stuck(A, ms(10)) && uploads.is_stuck(A, overdue));
+        assert_eq!(
+            uploads.newly_overdue(overdue),
+            [ChunkIndex(0), ChunkIndex(1)]
+        );
+        assert_eq!(uploads.newly_overdue(overdue), [], "each once");
+        assert_eq!(uploads.next_overdue(overdue), None);
+        for index in 2..4 {
+            assert!(uploads.begin(B, ChunkIndex(index), overdue));
+        }
+        let later = overdue + Duration::from_secs(60);
+        assert!(uploads.is_stuck(B, later));
+        assert_eq!(uploads.free_slots(later), 0, "no more than twice the slots");
+        assert_eq!(uploads.forget(A), [ChunkIndex(0), ChunkIndex(1)]);
+        assert_eq!((uploads.to(A), uploads.to(B)), (0, 2));
     }
 }

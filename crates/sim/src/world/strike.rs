@@ -21,6 +21,8 @@ impl World<'_> {
                 Fault::Corrupt { share, chunks } => {
                     for host in self.victims(share) {
                         self.hosts[host].corrupts = chunks;
+                        // Nobody talks to it for long, so nobody waits for it either.
+                        self.give_up(host);
                     }
                 }
                 Fault::Lie { share, silent } => {
@@ -51,7 +53,8 @@ impl World<'_> {
 
     /// Faults that wait for the seed to have sent so much.
     pub(crate) fn strike_by_copies(&mut self) {
-        let copies = self.hosts[SEED].traffic.chunk_bytes_sent as f64 / self.plan.image_bytes as f64;
+        let copies =
+            self.hosts[SEED].traffic.chunk_bytes_sent as f64 / self.plan.image_bytes as f64;
         for number in 0..self.plan.faults.len() {
             let due = match self.plan.faults[number] {
                 Fault::SeedKilled { when, .. }

@@ -92,10 +92,14 @@ impl World<'_> {
     }
 
     fn find_upload(&self, conn: u32, from: usize, index: ChunkIndex) -> Option<UploadKey> {
-        self.conns[conn as usize].uploads.iter().copied().find(|key| {
-            let upload = &self.uploads[key.slot as usize];
-            upload.index == index && upload.from as usize == from && !upload.sender_done
-        })
+        self.conns[conn as usize]
+            .uploads
+            .iter()
+            .copied()
+            .find(|key| {
+                let upload = &self.uploads[key.slot as usize];
+                upload.index == index && upload.from as usize == from && !upload.sender_done
+            })
     }
 
     /// Frees the slot once neither side will hear of the upload again.
@@ -148,7 +152,10 @@ impl World<'_> {
         let bytes = (bytes + MESSAGE_OVERHEAD_BYTES) as u32;
         self.hosts[host].traffic.control_bytes += u64::from(bytes);
         self.hosts[host].traffic.control_messages += 1;
-        self.hosts[host].up.control.push_back(Packet { bytes, to, body });
+        self.hosts[host]
+            .up
+            .control
+            .push_back(Packet { bytes, to, body });
         self.pump(host);
     }
 
@@ -316,7 +323,13 @@ impl World<'_> {
             Body::Hello { conn, hello } => {
                 if self.is_open(conn, host) {
                     let conn = Self::input_conn(conn);
-                    self.input(host, Input::Hello { conn, hello: *hello });
+                    self.input(
+                        host,
+                        Input::Hello {
+                            conn,
+                            hello: *hello,
+                        },
+                    );
                 }
             }
             Body::Message { conn, message } => {
@@ -371,12 +384,14 @@ impl World<'_> {
             }
             upload.receiver = Receiver::Verifies;
             let len = f64::from(upload.len);
-            let cost_ns =
-                self.plan.verify_us * 1000 + (len * 1e9 / self.plan.verify_bytes_per_s) as u64;
+            let cost_ns = (len * 1e9 / self.plan.verify_bytes_per_s) as u64;
+            let later_ns = self.plan.verify_us * 1000;
             let it = &mut self.hosts[host];
             it.verifier_free_ns = it.verifier_free_ns.max(now_ns) + cost_ns;
-            self.events
-                .push(it.verifier_free_ns, Event::VerifyDone { upload: key });
+            self.events.push(
+                it.verifier_free_ns + later_ns,
+                Event::VerifyDone { upload: key },
+            );
         }
     }
 
@@ -389,7 +404,9 @@ impl World<'_> {
             return;
         }
         match self.hosts[host].state {
-            State::Frozen => self.hosts[host].held.push(Event::VerifyDone { upload: key }),
+            State::Frozen => self.hosts[host]
+                .held
+                .push(Event::VerifyDone { upload: key }),
             _ if corrupt => {
                 self.sometimes.note("corrupt chunk");
                 self.chunk_over(key, ChunkOutcome::Corrupt);
@@ -511,9 +528,7 @@ impl World<'_> {
         let sender = it.hosts[1 - it.side_of(host)];
         let key = it.uploads.iter().copied().find(|key| {
             let upload = &self.uploads[key.slot as usize];
-            upload.index == index
-                && upload.from == sender
-                && upload.receiver == Receiver::Receives
+            upload.index == index && upload.from == sender && upload.receiver == Receiver::Receives
         });
         let Some(key) = key else {
             return;

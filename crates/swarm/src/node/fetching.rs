@@ -20,13 +20,28 @@ impl Node {
         if self.role == Role::Seed || self.picker.is_complete() {
             return self.sate();
         }
-        while self.flights.len() < self.in_flight_max {
+        while self.has_room(now) {
             let Some((conn, index)) = self.choose(now) else {
                 return self.starve(now);
             };
             self.ask(conn, index, now);
         }
         self.sate();
+        // All that is in flight may be stuck with peers that fell silent.
+        self.look_again_at = self.flights.next_overdue(now, self.patience());
+    }
+
+    /// What is overdue does not count, within reason: a peer that fell silent must not take the
+    /// place of others until its deadline.
+    fn has_room(&self, now: Instant) -> bool {
+        self.flights.len() < self.in_flight_max
+            || (self.flights.len() < self.in_flight_max * 2
+                && self.flights.punctual(now, self.patience()) < self.in_flight_max)
+    }
+
+    /// A flight that lasts longer is overdue.
+    fn patience(&self) -> Duration {
+        (self.chunk_time * 4).max(limits::FLIGHT_PATIENCE_MIN)
     }
 
     fn sate(&mut self) {
@@ -38,13 +53,14 @@ impl Node {
     fn choose(&mut self, now: Instant) -> Option<(ConnId, ChunkIndex)> {
         let count = self.peers.len();
         let start = self.rng.below(count);
-        let per_peer = self.per_peer();
+        let (per_peer, patience) = (self.per_peer(), self.patience());
         for step in 0..count {
             let peer = self.peers.at((start + step) % count);
             let may_ask = peer.active
                 && peer.role == Role::Peer
                 && peer.outstanding < per_peer
-                && peer.backoff_until <= now;
+                && peer.backoff_until <= now
+                && (peer.outstanding == 0 || !self.flights.is_stuck(peer.conn, now, patience));
             if may_ask && let Some(index) = self.picker.pick(&peer.have, &mut self.rng) {
                 return Some((peer.conn, index));
             }
@@ -55,20 +71,20 @@ impl Node {
     /// Chunks in flight from one peer: two, or more when there are few peers, but never more
     /// than a sender takes in.
     fn per_peer(&self) -> usize {
-        (self.in_flight_max / self.peers.len().max(1)).clamp(
-            limits::PER_PEER_MIN,
-            limits::UPLOAD_SLOTS + limits::UPLOAD_QUEUE,
-        )
+        (self.in_flight_max / self.peers.len().max(1))
+            .clamp(limits::PER_PEER_MIN, limits::UPLOAD_SLOTS)
     }
 
     fn ask(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
+        let answer =
+            (self.chunk_time * 4).clamp(limits::ANSWER_TIMEOUT_MIN, limits::ANSWER_TIMEOUT);
         self.picker.begin(index);
         self.flights.add(Flight {
             conn,
             index,
             origin: Origin::Pull,
             since: now,
-            deadline: now + limits::ANSWER_TIMEOUT,
+            deadline: now + answer,
             started: false,
         });
         if let Some(peer) = self.peers.get_mut(conn) {
@@ -122,7 +138,7 @@ impl Node {
     fn endgame(&mut self, now: Instant) {
         let overdue = (self.chunk_time * 3).max(Duration::from_millis(30));
         for slow in self.flights.stragglers(now, overdue) {
-            if self.flights.len() >= self.in_flight_max {
+            if self.flights.len() >= self.in_flight_max * 2 {
                 return;
             }
             let count = self.peers.len();
@@ -272,7 +288,8 @@ impl Node {
     /// Gives up what took too long.
     pub(super) fn expire(&mut self, now: Instant) {
         self.is_stale = true;
-        for flight in self.flights.extract(|flight| flight.deadline <= now) {
+        // One at a time: giving up a peer takes its other flights with it.
+        while let Some(flight) = self.flights.take_expired(now) {
             self.call_off(&flight);
             self.let_down(flight.conn, now);
         }
@@ -301,7 +318,8 @@ impl Node {
                 Role::Seed => limits::SEED_BUSY_BACKOFF_US,
                 Role::Peer => limits::BUSY_BACKOFF_US,
             };
-            peer.backoff_until = Instant(now.0 + self.rng.between(low, high));
+            let wait = self.rng.between(low, high) << peer.declined();
+            peer.backoff_until = Instant(now.0 + wait);
         }
         self.is_stale = true;
     }

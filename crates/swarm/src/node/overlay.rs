@@ -136,9 +136,12 @@ impl Node {
                 self.send(conn, Message::Dial(addresses));
             }
         }
+        // Both ends hear of it: the one that dialed would dial again.
         for (who, whom) in rewiring.drop {
-            if let Some(conn) = self.peers.conn_of(who) {
-                self.send(conn, Message::Drop(vec![whom]));
+            for (told, other) in [(who, whom), (whom, who)] {
+                if let Some(conn) = self.peers.conn_of(told) {
+                    self.send(conn, Message::Drop(vec![other]));
+                }
             }
         }
     }
@@ -188,9 +191,6 @@ impl Node {
             if peer.is_fed {
                 self.feed_another();
             }
-        }
-        while let Some((conn, index)) = self.uploads.start_next() {
-            self.outputs.push_back(Output::Upload { conn, index });
         }
     }
 
@@ -302,7 +302,7 @@ impl Node {
         let peers = &self.peers;
         let due = self
             .membership
-            .to_dial(room, short, now, &mut self.rng, |node| {
+            .take_due(room, short, now, &mut self.rng, |node| {
                 peers.conn_of(node).is_some()
             });
         for (node, addr) in due {

@@ -5,7 +5,6 @@ use crate::id::{ConnId, Role};
 use crate::limits;
 use crate::message::Message;
 use crate::time::Instant;
-use crate::uploads::Admission;
 use rootswarm_image::ChunkIndex;
 use std::time::Duration;
 
@@ -13,24 +12,19 @@ use std::time::Duration;
 const REFUSED_BACKOFF: Duration = Duration::from_millis(20);
 
 impl Node {
-    pub(super) fn requested(&mut self, conn: ConnId, index: ChunkIndex, _now: Instant) {
+    pub(super) fn requested(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
         let held = self.geometry.contains(index) && self.picker.has(index);
         // While some chunk has no holder but this seed, second copies have to wait.
-        let admission =
-            if !held || (self.role == Role::Seed && self.seeding.is_first_round(&self.picker)) {
-                Admission::Decline
-            } else {
-                self.uploads.request(conn, index)
-            };
-        match admission {
-            Admission::Start => self.outputs.push_back(Output::Upload { conn, index }),
-            Admission::Wait => {}
-            Admission::Decline => self.send(conn, Message::Busy(index)),
+        let waits = self.role == Role::Seed && self.seeding.is_first_round(&self.picker);
+        if held && !waits && self.uploads.begin(conn, index, now) {
+            self.outputs.push_back(Output::Upload { conn, index });
+        } else {
+            self.send(conn, Message::Busy(index));
         }
     }
 
     pub(super) fn cancelled(&mut self, conn: ConnId, index: ChunkIndex) {
-        if !self.uploads.cancel(conn, index) && self.uploads.is_active(conn, index) {
+        if self.uploads.is_active(conn, index) {
             self.outputs.push_back(Output::CancelUpload { conn, index });
         }
     }
@@ -43,7 +37,8 @@ impl Node {
         now: Instant,
     ) {
         self.is_stale = true;
-        self.uploads.ended(conn, index);
+        let is_delivered = outcome == UploadOutcome::Delivered;
+        self.uploads.ended(conn, index, is_delivered, now);
         if let Some(peer) = self.peers.get_mut(conn) {
             match outcome {
                 UploadOutcome::Delivered => {
@@ -54,7 +49,7 @@ impl Node {
                     if self.role == Role::Seed && !peer.have.get(index) {
                         peer.unconfirmed.push((index, now));
                         self.is_stale = true;
-                        return self.start_waiting();
+                        return;
                     }
                 }
                 UploadOutcome::Refused => peer.backoff_until = now + REFUSED_BACKOFF,
@@ -67,13 +62,6 @@ impl Node {
         }
         if self.role == Role::Seed {
             self.seeding.ended(index, &self.picker);
-        }
-        self.start_waiting();
-    }
-
-    pub(super) fn start_waiting(&mut self) {
-        while let Some((conn, index)) = self.uploads.start_next() {
-            self.outputs.push_back(Output::Upload { conn, index });
         }
     }
 
@@ -105,28 +93,31 @@ impl Node {
         if self.role != Role::Seed {
             return;
         }
-        while self.uploads.free_slots() > 0 && self.seeding.is_first_round(&self.picker) {
+        // A receiver that is stuck with a chunk no other node holds: somebody else gets it too.
+        for index in self.uploads.newly_overdue(now) {
+            self.seeding.ended(index, &self.picker);
+        }
+        while self.uploads.free_slots(now) > 0 && self.seeding.is_first_round(&self.picker) {
             let Some(conn) = self.hungriest(now) else {
                 let resting = self
                     .peers
                     .iter()
                     .filter(|peer| peer.is_fed && peer.backoff_until > now);
                 self.feed_again_at = resting.map(|peer| peer.backoff_until).min();
-                return;
+                break;
             };
             let Some(index) = self.seeding.begin_next(&self.picker) else {
-                return;
+                break;
             };
-            match self.uploads.request(conn, index) {
-                Admission::Start => self.outputs.push_back(Output::Upload { conn, index }),
-                // Not with a free slot, and not for a chunk that was not on its way.
-                Admission::Wait | Admission::Decline => {
-                    self.uploads.cancel(conn, index);
-                    self.seeding.ended(index, &self.picker);
-                    return;
-                }
+            if !self.uploads.begin(conn, index, now) {
+                // It is this very receiver that is stuck with it: `hungriest` leaves such out.
+                self.seeding.ended(index, &self.picker);
+                break;
             }
+            self.outputs.push_back(Output::Upload { conn, index });
         }
+        let overdue = self.uploads.next_overdue(now);
+        self.feed_again_at = self.feed_again_at.into_iter().chain(overdue).min();
     }
 
     /// The fed node with the fewest uploads under way, from one drawn by chance.
@@ -142,10 +133,15 @@ impl Node {
                 continue;
             }
             let under_way = self.uploads.to(peer.conn);
-            let room =
-                under_way < per_node && under_way + peer.unconfirmed.len() < limits::PUSHES_MAX;
-            if room && best.is_none_or(|(fewest, _)| under_way < fewest) {
+            if under_way < per_node
+                && under_way + peer.unconfirmed.len() < limits::PUSHES_MAX
+                && best.is_none_or(|(fewest, _)| under_way < fewest)
+                && !self.uploads.is_stuck(peer.conn, now)
+            {
                 best = Some((under_way, peer.conn));
+                if under_way == 0 {
+                    break;
+                }
             }
         }
         best.map(|(_, conn)| conn)
@@ -244,7 +240,17 @@ mod tests {
                 message: Message::Have(vec![run]),
             },
         );
-        assert_eq!(pushed(&mut seed).len(), 1);
+        let next = pushed(&mut seed);
+        assert_eq!(next.len(), 1);
+        let (index, outcome) = (next[0], UploadOutcome::Delivered);
+        seed.handle(
+            now,
+            Input::UploadEnded {
+                conn,
+                index,
+                outcome,
+            },
+        );
 
         // What is not announced in time goes out again.
         now = now + limits::CONFIRM_TIMEOUT + limits::HOUSEKEEPING;
