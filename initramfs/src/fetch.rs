@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rootswarm_image::{ChunkError, ImageId, RootUrl};
 use rootswarm_transport::store::StoreError;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::FetchArgs;
 use crate::baked;
@@ -217,15 +217,7 @@ pub fn run(args: &FetchArgs) -> Result<(), Failure> {
     let plan = plan_of(args)?;
     let runtime = runtime()?;
     runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-        let stopped = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        tokio::pin!(stopped);
+        let mut stop = Stop::listen()?;
         let mut reporter = Reporter::new(source_of(&plan), plan.source.to_string());
         if let Some(path) = &args.status {
             let file = StatusFile::create(path).map_err(|e| {
@@ -237,7 +229,7 @@ pub fn run(args: &FetchArgs) -> Result<(), Failure> {
         let mut destination = OutputFile(args.output.clone());
         let fetched = tokio::select! {
             fetched = fetch_image(&plan, &mut destination, &mut reporter) => fetched?,
-            () = &mut stopped => {
+            () = stop.asked() => {
                 let message = "stopped by a signal; what is there is kept for the next time";
                 return Err(Failure::new(Exit::Unexpected, message));
             }
@@ -259,14 +251,39 @@ pub fn run(args: &FetchArgs) -> Result<(), Failure> {
             reporter.phase(Phase::Serving);
             tokio::select! {
                 () = serving.serve(&mut reporter) => {}
-                () = &mut stopped => {}
+                () = stop.asked() => {}
             }
         }
         // Uploads in progress are finished, within bounds; a second signal ends that too.
-        serving.finish(FINISH_UPLOADS).await;
+        tokio::select! {
+            () = serving.finish(FINISH_UPLOADS) => {}
+            () = stop.asked() => {}
+        }
         reporter.phase(Phase::Done);
         Ok(())
     })
+}
+
+/// Somebody wants this process to end: SIGTERM, or Ctrl-C.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Stop, Failure> {
+        Ok(Stop {
+            terminate: signal(SignalKind::terminate()).map_err(no_signals)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(no_signals)?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// What uploads in progress have at the end of a fetch without `--stay`.
