@@ -74,7 +74,14 @@ impl World<'_> {
             self.hosts[to].held.push(Event::Accepted { conn });
             return;
         }
-        if self.hosts[to].state != State::Alive || !self.conns[conn as usize].open[0] {
+        if self.hosts[to].state != State::Alive {
+            // It died within the handshake: the dialer has a connection to nobody.
+            let at_ns = self.now_ns + self.plan.idle_us * 1000;
+            self.events
+                .push(at_ns, Event::IdleTimeout { conn, side: 0 });
+            return;
+        }
+        if !self.conns[conn as usize].open[0] {
             return;
         }
         self.conns[conn as usize].open[1] = true;
