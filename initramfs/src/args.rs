@@ -46,7 +46,7 @@ pub struct BootArgs {
 }
 
 impl BootArgs {
-    /// The options that parse to this again.
+    /// The options that parse to this again, wherever the working directory is.
     pub fn to_words(&self) -> Vec<OsString> {
         let options = [
             ("--rootmnt", &self.rootmnt),
@@ -57,7 +57,11 @@ impl BootArgs {
         ];
         options
             .into_iter()
-            .flat_map(|(name, path)| [name.into(), path.into()])
+            .flat_map(|(name, path)| {
+                // Fails only for an empty path, which is then the other half's to refuse.
+                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                [name.into(), path.into()]
+            })
             .collect()
     }
 }

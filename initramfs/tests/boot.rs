@@ -55,8 +55,10 @@ impl Lab {
             ("--mnt", "mnt"),
         ];
         for (option, name) in options {
-            command.arg(option).arg(self.path(name));
+            command.arg(option).arg(name);
         }
+        // Relative paths mean the caller's directory, whatever the child does.
+        command.current_dir(self.dir.path());
         command
     }
 
@@ -78,7 +80,7 @@ impl Lab {
             .into_owned()
     }
 
-    /// Processes that have this lab in their arguments.
+    /// Processes that have this lab in their arguments or as their directory.
     fn processes(&self) -> Vec<i32> {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").expect("/proc").flatten() {
@@ -86,7 +88,8 @@ impl Lab {
                 continue;
             };
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            if String::from_utf8_lossy(&line).contains(&self.name()) {
+            let dir = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            if String::from_utf8_lossy(&line).contains(&self.name()) || dir == self.dir.path() {
                 found.push(pid);
             }
         }
