@@ -14,6 +14,9 @@ fn main() {
         let outcome = run(&plan, seed);
         sometimes.add(&outcome.sometimes);
         slowest.push((outcome.last_end_s - outcome.bound_s, seed));
+        if count == 1 {
+            println!("{plan:?}\n{:?}", outcome.finished_s);
+        }
         if !outcome.violations.is_empty() {
             failed += 1;
             println!("seed {seed}: {plan:?}");
@@ -24,7 +27,10 @@ fn main() {
     }
     println!("{failed} of {count} went wrong");
     slowest.sort_by(|a, b| b.0.total_cmp(&a.0));
-    println!("longest beyond the bound, in seconds, and seed: {:.1?}", &slowest[..slowest.len().min(10)]);
+    println!(
+        "longest beyond the bound, in seconds, and seed: {:.1?}",
+        &slowest[..slowest.len().min(10)]
+    );
     for (what, count) in sometimes.iter() {
         println!("{count:9} {what}");
     }

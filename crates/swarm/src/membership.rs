@@ -75,11 +75,17 @@ impl Membership {
         self.dialing
     }
 
-    /// A dial ended well.
+    /// A dial made a connection.
     pub(crate) fn dialed(&mut self, node: NodeId) {
         if let Some(known) = self.known.get_mut(&node) {
-            known.failures = 0;
             self.dialing -= usize::from(std::mem::take(&mut known.dialing));
+        }
+    }
+
+    /// The node said hello. Before that it may only have answered to send us away.
+    pub(crate) fn greeted(&mut self, node: NodeId) {
+        if let Some(known) = self.known.get_mut(&node) {
+            known.failures = 0;
         }
     }
 

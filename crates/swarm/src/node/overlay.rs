@@ -93,6 +93,7 @@ impl Node {
         };
         peer.active = true;
         let (node, role) = (peer.node, peer.role);
+        self.membership.greeted(node);
         if role == Role::Peer {
             for index in peer.have.iter_set() {
                 self.picker.announced(index);
