@@ -94,7 +94,8 @@ pub const BUSY_DOUBLINGS: u32 = 5;
 pub const SEED_BUSY_BACKOFF_US: (u64, u64) = (40_000, 120_000);
 
 /// A node that could use more chunks than its peers offer waits this long before it asks a
-/// seed: the chunk it lacks is most likely about to arrive at a neighbour.
+/// seed, or as long as its chunks take, if that is more: the chunk it lacks is most likely about to
+/// arrive at a neighbour.
 pub const SEED_PATIENCE: Duration = Duration::from_millis(30);
 
 /// From a request to the first byte of its chunk or `Busy`: four times as long as chunks use to
