@@ -31,6 +31,9 @@ pub struct Args {
     /// Runs of each case with each tool
     #[arg(long, default_value_t = 1)]
     runs: u32,
+    /// Also run what is sure to be slow: nginx where the seed would need more than two minutes
+    #[arg(long)]
+    slow: bool,
     /// Also write all figures to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -86,6 +89,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     for case in &cases {
         for &tool in &args.tools {
+            if let (false, Some(alone_s)) = (args.slow, alone_s(case, tool, image.bytes)) {
+                eprintln!(
+                    "{case} {tool} skipped: the seed alone would need {alone_s:.0} s (--slow)"
+                );
+                continue;
+            }
             for number in 1..=args.runs {
                 eprint!("{case} {tool} run {number} of {} … ", args.runs);
                 match measure(case, tool, &image, &scratch, binaries.as_ref()) {
@@ -122,6 +131,14 @@ pub fn build_logs() -> anyhow::Result<PathBuf> {
     let logs = target_directory().join("logs");
     std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
     Ok(logs)
+}
+
+/// How long a tool needs whose seed serves every node itself, where that is too long to wait for.
+fn alone_s(case: &Case, tool: Tool, bytes: u64) -> Option<f64> {
+    const LONG_S: f64 = 120.0;
+    let seed_bit_per_s = case.seed_bit_per_s.filter(|_| tool == Tool::Nginx)?;
+    let alone_s = f64::from(case.nodes) * (bytes * 8) as f64 / seed_bit_per_s as f64;
+    (alone_s > LONG_S).then_some(alone_s)
 }
 
 fn commit() -> String {
