@@ -1,4 +1,24 @@
-//! The real world under the swarm: QUIC, TLS identity, stores.
+//! The real world under the swarm: sockets, QUIC, TLS, stores and the only clock.
+//!
+//! `rootswarm_swarm` decides, this crate carries out. Data flows through it like this:
+//!
+//! ```text
+//! socket ─ tls ─ join ──▶ who may speak: identity, trust
+//!             └─ link ──▶ control frames ─▶ driver ─▶ rootswarm_swarm::Node
+//!                    └──▶ chunk streams ─▶ verifier ─▶ store
+//! ```
+//!
+//! A seed is a [`seed::Seed`], a node a [`node::Node`]; the rest is theirs.
+//!
+//! # Architecture invariants
+//!
+//! - No data connection without both sides' certificates, verified by webpki against the swarm key
+//!   ([`tls`], [`trust`]).
+//! - Only a `VerifiedChunk` reaches a store ([`store::ChunkStore::write`]).
+//! - Hashing and storing never run on the reactor.
+//! - Bulk bytes are not copied on their way out: a store hands out slices of its map.
+//! - Every queue and every wait has a bound; what exceeds it ends a chunk or a connection, never
+//!   the process.
 
 mod driver;
 mod framing;
