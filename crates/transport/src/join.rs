@@ -5,7 +5,7 @@
 //! connection), and which image it wants. The seed answers with a frame that grants (certificate,
 //! signed tag) or refuses, and after a grant with the manifest's raw bytes up to the end of the
 //! stream. This file holds those two frames, the only ones outside `rootswarm_swarm`'s codec;
-//! their layout is in WIRE.md. Who may join is decided by the seed's `Directory`.
+//! their layout is in JOIN.md. Who may join is decided by the seed's `Directory`.
 
 use rootswarm_image::{ImageId, ImageName};
 use serde::{Deserialize, Serialize};
@@ -222,7 +222,7 @@ mod tests {
         }
     }
 
-    /// The frozen bytes of WIRE.md.
+    /// The frozen bytes of JOIN.md.
     #[test]
     fn golden_bytes() {
         let (key, proof, pin) = ("01".repeat(32), "02".repeat(64), "03".repeat(32));
