@@ -26,6 +26,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("b3sum", "b3sum"),
     ("zstd", "zstd"),
     ("wget", "wget"),
+    ("setfattr", "attr"),
+    ("setcap", "libcap2-bin"),
     ("dnsmasq", "dnsmasq-base"),
     ("/usr/lib/PXELINUX/lpxelinux.0", "pxelinux"),
     ("/usr/lib/syslinux/modules/bios/ldlinux.c32", "syslinux-common"),
