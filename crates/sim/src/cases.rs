@@ -25,6 +25,7 @@ pub fn without_faults() -> Vec<Plan> {
         Plan::new("8 nodes, 1 Gbit", 8, 1_000.0, 1_000.0),
         Plan::new("100 nodes", 100, 100.0, 100.0),
         Plan::new("400 nodes, 1 Gbit", 400, 1_000.0, 1_000.0),
+        Plan::new("1,000 nodes, 1 Gbit", 1_000, 1_000.0, 1_000.0),
         Plan::new("100 nodes, 1 GB", 100, 1_000.0, 1_000.0).image(1_000_000_000, MIB / 2),
         Plan {
             arrivals: Arrivals::Late {

@@ -64,6 +64,11 @@ pub const SEED_UPLOAD_SLOTS: usize = 8;
 /// Uploads at once before the first was delivered; see `uploads`.
 pub const UPLOAD_SLOTS_FIRST: usize = 2;
 
+/// Where chunks take less than this, from request or upload to the end, the round trip counts
+/// beside the chunk itself: twice as many are kept under way. At 10 Gbit/s a chunk of 512 KiB is
+/// 0.4 ms; the last of 4 nodes then ends at 1.05 of the bound instead of 1.24.
+pub const FAST_CHUNK: Duration = Duration::from_millis(8);
+
 /// An upload that lasts four times as long as they do is overdue, but never before this: the
 /// queues of a link under load hold up to 50 ms, in each direction.
 pub const UPLOAD_PATIENCE_MIN: Duration = Duration::from_millis(300);

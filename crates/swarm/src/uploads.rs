@@ -3,7 +3,7 @@
 //! The number of slots follows what happens. It starts low, so that the first chunks of a swarm
 //! leave whole one after the other instead of all together at the end of a long first round, and
 //! grows by one with each chunk delivered in good time. Uploads that are slow because the link
-//! is make it shrink; one that is much slower than the others, because its receiver is slow or
+//! is make it shrink, very fast ones double its maximum; one that is much slower than the others, because its receiver is slow or
 //! gone, no longer counts.
 
 use crate::id::ConnId;
@@ -137,10 +137,15 @@ impl Uploads {
         } else {
             (self.typical * 7 + took) / 8
         };
+        let most = if self.typical < limits::FAST_CHUNK {
+            self.slots_max * 2
+        } else {
+            self.slots_max
+        };
         self.slots = if took > self.slow {
             (self.slots / 2).max(1)
         } else {
-            (self.slots + 1).min(self.slots_max)
+            (self.slots + 1).min(most)
         };
     }
 
@@ -197,7 +202,7 @@ mod tests {
         uploads.ended(A, ChunkIndex(1), true, ms(50));
         assert_eq!((uploads.slots(), uploads.free_slots(ms(50))), (3, 2));
         uploads.ended(A, ChunkIndex(0), true, ms(50));
-        assert_eq!(uploads.slots(), 3, "never more than allowed");
+        assert_eq!(uploads.slots(), 3, "no more than allowed");
         assert!(uploads.begin(B, ChunkIndex(2), ms(50)));
         uploads.ended(B, ChunkIndex(2), false, ms(60));
         assert_eq!(uploads.slots(), 3, "a refusal says nothing of the link");
@@ -210,6 +215,21 @@ mod tests {
         );
         uploads.ended(B, ChunkIndex(2), true, ms(2_100));
         assert_eq!(uploads.slots(), 1, "ended twice");
+    }
+
+    #[test]
+    fn a_fast_link_gets_twice_the_slots() {
+        let mut uploads = uploads(3);
+        for index in (0..20).map(ChunkIndex) {
+            assert!(uploads.begin(A, index, ms(0)));
+            uploads.ended(A, index, true, ms(1));
+        }
+        assert_eq!(uploads.slots(), 6);
+        for index in (0..20).map(ChunkIndex) {
+            assert!(uploads.begin(A, index, ms(0)));
+            uploads.ended(A, index, true, ms(20));
+        }
+        assert_eq!(uploads.slots(), 3);
     }
 
     #[test]

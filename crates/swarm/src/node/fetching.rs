@@ -34,9 +34,19 @@ impl Node {
     /// What is overdue does not count, within reason: a peer that fell silent must not take the
     /// place of others until its deadline.
     fn has_room(&self, now: Instant) -> bool {
-        self.flights.len() < self.in_flight_max
+        let room = self.room();
+        self.flights.len() < room
             || (self.flights.len() < self.in_flight_max * 2
-                && self.flights.punctual(now, self.patience()) < self.in_flight_max)
+                && self.flights.punctual(now, self.patience()) < room)
+    }
+
+    /// How much to keep in flight.
+    fn room(&self) -> usize {
+        if self.chunk_time < limits::FAST_CHUNK {
+            self.in_flight_max * 2
+        } else {
+            self.in_flight_max
+        }
     }
 
     /// A flight that lasts longer is overdue.
@@ -71,8 +81,7 @@ impl Node {
     /// Chunks in flight from one peer: two, or more when there are few peers, but never more
     /// than a sender takes in.
     fn per_peer(&self) -> usize {
-        (self.in_flight_max / self.peers.len().max(1))
-            .clamp(limits::PER_PEER_MIN, limits::UPLOAD_SLOTS)
+        (self.room() / self.peers.len().max(1)).clamp(limits::PER_PEER_MIN, limits::UPLOAD_SLOTS)
     }
 
     fn ask(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
