@@ -159,7 +159,8 @@ pub fn mixed(seed: u64) -> Plan {
             _ => Fault::LostDials { share },
         });
     }
-    plan.waste_max = 1.0;
+    // A dozen chunks, frozen peers and pushes that overtake requests: the share says little.
+    plan.waste_max = 2.0;
     plan.faults = faults;
     plan
 }

@@ -1,10 +1,11 @@
 //! The hosts and the loop that moves them: what the transport and the kernel would do.
 //!
 //! This file starts hosts, carries out a node's outputs and keeps its timer. How packets and
-//! chunks travel is `wire`'s, what goes wrong is `strike`'s, and what must not happen is judged
-//! in `checkers`, which the world only tells what it saw.
+//! chunks travel is `wire`'s and how they end early `ending`'s; what goes wrong is `strike`'s.
+//! What must not happen is judged in `checkers`, which the world only tells what it saw.
 
 mod dial;
+mod ending;
 mod strike;
 mod wire;
 

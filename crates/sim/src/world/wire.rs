@@ -3,23 +3,17 @@
 //! A connection keeps its control packets in order; each chunk is a stream of its own, in bursts
 //! that keep their order among themselves only. A sender has at most a window under way.
 
-use super::{Body, Event, Host, Lie, Packet, SEED, State, World, chance};
+use super::ending::STALL_CHECK_NS;
+use super::{Body, Event, Lie, Packet, SEED, State, World, chance};
 use crate::nic::UploadKey;
 use rootswarm_image::ChunkIndex;
 use rootswarm_swarm::{
     ChunkOutcome, ConnId, Have, Hello, Input, Message, UploadOutcome, encode_hello, encode_message,
-    limits,
 };
 
 /// Length prefix, stream frame, packet and the share of an acknowledgement: what a small message
 /// costs beside its own bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 60;
-
-/// A sender that sees no acknowledgement for this long gives an upload up.
-const UPLOAD_SILENCE_NS: u64 = 5_000_000_000;
-
-/// How often the world looks for stalled chunks.
-const STALL_CHECK_NS: u64 = 1_000_000_000;
 
 /// A connection between two hosts. Side 0 dialed.
 #[derive(Debug)]
@@ -66,18 +60,18 @@ pub(crate) struct Upload {
     pub(crate) index: ChunkIndex,
     pub(crate) from: u32,
     pub(crate) to: u32,
-    len: u32,
-    sent: u32,
+    pub(super) len: u32,
+    pub(super) sent: u32,
     arrived: u32,
-    acked: u32,
+    pub(super) acked: u32,
     in_ring: bool,
     pub(crate) sender_done: bool,
     over_planned: bool,
     pub(crate) receiver: Receiver,
     corrupt: bool,
     last_arrival_ns: u64,
-    heard_ns: u64,
-    acked_ns: u64,
+    pub(super) heard_ns: u64,
+    pub(super) acked_ns: u64,
 }
 
 impl World<'_> {
@@ -416,7 +410,7 @@ impl World<'_> {
     }
 
     /// The arrival of a chunk is over; the node hears of it if it knew of it.
-    fn chunk_over(&mut self, key: UploadKey, outcome: ChunkOutcome) {
+    pub(crate) fn chunk_over(&mut self, key: UploadKey, outcome: ChunkOutcome) {
         let Some(upload) = self.upload(key) else {
             return;
         };
@@ -540,86 +534,4 @@ impl World<'_> {
         self.settle(key);
         self.send_control(host, conn, 8, Body::Stop(key));
     }
-
-    /// The transport's own deadlines: silence within a chunk, on either side.
-    pub(crate) fn stall_check(&mut self, key: UploadKey) {
-        let now_ns = self.now_ns;
-        let Some(upload) = self.upload(key) else {
-            return;
-        };
-        let (from, to, conn) = (upload.from as usize, upload.to as usize, upload.conn);
-        let silence_ns = limits::CHUNK_SILENCE.as_nanos() as u64;
-        let deaf = upload.receiver == Receiver::Receives && now_ns - upload.heard_ns > silence_ns;
-        let stuck = !upload.sender_done
-            && upload.acked < upload.len
-            && upload.sent > 0
-            && now_ns - upload.acked_ns > UPLOAD_SILENCE_NS;
-        if deaf && self.hosts[to].state == State::Alive {
-            self.sometimes.note("chunk fell silent");
-            if self.is_open(conn, to) {
-                self.send_control(to, conn, 8, Body::Stop(key));
-            }
-            self.chunk_over(key, ChunkOutcome::Broken);
-        }
-        if stuck && self.hosts[from].state == State::Alive {
-            self.sometimes.note("upload stalled");
-            if self.is_open(conn, from) {
-                self.send_control(from, conn, 8, Body::Reset(key));
-            }
-            self.upload_over(key, UploadOutcome::Failed);
-        }
-        if self.upload(key).is_some() {
-            self.events
-                .push(now_ns + STALL_CHECK_NS, Event::StallCheck(key));
-        }
-    }
-
-    /// This side of a connection ends without a word to the node: it closed it, or it is dead.
-    pub(crate) fn shut(&mut self, conn: u32, host: usize) -> bool {
-        let it = &mut self.conns[conn as usize];
-        let side = it.side_of(host);
-        if !std::mem::replace(&mut it.open[side], false) {
-            return false;
-        }
-        let keys = it.uploads.clone();
-        for key in keys {
-            if let Some(upload) = self.upload(key) {
-                if upload.from as usize == host {
-                    upload.sender_done = true;
-                } else {
-                    upload.receiver = Receiver::Done;
-                }
-                self.settle(key);
-            }
-        }
-        let conns: &mut Vec<u32> = &mut host_of(&mut self.hosts, host).conns;
-        conns.retain(|other| *other != conn);
-        true
-    }
-
-    /// A node closed a connection.
-    pub(crate) fn close(&mut self, host: usize, conn: ConnId) {
-        let conn = conn.0 as u32;
-        self.sometimes.note("close");
-        self.send_control(host, conn, 8, Body::Close { conn });
-        self.shut(conn, host);
-        self.seed_lost(host, conn);
-    }
-
-    /// The other side closed it, or fell silent.
-    pub(crate) fn lose(&mut self, conn: u32, host: usize) {
-        if self.shut(conn, host) {
-            self.input(
-                host,
-                Input::Disconnected {
-                    conn: Self::input_conn(conn),
-                },
-            );
-            self.seed_lost(host, conn);
-        }
-    }
-}
-
-fn host_of(hosts: &mut [Host], host: usize) -> &mut Host {
-    &mut hosts[host]
 }
