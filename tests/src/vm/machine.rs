@@ -227,12 +227,15 @@ impl Machine {
     /// When it is still on after `limit`.
     pub fn power_off(&mut self, limit: Duration) -> Result<Duration, MachineError> {
         let pressed = Instant::now();
-        UnixStream::connect(&self.monitor)
-            .and_then(|mut monitor| monitor.write_all(b"system_powerdown\n"))
-            .map_err(|source| MachineError::Monitor {
-                machine: self.spec.name.clone(),
-                source,
-            })?;
+        let monitor_error = |source| MachineError::Monitor {
+            machine: self.spec.name.clone(),
+            source,
+        };
+        // Open until the end: qemu forgets what it was told when the line is hung up at once.
+        let mut monitor = UnixStream::connect(&self.monitor).map_err(monitor_error)?;
+        monitor
+            .write_all(b"system_powerdown\n")
+            .map_err(monitor_error)?;
         self.process.wait(limit)?;
         self.console
             .update()

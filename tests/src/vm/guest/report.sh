@@ -11,7 +11,8 @@ say()
 state="$(systemctl is-system-running --wait)"
 # From here on the kernel's messages would end up between these lines.
 dmesg --console-level emerg
-sleep 2
+# Until what starts with the system has ended: udev's workers, generators, this unit's own start.
+sleep 8
 
 say "begin"
 say "systemd ${state}"
