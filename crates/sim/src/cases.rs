@@ -27,12 +27,15 @@ pub fn without_faults() -> Vec<Plan> {
         Plan::new("400 nodes, 1 Gbit", 400, 1_000.0, 1_000.0),
         Plan::new("1,000 nodes, 1 Gbit", 1_000, 1_000.0, 1_000.0),
         Plan::new("100 nodes, 1 GB", 100, 1_000.0, 1_000.0).image(1_000_000_000, MIB / 2),
+        Plan::new("9 nodes, seed 1 Mbit", 9, 100.0, 1.0).image(16 * MIB, MIB / 4),
+        // F/u is a hundredth of the bound, which is the seed's uplink alone.
         Plan {
             arrivals: Arrivals::Late {
                 nodes: 1,
-                at_us: 60_000_000,
+                at_us: 20_000_000,
             },
-            ..Plan::new("late joiner, seed 1 Mbit", 9, 100.0, 1.0).image(16 * MIB, MIB / 4)
+            holders: Holders::Complete(8),
+            ..Plan::new("late joiner, seed 1 Mbit", 9, 100.0, 1.0)
         },
         Plan {
             arrivals: Arrivals::Within {
