@@ -51,12 +51,11 @@ pub enum Written {
 }
 
 impl ChunkStore {
-    /// Makes an empty store at `path`, replacing what is there. The file has its full length and
-    /// all its space from the start, so that an image that does not fit is refused here, before
-    /// the download, and not in the middle of it.
+    /// Makes an empty store at `path`, replacing what is there. The file has its full length from
+    /// the start, and all its space where that costs nothing, so that an image that does not fit
+    /// is refused here, before the download, and not in the middle of it.
     ///
-    /// Takes the time to allocate the pages: about half a second for a gigabyte on tmpfs. The file
-    /// is readable by its owner only: a root image holds password hashes and host keys.
+    /// The file is readable by its owner only: a root image holds password hashes and host keys.
     pub fn create(
         path: impl AsRef<Path>,
         manifest: Arc<Manifest>,
@@ -283,30 +282,43 @@ fn lock(path: &Path, file: &File) -> Result<(), StoreError> {
     }
 }
 
-/// Reserves the space of the whole file. Chunks that are there already keep theirs.
+/// Reserves the space of the whole file, or sees that it is there. Chunks that are there already
+/// keep theirs.
+///
+/// On tmpfs reserving means zeroing every page, half a second for a gigabyte during which nothing
+/// is fetched, only to overwrite them: there it is enough to look. `pwrite` says so when somebody
+/// else takes the space meanwhile.
 fn allocate(path: &Path, file: &File, length: u64) -> Result<(), StoreError> {
     if length == 0 {
         return Ok(());
+    }
+    if is_tmpfs(file) {
+        return look_for_space(path, file, length);
     }
     loop {
         return match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length) {
             Ok(()) => Ok(()),
             Err(Errno::INTR) => continue,
             Err(Errno::NOSPC) => Err(no_space(path, file, length)),
-            // The file system cannot reserve: see whether it would fit now. If it no longer does
-            // later, `pwrite` says so.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                let needed_bytes = length.saturating_sub(allocated_bytes(file));
-                match available_bytes(file) {
-                    Some(available) if available < needed_bytes => {
-                        Err(no_space(path, file, length))
-                    }
-                    _ => Ok(()),
-                }
-            }
+            // The file system cannot reserve.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => look_for_space(path, file, length),
             Err(error) => Err(StoreError::io("allocate", path)(error.into())),
         };
     }
+}
+
+/// Whether it would fit now. If it no longer does later, `pwrite` says so.
+fn look_for_space(path: &Path, file: &File, length: u64) -> Result<(), StoreError> {
+    let needed_bytes = length.saturating_sub(allocated_bytes(file));
+    match available_bytes(file) {
+        Some(available) if available < needed_bytes => Err(no_space(path, file, length)),
+        _ => Ok(()),
+    }
+}
+
+fn is_tmpfs(file: &File) -> bool {
+    // TMPFS_MAGIC of linux/magic.h.
+    rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type == 0x0102_1994)
 }
 
 fn no_space(path: &Path, file: &File, length: u64) -> StoreError {
