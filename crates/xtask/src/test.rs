@@ -30,7 +30,10 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("setcap", "libcap2-bin"),
     ("dnsmasq", "dnsmasq-base"),
     ("/usr/lib/PXELINUX/lpxelinux.0", "pxelinux"),
-    ("/usr/lib/syslinux/modules/bios/ldlinux.c32", "syslinux-common"),
+    (
+        "/usr/lib/syslinux/modules/bios/ldlinux.c32",
+        "syslinux-common",
+    ),
     ("systemd-analyze", "systemd"),
 ];
 
@@ -52,7 +55,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             packages::ensure(vm::PACKAGES).context("cannot install what the machines need")?;
         }
     }
-    cargo(&["test", "--workspace", "--locked", "--exclude", "rootswarm-tests"])?;
+    cargo(&[
+        "test",
+        "--workspace",
+        "--locked",
+        "--exclude",
+        "rootswarm-tests",
+    ])?;
     let vm = if args.no_vm { &[][..] } else { &["vm"][..] };
     let mut tests = vec!["test", "--locked", "--package", "rootswarm-tests", "--lib"];
     for suite in SUITES.iter().chain(vm) {
