@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rootswarm_image::{HostPort, ImageId, ImageName, Manifest, SWARM_PORT, VerifiedChunk};
 use rootswarm_transport::node::{
-    JoinError, JoinRequest, Joined, Node, NodeConfig, NodeError, OfferError, Refusal, SeedTrust,
+    JoinError, JoinRequest, Joined, Node, NodeConfig, OfferError, Refusal, SeedTrust, StartError,
     SwarmHandle, SwarmStatus,
 };
 use rootswarm_transport::socket::BindError;
@@ -42,7 +42,7 @@ pub enum SwarmError {
     NoAnchor,
     /// No socket.
     #[error(transparent)]
-    Node(#[from] NodeError),
+    Node(#[from] StartError),
     /// Not let in.
     #[error(transparent)]
     Join(#[from] JoinError),
@@ -84,11 +84,11 @@ impl Classified for SwarmError {
     }
 }
 
-fn exit_of_node(error: &NodeError) -> Exit {
+fn exit_of_node(error: &StartError) -> Exit {
     match error {
-        NodeError::Bind(BindError::AddressInUse { .. }) => Exit::AddressInUse,
-        NodeError::Bind(_) | NodeError::Endpoint { .. } => Exit::Resource,
-        NodeError::Identity(_) | NodeError::Tls(_) => Exit::Unexpected,
+        StartError::Bind(BindError::AddressInUse { .. }) => Exit::AddressInUse,
+        StartError::Bind(_) | StartError::Endpoint { .. } => Exit::Resource,
+        StartError::Identity(_) | StartError::Tls(_) => Exit::Unexpected,
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rootswarm_image::{HostPort, ImageId, ImageName, SwarmKey};
-use rootswarm_transport::seed::SeedError;
+use rootswarm_transport::seed::StartError;
 use rootswarm_transport::socket::BindError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -90,7 +90,7 @@ pub enum ServeError {
     },
     /// The swarm's endpoint.
     #[error(transparent)]
-    Seed(#[from] SeedError),
+    Seed(#[from] StartError),
     /// The process could not get what it needs to run.
     #[error("cannot start: {0}")]
     Start(io::Error),
@@ -103,7 +103,9 @@ impl ServeError {
             ServeError::State(e) => e.exit(),
             ServeError::Publish { source, .. } => source.exit(),
             ServeError::AlreadyServed(_) | ServeError::AddressInUse { .. } => Exit::AddressInUse,
-            ServeError::Seed(SeedError::Bind(BindError::AddressInUse { .. })) => Exit::AddressInUse,
+            ServeError::Seed(StartError::Bind(BindError::AddressInUse { .. })) => {
+                Exit::AddressInUse
+            }
             // An address that is not this host's, a port that needs root.
             ServeError::Listen { .. } => Exit::BadInput,
             ServeError::AllDamaged { .. } => Exit::Damaged,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rootswarm_image::{ImageId, SwarmKey};
 use rootswarm_transport::limiter::RateLimiter;
 use rootswarm_transport::seed::{
-    Directory, Grant, JoinRequest, Refusal, Seed, SeedConfig, SeedError,
+    Directory, Grant, JoinRequest, Refusal, Seed, SeedConfig, StartError,
 };
 use rootswarm_transport::status::{NodeInfo, SwarmStatus};
 use rootswarm_transport::tuning::Tuning;
@@ -88,7 +88,7 @@ impl SwarmSide {
         key: SwarmKey,
         catalogue: Arc<Catalogue>,
         admission: Arc<Admission>,
-    ) -> Result<SwarmSide, SeedError> {
+    ) -> Result<SwarmSide, StartError> {
         let config = SeedConfig {
             listen: settings.listen,
             key: Arc::new(key),

@@ -21,6 +21,7 @@
 //!   the process.
 
 mod driver;
+mod endpoint;
 mod framing;
 pub mod identity;
 mod join;
@@ -28,9 +29,11 @@ pub mod limiter;
 mod link;
 pub mod node;
 pub mod seed;
+mod seed_keeper;
 pub mod socket;
 pub mod status;
 pub mod store;
+mod swarm_handle;
 pub mod tls;
 pub mod trust;
 pub mod tuning;

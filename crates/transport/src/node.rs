@@ -9,38 +9,35 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, Endpoint, VarInt};
-use rootswarm_image::{
-    Bitfield, ChunkError, ChunkIndex, ImageId, Manifest, SignedTag, Tag, TagError, Verifier,
-};
+use rootswarm_image::{Bitfield, ImageId, Manifest, SignedTag, Tag, TagError, Verifier};
 use rootswarm_swarm::Role;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
-use crate::driver::{self, Command, Handle, Setup};
+use crate::driver::{self, Command, Setup};
+use crate::endpoint;
+pub use crate::endpoint::StartError;
 use crate::framing;
-use crate::identity::{Identity, IdentityError, NodeKey};
+use crate::identity::{Identity, NodeKey};
 use crate::join::{self, ANSWER_BYTES_MAX, Answer, SignedRequest};
 pub use crate::join::{JoinRequest, Refusal};
 use crate::limiter::RateLimiter;
 use crate::link::{self, Opened};
-use crate::socket::{Bind, BindError, BoundSocket, canonical};
+use crate::seed_keeper::SeedKeeper;
+use crate::socket::{Bind, canonical};
 pub use crate::status::{Phase, SwarmStatus};
-use crate::store::{ChunkSource, ChunkStore, StoreError};
-use crate::tls::{self, ConnectError, Dialer, Listener, Purpose, TlsError};
+use crate::store::{ChunkSource, ChunkStore};
+pub use crate::swarm_handle::{OfferError, SwarmError, SwarmHandle};
+use crate::tls::{ConnectError, Dialer, Listener, Purpose};
 pub use crate::trust::SeedTrust;
 use crate::trust::{SwarmTrust, TrustError};
 use crate::tuning::Tuning;
 
 /// For reaching one seed.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// For its answer, the manifest (at most 4 MiB) included.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Between attempts to reach a seed that was lost, doubled each time up to [`RECONNECT_MAX`].
-const RECONNECT: Duration = Duration::from_millis(500);
-/// See [`RECONNECT`].
-const RECONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// Handshakes from peers under way at once.
 const NEWCOMERS: usize = 64;
@@ -61,28 +58,6 @@ pub struct NodeConfig {
     pub upload_limit_bytes_per_s: Option<u64>,
     /// The network's properties.
     pub tuning: Tuning,
-}
-
-/// Why a node did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// The socket.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// The key.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The TLS configuration.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The reactor.
-    #[error("cannot register the UDP socket {address}: {source}")]
-    Endpoint {
-        /// Its address.
-        address: SocketAddr,
-        /// The kernel's word.
-        source: std::io::Error,
-    },
 }
 
 /// Why a node did not join.
@@ -143,7 +118,7 @@ pub enum JoinError {
     },
     /// This machine's side.
     #[error(transparent)]
-    Local(#[from] NodeError),
+    Local(#[from] StartError),
 }
 
 impl JoinError {
@@ -162,11 +137,11 @@ impl JoinError {
 
 /// A machine that may join swarms.
 pub struct Node {
-    endpoint: Endpoint,
+    pub(crate) endpoint: Endpoint,
     local_addr: SocketAddr,
     key: Arc<NodeKey>,
     trust: SwarmTrust,
-    tuning: Tuning,
+    pub(crate) tuning: Tuning,
     limiter: Arc<RateLimiter>,
 }
 
@@ -176,43 +151,23 @@ pub struct Joined {
     pub tag: Tag,
     /// The image's chunks; they merge to the tag's id.
     pub manifest: Arc<Manifest>,
-    identity: Identity,
+    pub(crate) identity: Identity,
     seeds: Vec<SocketAddr>,
     request: JoinRequest,
-}
-
-/// A swarm that this node takes part in. The swarm ends when this is dropped.
-pub struct SwarmHandle {
-    handle: Handle,
-    endpoint: Endpoint,
-    store: Option<ChunkStore>,
-    verifier: Verifier,
-    tasks: tokio::task::JoinSet<()>,
 }
 
 impl Node {
     /// Makes a key and a socket.
     ///
     /// # Errors
-    /// See [`NodeError`].
-    pub async fn bind(config: NodeConfig) -> Result<Node, NodeError> {
+    /// See [`StartError`].
+    pub async fn bind(config: NodeConfig) -> Result<Node, StartError> {
         let key = Arc::new(NodeKey::generate()?);
         let bind = match config.bind {
             Some(ip) => Bind::Address(SocketAddr::new(ip, config.port)),
             None => Bind::Any { port: config.port },
         };
-        let bound = BoundSocket::bind(bind)?;
-        let local_addr = bound.local_addr;
-        let endpoint = Endpoint::new(
-            config.tuning.endpoint_config(),
-            None,
-            bound.socket,
-            Arc::new(quinn::TokioRuntime),
-        )
-        .map_err(|source| NodeError::Endpoint {
-            address: local_addr,
-            source,
-        })?;
+        let (endpoint, local_addr) = endpoint::open(bind, &config.tuning, None)?;
         Ok(Node {
             endpoint,
             local_addr,
@@ -254,7 +209,7 @@ impl Node {
         Err(worst)
     }
 
-    async fn join_one(
+    pub(crate) async fn join_one(
         &self,
         seed: SocketAddr,
         seeds: &[SocketAddr],
@@ -372,7 +327,7 @@ impl Node {
     ///
     /// # Errors
     /// The TLS configuration.
-    pub fn start(self, joined: Joined, store: ChunkStore) -> Result<SwarmHandle, NodeError> {
+    pub fn start(self, joined: Joined, store: ChunkStore) -> Result<SwarmHandle, StartError> {
         let have = store.have();
         let source = Arc::new(store.clone());
         self.run(joined, have, source, Some(store))
@@ -386,7 +341,7 @@ impl Node {
         self,
         joined: Joined,
         source: Arc<dyn ChunkSource>,
-    ) -> Result<SwarmHandle, NodeError> {
+    ) -> Result<SwarmHandle, StartError> {
         let have = Bitfield::full(joined.manifest.geometry().chunk_count());
         self.run(joined, have, source, None)
     }
@@ -397,7 +352,7 @@ impl Node {
         have: Bitfield,
         source: Arc<dyn ChunkSource>,
         store: Option<ChunkStore>,
-    ) -> Result<SwarmHandle, NodeError> {
+    ) -> Result<SwarmHandle, StartError> {
         let dialer = Dialer::data(joined.identity.clone(), &self.tuning);
         self.endpoint
             .set_server_config(Some(Listener::server_config(
@@ -528,168 +483,4 @@ async fn welcome(
         .send(Command::Attach(Box::new(opened)))
         .await
         .map_err(|_| "the swarm has ended".to_owned())
-}
-
-/// Keeps the connection to one seed.
-struct SeedKeeper {
-    node: Arc<Node>,
-    seed: SocketAddr,
-    identity: Identity,
-    request: JoinRequest,
-    image: ImageId,
-    commands: mpsc::Sender<Command>,
-}
-
-impl SeedKeeper {
-    async fn run(mut self) {
-        let mut wait = RECONNECT;
-        loop {
-            let dialer = Dialer::data(self.identity.clone(), &self.node.tuning);
-            let attempt = driver::open(&self.node.endpoint, &dialer, self.seed, None, Role::Seed);
-            match timeout(CONNECT_TIMEOUT, attempt).await {
-                Ok(Ok(opened)) => {
-                    let connection = opened.connection.clone();
-                    if self
-                        .commands
-                        .send(Command::Attach(Box::new(opened)))
-                        .await
-                        .is_err()
-                    {
-                        return;
-                    }
-                    let up = tokio::time::Instant::now();
-                    let closed = connection.closed().await;
-                    tracing::debug!(seed = %self.seed, %closed, "connection to the seed lost");
-                    if tls::refusal(&closed).is_some() {
-                        self.renew().await;
-                    }
-                    if up.elapsed() > RECONNECT_MAX {
-                        wait = RECONNECT;
-                    }
-                }
-                Ok(Err(error)) => {
-                    tracing::debug!(seed = %self.seed, %error, "cannot reach the seed");
-                    if error.is_refusal() {
-                        self.renew().await;
-                    }
-                }
-                Err(_) => tracing::debug!(seed = %self.seed, "cannot reach the seed: no answer"),
-            }
-            if self.commands.is_closed() {
-                return;
-            }
-            tokio::time::sleep(jittered(wait)).await;
-            wait = (wait * 2).min(RECONNECT_MAX);
-        }
-    }
-
-    /// The seed does not take the certificate any more: joins anew, for the same image. A name
-    /// that means another image by now does not matter to a boot that has begun.
-    async fn renew(&mut self) {
-        let request = JoinRequest {
-            pin: Some(self.image),
-            ..self.request.clone()
-        };
-        let Ok(joined) = self.node.join_one(self.seed, &[self.seed], &request).await else {
-            return;
-        };
-        let Ok(server) = Listener::server_config(&joined.identity, &self.node.tuning) else {
-            return;
-        };
-        self.node.endpoint.set_server_config(Some(server));
-        let dialer = Dialer::data(joined.identity.clone(), &self.node.tuning);
-        let _ = self.commands.send(Command::Renewed(dialer)).await;
-        self.identity = joined.identity;
-    }
-}
-
-/// Between half and the whole of `wait`, so that a thousand nodes do not knock together.
-fn jittered(wait: Duration) -> Duration {
-    let share = getrandom::u32().map_or(0.5, |drawn| f64::from(drawn) / f64::from(u32::MAX));
-    wait.mul_f64(0.5 + share / 2.0)
-}
-
-/// Why a chunk that came by another way was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum OfferError {
-    /// It is not the chunk it is said to be.
-    #[error(transparent)]
-    Chunk(#[from] ChunkError),
-    /// It cannot be stored.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// This node has the image already and takes nothing.
-    #[error("this node holds the whole image")]
-    NotFetching,
-}
-
-/// The image will not be completed.
-#[derive(Debug, thiserror::Error)]
-pub enum SwarmError {
-    /// This machine cannot store it.
-    #[error("{0}")]
-    Store(String),
-    /// The swarm was shut down.
-    #[error("the download was ended before it was complete")]
-    Ended,
-}
-
-impl SwarmHandle {
-    /// A snapshot, at most a second old.
-    pub fn status(&self) -> SwarmStatus {
-        self.handle.status()
-    }
-
-    /// Waits until every chunk is here.
-    ///
-    /// # Errors
-    /// See [`SwarmError`].
-    pub async fn completed(&self) -> Result<(), SwarmError> {
-        let mut phase = self.handle.phase.clone();
-        match phase
-            .wait_for(|phase| *phase != Phase::Fetching)
-            .await
-            .as_deref()
-        {
-            Ok(Phase::Complete) => Ok(()),
-            Ok(Phase::Failed(reason)) => Err(SwarmError::Store(reason.clone())),
-            Ok(Phase::Fetching) | Err(_) => Err(SwarmError::Ended),
-        }
-    }
-
-    /// The chunks that are not here yet.
-    pub fn missing(&self) -> Vec<ChunkIndex> {
-        self.store
-            .as_ref()
-            .map(|store| store.have().iter_missing().collect())
-            .unwrap_or_default()
-    }
-
-    /// Verifies, stores and announces a chunk that came by another way, such as HTTP. Blocks for
-    /// as long as hashing and storing take.
-    ///
-    /// # Errors
-    /// See [`OfferError`].
-    pub fn offer(&self, index: ChunkIndex, bytes: Vec<u8>) -> Result<(), OfferError> {
-        let store = self.store.as_ref().ok_or(OfferError::NotFetching)?;
-        store.write(self.verifier.verify(index, bytes)?)?;
-        // The queue is full only while the driver has much to do; it then learns of the chunk when
-        // somebody sends it once more.
-        let _ = self.handle.commands.try_send(Command::Stored(index));
-        Ok(())
-    }
-
-    /// A reader waits for this chunk: it is fetched before all others.
-    pub fn want(&self, index: ChunkIndex) {
-        let _ = self.handle.commands.try_send(Command::Want(index));
-    }
-
-    /// Finishes the uploads under way within `grace`, then leaves the swarm.
-    pub async fn shutdown(mut self, grace: Duration) {
-        self.tasks.abort_all();
-        self.handle.shutdown(grace).await;
-        self.endpoint
-            .close(VarInt::from_u32(0), b"this node leaves");
-        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
-    }
 }

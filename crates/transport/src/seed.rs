@@ -17,16 +17,18 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::driver::{self, Command, Handle, Setup};
+use crate::endpoint;
+pub use crate::endpoint::StartError;
 use crate::framing;
-use crate::identity::{Identity, IdentityError, SwarmCa};
+use crate::identity::{Identity, SwarmCa};
 use crate::join::{self, Answer, REQUEST_BYTES_MAX};
 pub use crate::join::{JoinRequest, Refusal};
 use crate::limiter::RateLimiter;
 use crate::link::{self, Opened};
-use crate::socket::{Bind, BindError, BoundSocket, canonical};
+use crate::socket::{Bind, canonical};
 use crate::status::SwarmStatus;
 use crate::store::{ChunkSource, FileStore};
-use crate::tls::{Listener, Purpose, TlsError};
+use crate::tls::{Listener, Purpose};
 use crate::trust::PeerIdentity;
 use crate::tuning::Tuning;
 
@@ -74,28 +76,6 @@ pub struct SeedConfig {
     pub tuning: Tuning,
 }
 
-/// Why a seed did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum SeedError {
-    /// The socket.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// The certificate.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The TLS configuration.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The reactor.
-    #[error("cannot register the UDP socket {address}: {source}")]
-    Endpoint {
-        /// Its address.
-        address: SocketAddr,
-        /// The kernel's word.
-        source: std::io::Error,
-    },
-}
-
 /// A running seed.
 pub struct Seed {
     inner: Arc<Inner>,
@@ -125,26 +105,16 @@ impl Seed {
     /// Listens and serves whatever is added.
     ///
     /// # Errors
-    /// See [`SeedError`].
+    /// See [`StartError`].
     pub async fn bind(
         config: SeedConfig,
         directory: Arc<dyn Directory>,
-    ) -> Result<Seed, SeedError> {
+    ) -> Result<Seed, StartError> {
         let ca = SwarmCa::new(config.key);
         let identity = Identity::seed(&ca, config.epoch)?;
         let server = Listener::server_config(&identity, &config.tuning)?;
-        let bound = BoundSocket::bind(Bind::Address(config.listen))?;
-        let local_addr = bound.local_addr;
-        let endpoint = Endpoint::new(
-            config.tuning.endpoint_config(),
-            Some(server),
-            bound.socket,
-            Arc::new(quinn::TokioRuntime),
-        )
-        .map_err(|source| SeedError::Endpoint {
-            address: local_addr,
-            source,
-        })?;
+        let bind = Bind::Address(config.listen);
+        let (endpoint, local_addr) = endpoint::open(bind, &config.tuning, Some(server))?;
         let inner = Arc::new(Inner {
             endpoint,
             listener: Listener::new(VALIDATE_ABOVE),

@@ -1,0 +1,100 @@
+//! Keeps a node's connection to one seed: a seed that comes back finds its nodes again.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rootswarm_image::ImageId;
+use rootswarm_swarm::Role;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::driver::{self, Command};
+use crate::identity::Identity;
+use crate::join::JoinRequest;
+use crate::node::{CONNECT_TIMEOUT, Node};
+use crate::tls::{self, Dialer, Listener};
+
+/// Between attempts to reach a seed that was lost, doubled each time up to [`RECONNECT_MAX`].
+const RECONNECT: Duration = Duration::from_millis(500);
+/// See [`RECONNECT`].
+const RECONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// Keeps the connection to one seed.
+pub(crate) struct SeedKeeper {
+    pub(crate) node: Arc<Node>,
+    pub(crate) seed: SocketAddr,
+    pub(crate) identity: Identity,
+    pub(crate) request: JoinRequest,
+    pub(crate) image: ImageId,
+    pub(crate) commands: mpsc::Sender<Command>,
+}
+
+impl SeedKeeper {
+    pub(crate) async fn run(mut self) {
+        let mut wait = RECONNECT;
+        loop {
+            let dialer = Dialer::data(self.identity.clone(), &self.node.tuning);
+            let attempt = driver::open(&self.node.endpoint, &dialer, self.seed, None, Role::Seed);
+            match timeout(CONNECT_TIMEOUT, attempt).await {
+                Ok(Ok(opened)) => {
+                    let connection = opened.connection.clone();
+                    if self
+                        .commands
+                        .send(Command::Attach(Box::new(opened)))
+                        .await
+                        .is_err()
+                    {
+                        return;
+                    }
+                    let up = tokio::time::Instant::now();
+                    let closed = connection.closed().await;
+                    tracing::debug!(seed = %self.seed, %closed, "connection to the seed lost");
+                    if tls::refusal(&closed).is_some() {
+                        self.renew().await;
+                    }
+                    if up.elapsed() > RECONNECT_MAX {
+                        wait = RECONNECT;
+                    }
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(seed = %self.seed, %error, "cannot reach the seed");
+                    if error.is_refusal() {
+                        self.renew().await;
+                    }
+                }
+                Err(_) => tracing::debug!(seed = %self.seed, "cannot reach the seed: no answer"),
+            }
+            if self.commands.is_closed() {
+                return;
+            }
+            tokio::time::sleep(jittered(wait)).await;
+            wait = (wait * 2).min(RECONNECT_MAX);
+        }
+    }
+
+    /// The seed does not take the certificate any more: joins anew, for the same image. A name
+    /// that means another image by now does not matter to a boot that has begun.
+    async fn renew(&mut self) {
+        let request = JoinRequest {
+            pin: Some(self.image),
+            ..self.request.clone()
+        };
+        let Ok(joined) = self.node.join_one(self.seed, &[self.seed], &request).await else {
+            return;
+        };
+        let Ok(server) = Listener::server_config(&joined.identity, &self.node.tuning) else {
+            return;
+        };
+        self.node.endpoint.set_server_config(Some(server));
+        let dialer = Dialer::data(joined.identity.clone(), &self.node.tuning);
+        let _ = self.commands.send(Command::Renewed(dialer)).await;
+        self.identity = joined.identity;
+    }
+}
+
+/// Between half and the whole of `wait`, so that a thousand nodes do not knock together.
+fn jittered(wait: Duration) -> Duration {
+    let share = getrandom::u32().map_or(0.5, |drawn| f64::from(drawn) / f64::from(u32::MAX));
+    wait.mul_f64(0.5 + share / 2.0)
+}
