@@ -47,6 +47,7 @@ fn start_and_wait(args: &BootArgs) -> Result<(), Failure> {
         .arg0("rootswarm-agent")
         .arg("boot-child")
         .args(args.to_words())
+        .envs(LEAN_MALLOC)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -88,6 +89,15 @@ fn start_and_wait(args: &BootArgs) -> Result<(), Failure> {
         }
     }
 }
+
+/// For a process that stays: glibc gives each chunk's buffer back to the kernel as soon as it is
+/// free, instead of keeping some for each thread that once hashed (mallopt(3)). 1 MB less in each
+/// booted node, for 64 page faults a chunk while it fetches.
+const LEAN_MALLOC: [(&str, &str); 3] = [
+    ("MALLOC_ARENA_MAX", "1"),
+    ("MALLOC_MMAP_THRESHOLD_", "131072"),
+    ("MALLOC_TRIM_THRESHOLD_", "131072"),
+];
 
 /// Longer than any line we say.
 const MAX_WORD_BYTES: usize = 16 * 1024;
@@ -135,6 +145,8 @@ impl Detached {
                 format!("cannot detach from the initramfs: {e}"),
             )
         };
+        // Huge pages would round its few megabytes up, where the kernel gives them to everybody.
+        let _ = rustix::thread::disable_transparent_huge_pages(true);
         // Fails when it leads a session already, which is just as good.
         let _ = rustix::process::setsid();
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))

@@ -294,7 +294,7 @@ fn a_key_that_others_can_read_is_refused() {
         fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
         for args in [
             &["publish", "web", &place.path("web.squashfs")][..],
-            &["serve"],
+            &["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"],
             &["key"],
         ] {
             refuse(

@@ -2,12 +2,14 @@
 
 use super::{INITRD, KERNEL, Plan};
 
-/// `pxelinux.cfg/default`.
+/// `pxelinux.cfg/default`. `SYSAPPEND 2` adds BOOTIF, so that a node with several interfaces asks for
+/// its address on the one it booted from.
 pub fn pxelinux_config(plan: &Plan) -> String {
     format!(
         "# {image}, written by `rootswarm pxe`\n\
          DEFAULT rootswarm\n\
          PROMPT 0\n\
+         SYSAPPEND 2\n\
          LABEL rootswarm\n\
          \x20 KERNEL {kernel}\n\
          \x20 INITRD {initrd}\n\
@@ -19,6 +21,9 @@ pub fn pxelinux_config(plan: &Plan) -> String {
     )
 }
 
+/// What pxelinux adds by itself: 01 is Ethernet, then the address of the interface.
+const IPXE_BOOTIF: &str = "BOOTIF=01-${netX/mac:hexhyp}";
+
 /// `boot.ipxe`. It tries again by itself: a thousand machines that start together find a busy
 /// server, and firmware that gives up waits for a hand.
 pub fn ipxe_script(plan: &Plan) -> String {
@@ -26,7 +31,7 @@ pub fn ipxe_script(plan: &Plan) -> String {
         "#!ipxe\n\
          # {image}, written by `rootswarm pxe`\n\
          :start\n\
-         kernel {kernel} {line} initrd={INITRD} || goto again\n\
+         kernel {kernel} {line} {IPXE_BOOTIF} initrd={INITRD} || goto again\n\
          initrd --name {INITRD} {initrd} || goto again\n\
          boot || goto again\n\
          :again\n\
@@ -135,11 +140,11 @@ pub(crate) mod tests {
         assert_eq!(
             pxelinux_config(&plan(false)),
             format!(
-                "# web, written by `rootswarm pxe`\nDEFAULT rootswarm\nPROMPT 0\nLABEL rootswarm\n  KERNEL vmlinuz\n  INITRD initrd.img\n  APPEND {line}\n"
+                "# web, written by `rootswarm pxe`\nDEFAULT rootswarm\nPROMPT 0\nSYSAPPEND 2\nLABEL rootswarm\n  KERNEL vmlinuz\n  INITRD initrd.img\n  APPEND {line}\n"
             )
         );
         assert!(ipxe_script(&plan(false)).contains(&format!(
-            "\nkernel vmlinuz {line} initrd=initrd.img || goto again\n"
+            "\nkernel vmlinuz {line} {IPXE_BOOTIF} initrd=initrd.img || goto again\n"
         )));
         assert!(grub_config(&plan(false)).contains(&format!(
             "\n  linux /vmlinuz {line}\n  initrd /initrd.img\n"
