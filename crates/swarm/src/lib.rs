@@ -21,7 +21,7 @@
 //!
 //! - Nothing in this crate reads a clock, opens a socket, spawns, or draws entropy: time, the
 //!   generator's seed and identities are arguments. `clippy.toml` beside `Cargo.toml` bans the
-//!   ways to do so, and CI proves with `cargo tree` that no crate that could is linked.
+//!   ways to do so, and CI proves with `cargo tree` that no runtime, socket or QUIC crate is below it.
 //! - The same inputs give the same outputs, bit for bit: no iteration over a hash map.
 //! - Every queue, set and message is bounded; the bounds are in [`limits`].
 //! - What a peer says is a hint. A lie costs time, never correctness: chunks are verified

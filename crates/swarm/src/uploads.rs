@@ -2,9 +2,9 @@
 //!
 //! The number of slots follows what happens. It starts low, so that the first chunks of a swarm
 //! leave whole one after the other instead of all together at the end of a long first round, and
-//! grows by one with each chunk delivered in good time. Uploads that are slow because the link
-//! is make it shrink, very fast ones double its maximum; one that is much slower than the others, because its receiver is slow or
-//! gone, no longer counts.
+//! grows by one with each chunk delivered in good time. Uploads that are slow because the link is
+//! make it shrink, very fast ones double its maximum. One that is much slower than the others,
+//! because its receiver is slow or gone, no longer counts.
 
 use crate::id::ConnId;
 use crate::limits;

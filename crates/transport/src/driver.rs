@@ -121,7 +121,7 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
             geometry,
             have: setup.have,
             rack: setup.rack,
-            upload_slots: slots(setup.role, &setup.limiter),
+            upload_slots: None,
             rng_seed: seed_from_kernel(setup.node),
         },
         Instant::ZERO,
@@ -161,21 +161,6 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
         phase,
         status,
     }
-}
-
-/// With a low limit, few uploads at a time, so that each chunk is done soon: a chunk of 256 KiB
-/// takes 2 s at 1 Mbit/s. One slot for each 2 MB/s, at least one.
-fn slots(role: Role, limiter: &RateLimiter) -> Option<usize> {
-    let most = match role {
-        Role::Seed => rootswarm_swarm::limits::SEED_UPLOAD_SLOTS,
-        Role::Peer => rootswarm_swarm::limits::UPLOAD_SLOTS,
-    };
-    let rate = limiter.bytes_per_s()?;
-    Some(
-        usize::try_from(rate / 2_000_000)
-            .unwrap_or(most)
-            .clamp(1, most),
-    )
 }
 
 /// The generator only spreads load, so the node's identity will do where the kernel refuses.

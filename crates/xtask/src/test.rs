@@ -1,7 +1,5 @@
 //! `cargo xtask test`: installs what the tests need and runs all of them.
 
-use std::process::Command;
-
 use anyhow::{Context as _, bail, ensure};
 use rootswarm_tests::{packages, vm};
 
@@ -76,7 +74,7 @@ fn cargo(args: &[&str]) -> anyhow::Result<()> {
     let line = format!("cargo {}", args.join(" "));
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "$ {line}");
-    let status = Command::new(env!("CARGO"))
+    let status = rootswarm_tests::cargo::command()
         .args(args)
         .status()
         .with_context(|| format!("cannot run `{line}`"))?;

@@ -82,9 +82,7 @@ pub fn target_directory() -> PathBuf {
 }
 
 fn cargo_build(args: &[&str]) -> Command {
-    // Cargo names itself to what it runs; another toolchain would build everything again.
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = crate::cargo::command();
     command
         .arg("build")
         .args(args)
