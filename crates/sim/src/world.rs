@@ -247,7 +247,6 @@ impl<'a> World<'a> {
             geometry: self.geometry,
             have,
             rack: None,
-            upload_slots: None,
             rng_seed: rng.next_u64(),
         };
         let efficiency = self.plan.efficiency;

@@ -43,9 +43,6 @@ pub struct Config {
     pub have: Bitfield,
     /// Where it stands.
     pub rack: Option<String>,
-    /// The most uploads at once; by default [`limits::UPLOAD_SLOTS`] or
-    /// [`limits::SEED_UPLOAD_SLOTS`].
-    pub upload_slots: Option<usize>,
     /// Seeds the generator that spreads load. Not a secret.
     pub rng_seed: u64,
 }
@@ -294,10 +291,10 @@ impl Node {
         let mut rng = Rng::new(config.rng_seed);
         let chunks = config.geometry.chunk_count();
         let is_seed = config.role == Role::Seed;
-        let slots = config.upload_slots.unwrap_or(match config.role {
+        let slots = match config.role {
             Role::Seed => limits::SEED_UPLOAD_SLOTS,
             Role::Peer => limits::UPLOAD_SLOTS,
-        });
+        };
         let completed = config.have.is_full();
         Self {
             node: config.node,

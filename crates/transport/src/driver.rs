@@ -121,7 +121,6 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
             geometry,
             have: setup.have,
             rack: setup.rack,
-            upload_slots: None,
             rng_seed: seed_from_kernel(setup.node),
         },
         Instant::ZERO,

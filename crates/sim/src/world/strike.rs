@@ -197,7 +197,6 @@ impl World<'_> {
             geometry: self.geometry,
             have: Bitfield::full(self.geometry.chunk_count()),
             rack: None,
-            upload_slots: None,
             rng_seed: self.rng.next_u64(),
         };
         self.hosts[SEED].node = Node::new(config, self.now());

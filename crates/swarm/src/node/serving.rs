@@ -183,7 +183,6 @@ mod tests {
             geometry,
             have,
             rack: None,
-            upload_slots: None,
             rng_seed: 1,
         };
         let mut seed = Node::new(config, Instant::ZERO);

@@ -39,7 +39,6 @@ fn node(number: u64, role: Role, have: Bitfield) -> Node {
         geometry: Geometry::new(u64::from(CHUNKS) * size.bytes(), size).unwrap(),
         have,
         rack: None,
-        upload_slots: None,
         rng_seed: number,
     };
     Node::new(config, Instant::ZERO)
