@@ -17,7 +17,7 @@ fn main() {
         let outcome = run(&plan, seed.unwrap_or(1));
         println!(
             "{} {:5.1}s",
-            outcome.row(plan.name),
+            outcome.row(&plan.name),
             began.elapsed().as_secs_f64()
         );
         for violation in outcome.violations.iter().take(5) {

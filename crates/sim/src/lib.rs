@@ -30,7 +30,7 @@ mod world;
 pub use checkers::Violation;
 pub use faults::{Fault, Sometimes, When};
 pub use metrics::Outcome;
-pub use plan::{Arrivals, Holders, Link, Plan};
+pub use plan::{Arrivals, Holders, Link, Plan, Racks};
 
 /// Runs a plan. The run follows from the two arguments alone.
 pub fn run(plan: &Plan, seed: u64) -> Outcome {

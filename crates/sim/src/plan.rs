@@ -49,11 +49,24 @@ pub enum Holders {
     Share(f64),
 }
 
+/// How the nodes stand: racks, each behind one shared link to the core, both ways. The seed stands
+/// at the core.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Racks {
+    /// Racks; nodes are dealt out to them in equal numbers, node 1 to the first, node 2 to the
+    /// second and so on.
+    pub count: usize,
+    /// The sum of a rack's node links over its link to the core: 4 for 4:1. At least 1.
+    pub oversubscription: f64,
+    /// Whether a node knows its rack (`rootswarm.rack=`).
+    pub known: bool,
+}
+
 /// One experiment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// Its name.
-    pub name: &'static str,
+    /// Its name: what `cargo xtask sim` calls it.
+    pub name: String,
     /// Nodes, the seed not counted.
     pub nodes: usize,
     /// The image's length.
@@ -64,6 +77,8 @@ pub struct Plan {
     pub seed_link: Link,
     /// Every node's link.
     pub node_link: Link,
+    /// The racks; without them every host is at the core.
+    pub racks: Option<Racks>,
     /// When nodes start.
     pub arrivals: Arrivals,
     /// Who holds what at the start.
@@ -74,6 +89,8 @@ pub struct Plan {
     pub latency_us: u64,
     /// Up to this much is added to each packet's latency.
     pub jitter_us: u64,
+    /// The share of packets that a link loses, drawn by chance.
+    pub loss: f64,
     /// From a dial to the connection, beside one round trip.
     pub handshake_us: u64,
     /// Until a dial that meets nobody is given up.
@@ -109,17 +126,19 @@ impl Plan {
     /// chunks of 256 KiB; no faults.
     pub fn new(name: &'static str, nodes: usize, node_mbit: f64, seed_mbit: f64) -> Plan {
         Plan {
-            name,
+            name: name.to_owned(),
             nodes,
             image_bytes: 96_300_000,
             chunk_bytes: 256 << 10,
             seed_link: Link::mbit(seed_mbit),
             node_link: Link::mbit(node_mbit),
+            racks: None,
             arrivals: Arrivals::Within { spread_us: 10_000 },
             holders: Holders::Seed,
             efficiency: 0.95,
             latency_us: 100,
             jitter_us: 100,
+            loss: 0.0,
             handshake_us: 2_000,
             dial_timeout_us: 2_000_000,
             idle_us: 8_000_000,
