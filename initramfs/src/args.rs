@@ -11,6 +11,7 @@ use std::time::Duration;
 use rootswarm_image::SwarmPublicKey;
 
 use crate::exit::{Classified, Exit};
+use crate::rack;
 use crate::units;
 
 /// What the program was asked to do.
@@ -87,7 +88,7 @@ pub struct FetchArgs {
     pub timeout: Duration,
     /// Admission token.
     pub token: Option<String>,
-    /// The rack this node stands in.
+    /// The rack this node stands in, as somebody named it.
     pub rack: Option<String>,
     /// Where to keep a status document up to date.
     pub status: Option<PathBuf>,
@@ -222,7 +223,7 @@ Fetches an image into FILE: FILE.part while incomplete, renamed when the whole i
   --upload-limit RATE    give away at most this much: 100mbit, 12MB [no limit]
   --timeout SECONDS      give up after so long without progress [180]
   --token T              admission token
-  --rack NAME            the rack this node stands in
+  --rack NAME            the rack this node stands in [its subnet]
   --status FILE          keep a JSON status document there
   --http-port N          the seed's HTTP port, for the fallback [7480]
   --require-verify       refuse an http:// rooturl without a pin
@@ -416,7 +417,7 @@ fn parse_fetch(words: Vec<String>) -> Result<Command, ArgsError> {
                 "--key" => args.key = Some(words.typed(str::parse)?),
                 "--timeout" => args.timeout = words.typed(parse_seconds)?,
                 "--token" => args.token = Some(words.value()?),
-                "--rack" => args.rack = Some(words.value()?),
+                "--rack" => args.rack = Some(words.typed(rack::parse)?),
                 "--status" => args.status = Some(words.value()?.into()),
                 "--http-port" => args.http_port = words.typed(str::parse)?,
                 "--require-verify" => args.require_verify = true,
@@ -540,6 +541,10 @@ mod tests {
             (
                 "fetch u --bind here",
                 "fetch: --bind: \"here\": invalid IP address syntax",
+            ),
+            (
+                "fetch u --rack=",
+                "fetch: --rack: \"\": a rack's name has 1 to 64 bytes",
             ),
             (
                 "fetch u --timeout 0",

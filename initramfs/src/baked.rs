@@ -12,6 +12,7 @@ use rootswarm_image::SwarmPublicKey;
 use crate::args;
 use crate::exit::{Classified, Exit};
 use crate::mount::Mode;
+use crate::rack;
 use crate::units;
 
 /// Settings that both `agent.conf` and the kernel command line can give. `None` is "not said".
@@ -21,7 +22,7 @@ pub struct Settings {
     pub mode: Option<Mode>,
     /// How long to go on without progress.
     pub patience: Option<Duration>,
-    /// The rack this node stands in.
+    /// The rack this node stands in, as somebody named it.
     pub rack: Option<String>,
     /// What this node gives away at most.
     pub upload_limit_bytes_per_s: Option<u64>,
@@ -39,7 +40,7 @@ impl Settings {
         match name {
             "mode" => self.mode = Some(value.parse()?),
             "rootdelay" => self.patience = Some(args::parse_seconds(value)?),
-            "rack" => self.rack = Some(read_rack(value)?),
+            "rack" => self.rack = Some(rack::parse(value)?),
             "upload-limit" => {
                 self.upload_limit_bytes_per_s =
                     Some(units::parse_rate(value).map_err(|e| e.to_string())?)
@@ -54,16 +55,6 @@ impl Settings {
         Ok(true)
     }
 }
-
-fn read_rack(value: &str) -> Result<String, &'static str> {
-    if value.is_empty() || value.len() > MAX_RACK_BYTES {
-        return Err("a rack's name has 1 to 64 bytes");
-    }
-    Ok(value.to_owned())
-}
-
-/// The longest rack name; it travels in every join request.
-const MAX_RACK_BYTES: usize = 64;
 
 fn read_switch(value: &str) -> Result<bool, &'static str> {
     match value {

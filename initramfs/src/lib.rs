@@ -32,6 +32,7 @@ pub mod patience;
 pub mod plan;
 pub mod preflight;
 pub mod progress;
+pub mod rack;
 pub mod report;
 pub mod resolve;
 pub mod run_dir;

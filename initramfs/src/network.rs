@@ -41,6 +41,15 @@ impl Classified for NetworkError {
     }
 }
 
+/// A host that has a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Its address.
+    pub host: SocketAddr,
+    /// The address of ours that the kernel would send from.
+    pub local: IpAddr,
+}
+
 /// The addresses of `hosts` that have a route now, in the hosts' order; at least one. Asks once:
 /// the caller repeats it while the network comes up.
 pub async fn reachable(
@@ -48,7 +57,7 @@ pub async fn reachable(
     hosts: &[HostPort],
     default_port: u16,
     bind: Option<IpAddr>,
-) -> Result<Vec<SocketAddr>, NetworkError> {
+) -> Result<Vec<Route>, NetworkError> {
     let mut found = Vec::new();
     let mut error = None;
     for host in hosts {
@@ -61,8 +70,11 @@ pub async fn reachable(
         };
         for address in addresses {
             let address = SocketAddr::new(address, host.port_or(default_port));
-            match check_route(address, bind) {
-                Ok(()) => found.push(address),
+            match source_address(address, bind) {
+                Ok(local) => found.push(Route {
+                    host: address,
+                    local,
+                }),
                 Err(source) => {
                     let interfaces = describe_interfaces(Path::new("/sys/class/net"));
                     error = Some(NetworkError::NoRoute {
@@ -81,12 +93,14 @@ pub async fn reachable(
 }
 
 /// Asks the kernel for a route and a source address; "connecting" a UDP socket sends nothing.
-fn check_route(address: SocketAddr, bind: Option<IpAddr>) -> io::Result<()> {
+fn source_address(address: SocketAddr, bind: Option<IpAddr>) -> io::Result<IpAddr> {
     let local = bind.unwrap_or(match address {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     });
-    UdpSocket::bind((local, 0))?.connect(address)
+    let socket = UdpSocket::bind((local, 0))?;
+    socket.connect(address)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// `eth0 down, eth1 up`: what a person at the console looks at first.
@@ -141,7 +155,11 @@ mod tests {
             "127.0.0.1:9".parse().unwrap(),
         ];
         let found = reachable(&resolver, &hosts, 7400, None).await.unwrap();
-        assert_eq!(found, ["127.0.0.1:9".parse::<SocketAddr>().unwrap()]);
+        let route = Route {
+            host: "127.0.0.1:9".parse().unwrap(),
+            local: "127.0.0.1".parse().unwrap(),
+        };
+        assert_eq!(found, [route]);
         let error = reachable(&resolver, &hosts[..1], 7400, None)
             .await
             .unwrap_err();

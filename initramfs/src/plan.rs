@@ -22,7 +22,7 @@ pub struct FetchPlan {
     pub patience: Duration,
     /// Admission token.
     pub token: Option<String>,
-    /// The rack this node stands in.
+    /// The rack this node stands in, as somebody named it; without a name its subnet is taken.
     pub rack: Option<String>,
     /// What this node gives away at most.
     pub upload_limit_bytes_per_s: Option<u64>,

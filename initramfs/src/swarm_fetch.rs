@@ -29,6 +29,7 @@ use crate::network;
 use crate::patience::Patience;
 use crate::plan::{FetchPlan, Trust};
 use crate::progress::Snapshot;
+use crate::rack;
 use crate::report::Reporter;
 use crate::resolve::Resolver;
 use crate::serving::{Serving, State};
@@ -262,10 +263,17 @@ impl Seeker {
     /// One attempt, at every seed that has a route.
     pub async fn try_join(&self, image: Option<ImageId>) -> Result<Joined, FetchError> {
         let resolver = Resolver::default();
-        let seeds = network::reachable(&resolver, &self.hosts, SWARM_PORT, self.bind).await?;
+        let routes = network::reachable(&resolver, &self.hosts, SWARM_PORT, self.bind).await?;
+        let seeds: Vec<_> = routes.iter().map(|route| route.host).collect();
+        let subnet = || {
+            routes
+                .iter()
+                .find_map(|route| rack::of_address(route.local))
+        };
         // A boot stays with the image it began, whatever its name means by now.
         let request = JoinRequest {
             pin: image.or(self.request.pin),
+            rack: self.request.rack.clone().or_else(subnet),
             ..self.request.clone()
         };
         Ok(self

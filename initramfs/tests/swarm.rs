@@ -142,6 +142,18 @@ fn with_a_pin_and_no_key() {
 }
 
 #[test]
+fn the_seed_is_told_the_rack() {
+    let published = Published::new(noise(100_000));
+    let seed = TestSeed::start(&published, 0);
+    // The loopback is no place: without a name nothing is said.
+    for extra in [&["--rack", "row 3/r7"][..], &[]] {
+        Fetch::keyed(seed.addr.port(), &published, extra).check(&published.image);
+    }
+    let racks = seed.racks.lock().expect("no panic").clone();
+    assert_eq!(racks, [Some("row 3/r7".to_owned()), None]);
+}
+
+#[test]
 fn images_of_odd_sizes() {
     for length in [0, 1, 65_535, 65_536, 65_537] {
         let published = Published::new(noise(length));

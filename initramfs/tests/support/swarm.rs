@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rootswarm_image::{Geometry, Manifest, SignedTag, SwarmKey, Tag};
@@ -72,12 +72,17 @@ pub fn free_udp_port() -> u16 {
 /// A seed on threads of its own; gone when dropped.
 pub struct TestSeed {
     pub addr: SocketAddr,
+    /// Where each node that asked to join said it stands.
+    pub racks: Racks,
     runtime: Option<tokio::runtime::Runtime>,
     seed: Option<Seed>,
     _dir: tempfile::TempDir,
 }
 
+type Racks = Arc<Mutex<Vec<Option<String>>>>;
+
 struct OneImage {
+    racks: Racks,
     tag: SignedTag,
     token: Option<&'static str>,
 }
@@ -85,6 +90,8 @@ struct OneImage {
 impl Directory for OneImage {
     fn join(&self, _: SocketAddr, request: &JoinRequest) -> Result<Grant, Refusal> {
         let tag = self.tag.unverified();
+        let mut racks = self.racks.lock().expect("no test panics with it");
+        racks.push(request.rack.clone());
         if self.token.is_some() && request.token.as_deref() != self.token {
             return Err(Refusal::NotAdmitted("a token is needed".to_owned()));
         }
@@ -119,8 +126,10 @@ impl TestSeed {
             .enable_all()
             .build()
             .expect("a runtime");
+        let racks = Racks::default();
         let seed = runtime.block_on(async {
             let directory = OneImage {
+                racks: racks.clone(),
                 tag: published.tag.clone(),
                 token,
             };
@@ -142,6 +151,7 @@ impl TestSeed {
         let addr = seed.local_addr();
         TestSeed {
             addr,
+            racks,
             runtime: Some(runtime),
             seed: Some(seed),
             _dir: dir,
