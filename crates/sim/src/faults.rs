@@ -1,7 +1,5 @@
 //! What goes wrong on purpose, and counters that prove that it did.
 
-use std::collections::BTreeMap;
-
 /// When a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum When {
@@ -65,31 +63,86 @@ pub enum Fault {
     },
 }
 
+/// Something that a run is supposed to exercise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Happening {
+    Busy,
+    Cancel,
+    ChunkBroken,
+    ChunkFellSilent,
+    ChunkStopped,
+    Close,
+    CorruptChunk,
+    Dial,
+    Frozen,
+    IdleTimeout,
+    Lie,
+    LostDial,
+    RequestToSeed,
+    SeedBack,
+    SeedKilled,
+    SlowNode,
+    Thawed,
+    UploadCancelled,
+    UploadRefused,
+    UploadStalled,
+    Vanished,
+    VanishedWhileFetching,
+}
+
+/// The names of [`Happening`]s, in their order.
+const NAMES: [&str; Happening::VanishedWhileFetching as usize + 1] = [
+    "busy",
+    "cancel",
+    "chunk broken",
+    "chunk fell silent",
+    "chunk stopped",
+    "close",
+    "corrupt chunk",
+    "dial",
+    "frozen",
+    "idle timeout",
+    "lie",
+    "lost dial",
+    "request to the seed",
+    "seed back",
+    "seed killed",
+    "slow node",
+    "thawed",
+    "upload cancelled",
+    "upload refused",
+    "upload stalled",
+    "vanished",
+    "vanished while fetching",
+];
+
 /// How often each thing happened that a run is supposed to exercise.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sometimes {
-    counts: BTreeMap<&'static str, u64>,
+    counts: [u64; NAMES.len()],
 }
 
 impl Sometimes {
-    pub(crate) fn note(&mut self, what: &'static str) {
-        *self.counts.entry(what).or_default() += 1;
+    pub(crate) fn note(&mut self, what: Happening) {
+        self.counts[what as usize] += 1;
     }
 
     /// How often it happened.
     pub fn count(&self, what: &str) -> u64 {
-        self.counts.get(what).copied().unwrap_or(0)
+        let place = NAMES.iter().position(|name| *name == what);
+        place.map_or(0, |place| self.counts[place])
     }
 
     /// Everything that happened at least once.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.counts.iter().map(|(what, count)| (*what, *count))
+        let all = NAMES.iter().copied().zip(self.counts.iter().copied());
+        all.filter(|(_, count)| *count > 0)
     }
 
     /// Adds another run's counts.
     pub fn add(&mut self, other: &Sometimes) {
-        for (what, count) in other.iter() {
-            *self.counts.entry(what).or_default() += count;
+        for (count, more) in self.counts.iter_mut().zip(other.counts) {
+            *count += more;
         }
     }
 }

@@ -8,8 +8,8 @@
 //!
 //! - `plan`: what is simulated, and the cases that have a name;
 //! - `world`: the hosts, the connections and what the transport would do;
-//! - `nic`: the links;
-//! - `events`: the queue of what happens next;
+//! - `nic`: the links, as arithmetic;
+//! - `events`: the queue of what happens next, a calendar;
 //! - `faults`: what goes wrong on purpose, and proof that it did;
 //! - `checkers`: what must never happen, watched from outside the world;
 //! - `metrics`: how long it took, over the bound of the fluid model.

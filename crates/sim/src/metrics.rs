@@ -130,9 +130,9 @@ pub(crate) fn conclude(mut world: World<'_>) -> Outcome {
         failures += report.failures;
         duplicates += report.chunks_duplicate;
         bans += report.bans.len();
-        queue_max = queue_max.max(host.down.queued_bytes_max);
+        queue_max = queue_max.max(world.down[number].queued_bytes_max);
         if !host.gone {
-            received += host.traffic.chunk_bytes_received;
+            received += world.traffic[number].chunk_bytes_received;
             needed += (report.chunks_from_seed + report.chunks_from_peers) * plan.chunk_bytes;
         }
     }
@@ -144,21 +144,13 @@ pub(crate) fn conclude(mut world: World<'_>) -> Outcome {
         world.checkers.violated(SEED, share);
     }
     let nodes = plan.nodes.max(1) as f64;
-    let control: u64 = world
-        .hosts
-        .iter()
-        .map(|host| host.traffic.control_bytes)
-        .sum();
-    let messages: u64 = world
-        .hosts
-        .iter()
-        .map(|host| host.traffic.control_messages)
-        .sum();
+    let control: u64 = world.traffic.iter().map(|it| it.control_bytes).sum();
+    let messages: u64 = world.traffic.iter().map(|it| it.control_messages).sum();
     let mut outcome = Outcome {
         unfinished,
         last_end_s: ends.iter().copied().fold(0.0, f64::max),
         bound_s: plan.bound_us() / 1e6,
-        seed_copies: world.hosts[SEED].traffic.chunk_bytes_sent as f64 / plan.image_bytes as f64,
+        seed_copies: world.traffic[SEED].chunk_bytes_sent as f64 / plan.image_bytes as f64,
         waste,
         control_bytes_per_node: control as f64 / nodes,
         control_messages_per_node: messages as f64 / nodes,

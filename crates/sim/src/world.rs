@@ -1,9 +1,11 @@
 //! The hosts and the loop that moves them: what the transport and the kernel would do.
 //!
-//! This file starts hosts, carries out a node's outputs and keeps its timer. How packets and
-//! chunks travel is `wire`'s and how they end early `ending`'s; what goes wrong is `strike`'s.
+//! This file starts hosts, carries out a node's outputs and keeps its timer. How control packets
+//! travel is `wire`'s, how chunks do `chunk`'s and how they end early `ending`'s; what goes wrong
+//! is `strike`'s.
 //! What must not happen is judged in `checkers`, which the world only tells what it saw.
 
+mod chunk;
 mod dial;
 mod ending;
 mod strike;
@@ -15,68 +17,40 @@ use crate::faults::Sometimes;
 use crate::metrics::{Outcome, Traffic};
 use crate::nic::{Downlink, Rate, Uplink, UploadKey};
 use crate::plan::{Arrivals, Holders, Plan};
+use chunk::{Burst, Upload};
+use ending::STALL_CHECK_NS;
 use rootswarm_image::{Bitfield, ChunkIndex, ChunkSize, Geometry, ImageId};
 use rootswarm_swarm::{
-    Config, ConnId, Hello, Input, Instant, Message, Node, NodeId, Output, Rng, Role, UploadOutcome,
+    Config, ConnId, Input, Instant, Message, Node, NodeId, Output, Rng, Role, UploadOutcome,
 };
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use wire::{Conn, Upload};
+use wire::{Conn, Packets};
 
 /// Host 0 is the seed.
 pub(crate) const SEED: usize = 0;
 
-/// A packet on its way.
-#[derive(Debug)]
-pub(crate) struct Packet {
-    /// What it weighs on a link, headers not counted where [`Plan::efficiency`] has them.
-    pub(crate) bytes: u32,
-    pub(crate) to: u32,
-    pub(crate) body: Body,
-}
-
-/// What a packet carries.
-#[derive(Debug)]
-pub(crate) enum Body {
-    Burst(UploadKey),
-    Hello {
-        conn: u32,
-        hello: Box<Hello>,
-    },
-    Message {
-        conn: u32,
-        message: Message,
-    },
-    /// The receiver does not want the rest of a chunk.
-    Stop(UploadKey),
-    /// The sender does not send the rest of a chunk.
-    Reset(UploadKey),
-    /// The other side closed the connection.
-    Close {
-        conn: u32,
-    },
-}
-
-/// What happens next.
-#[derive(Debug)]
+/// What happens next. Small and without a destructor: millions of them are moved about.
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
     Start(u32),
     Wake(u32),
     UplinkFree(u32),
-    Arrive(Packet),
-    DownlinkFree(u32),
-    Acked {
-        upload: UploadKey,
-        bytes: u32,
-    },
+    /// A burst reaches its receiver's link.
+    Burst(Burst),
+    /// A control packet reaches its receiver's link.
+    Arrive(u32),
+    /// A control packet is through it.
+    Deliver(u32),
+    ChunkStarted(UploadKey),
+    WindowOpens(UploadKey),
     UploadOver {
         upload: UploadKey,
         outcome: UploadOutcome,
     },
-    StallCheck(UploadKey),
-    VerifyDone {
-        upload: UploadKey,
-    },
+    VerifyDone(UploadKey),
+    /// Once a second: what has stalled?
+    StallCheck,
     DialEnds {
         from: u32,
         to: u32,
@@ -110,9 +84,6 @@ pub(crate) struct Host {
     pub(crate) id: NodeId,
     pub(crate) role: Role,
     pub(crate) addr: SocketAddr,
-    pub(crate) state: State,
-    pub(crate) up: Uplink<Packet>,
-    pub(crate) down: Downlink<Packet>,
     pub(crate) verifier_free_ns: u64,
     /// When the wake-up that counts is due.
     pub(crate) wake_ns: u64,
@@ -126,7 +97,6 @@ pub(crate) struct Host {
     pub(crate) seed_failures: u32,
     /// Dead, or frozen for ever: nobody waits for it.
     pub(crate) gone: bool,
-    pub(crate) traffic: Traffic,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,10 +113,16 @@ pub(crate) struct World<'a> {
     pub(crate) now_ns: u64,
     pub(crate) events: Events,
     pub(crate) hosts: Vec<Host>,
+    // What every packet touches lies apart from the rest of its host, close together.
+    pub(crate) states: Vec<State>,
+    pub(crate) up: Vec<Uplink>,
+    pub(crate) down: Vec<Downlink>,
+    pub(crate) traffic: Vec<Traffic>,
     pub(crate) by_id: BTreeMap<NodeId, u32>,
     pub(crate) conns: Vec<Conn>,
     pub(crate) uploads: Vec<Upload>,
     pub(crate) free_uploads: Vec<u32>,
+    pub(crate) packets: Packets,
     pub(crate) checkers: Checkers,
     pub(crate) sometimes: Sometimes,
     pub(crate) struck: Vec<bool>,
@@ -183,10 +159,15 @@ impl<'a> World<'a> {
             now_ns: 0,
             events: Events::default(),
             hosts: Vec::new(),
+            states: Vec::new(),
+            up: Vec::new(),
+            down: Vec::new(),
+            traffic: Vec::new(),
             by_id: BTreeMap::new(),
             conns: Vec::new(),
             uploads: Vec::new(),
             free_uploads: Vec::new(),
+            packets: Packets::default(),
             checkers: Checkers::new(geometry),
             sometimes: Sometimes::default(),
             struck: vec![false; plan.faults.len()],
@@ -204,11 +185,25 @@ impl<'a> World<'a> {
                 world.unfinished -= 1;
             }
             world.hosts.push(host);
+            let link = if number == SEED {
+                plan.seed_link
+            } else {
+                plan.node_link
+            };
+            world.states.push(State::Waiting);
+            world
+                .up
+                .push(Uplink::new(Rate::new(link.up_bits, plan.efficiency)));
+            world
+                .down
+                .push(Downlink::new(Rate::new(link.down_bits, plan.efficiency)));
+            world.traffic.push(Traffic::default());
             let at = world.start_ns(number, &mut rng);
             world.events.push(at, Event::Start(number as u32));
         }
         world.rng = rng;
         world.plan_faults();
+        world.events.push(STALL_CHECK_NS, Event::StallCheck);
         world
     }
 
@@ -235,10 +230,10 @@ impl<'a> World<'a> {
         for part in id.chunks_mut(8) {
             part.copy_from_slice(&rng.next_u64().to_be_bytes());
         }
-        let (role, link) = if number == SEED {
-            (Role::Seed, self.plan.seed_link)
+        let role = if number == SEED {
+            Role::Seed
         } else {
-            (Role::Peer, self.plan.node_link)
+            Role::Peer
         };
         let config = Config {
             node: NodeId(id),
@@ -249,16 +244,12 @@ impl<'a> World<'a> {
             rack: None,
             rng_seed: rng.next_u64(),
         };
-        let efficiency = self.plan.efficiency;
         let [_, a, b, c] = (number as u32).to_be_bytes();
         Host {
             node: Node::new(config, Instant(self.now_ns / 1000)),
             id: NodeId(id),
             role,
             addr: ([10, a, b, c], 7400).into(),
-            state: State::Waiting,
-            up: Uplink::new(Rate::new(link.up_bits, efficiency)),
-            down: Downlink::new(Rate::new(link.down_bits, efficiency)),
             verifier_free_ns: 0,
             wake_ns: u64::MAX,
             started_ns: 0,
@@ -269,7 +260,6 @@ impl<'a> World<'a> {
             lies: None,
             seed_failures: 0,
             gone: false,
-            traffic: Traffic::default(),
         }
     }
 
@@ -317,12 +307,14 @@ impl<'a> World<'a> {
             Event::Start(host) => self.start(host as usize),
             Event::Wake(host) => self.wake(host as usize),
             Event::UplinkFree(host) => self.uplink_free(host as usize),
-            Event::Arrive(packet) => self.arrives(packet),
-            Event::DownlinkFree(host) => self.downlink_free(host as usize),
-            Event::Acked { upload, bytes } => self.acked(upload, bytes),
+            Event::Burst(burst) => self.burst(burst),
+            Event::Arrive(packet) => self.arrive(packet),
+            Event::Deliver(packet) => self.deliver(packet),
+            Event::ChunkStarted(upload) => self.chunk_started(upload),
+            Event::WindowOpens(upload) => self.window_opens(upload),
             Event::UploadOver { upload, outcome } => self.upload_over(upload, outcome),
-            Event::StallCheck(upload) => self.stall_check(upload),
-            Event::VerifyDone { upload } => self.verify_done(upload),
+            Event::VerifyDone(upload) => self.verify_done(upload),
+            Event::StallCheck => self.stall_check(),
             Event::DialEnds { from, to, answered } => {
                 self.dial_ends(from as usize, to as usize, answered);
             }
@@ -336,10 +328,10 @@ impl<'a> World<'a> {
     }
 
     fn start(&mut self, host: usize) {
-        if self.hosts[host].state != State::Waiting {
+        if self.states[host] != State::Waiting {
             return;
         }
-        self.hosts[host].state = State::Alive;
+        self.states[host] = State::Alive;
         self.hosts[host].started_ns = self.now_ns;
         if host != SEED {
             self.dial_seed(host);
@@ -353,7 +345,7 @@ impl<'a> World<'a> {
 
     /// Hands an input to a node and carries out what follows.
     pub(crate) fn input(&mut self, host: usize, input: Input) {
-        if self.hosts[host].state != State::Alive {
+        if self.states[host] != State::Alive {
             return;
         }
         let now = self.now();
@@ -413,10 +405,10 @@ impl<'a> World<'a> {
     /// Sees that the node is woken when it wants to be, on the grid of the plan's timers.
     pub(crate) fn keep_timer(&mut self, host: usize) {
         let grid = self.plan.timer_us.max(1) * 1000;
-        let it = &mut self.hosts[host];
-        if it.state != State::Alive {
+        if self.states[host] != State::Alive {
             return;
         }
+        let it = &mut self.hosts[host];
         let due_ns = it.node.next_timeout().0 * 1000;
         let due_ns = due_ns.max(self.now_ns).div_ceil(grid) * grid;
         // One more turn of the grid if it is due on the spot: time must pass.
@@ -433,7 +425,7 @@ impl<'a> World<'a> {
 
     fn wake(&mut self, host: usize) {
         let it = &mut self.hosts[host];
-        if it.state != State::Alive || it.wake_ns != self.now_ns {
+        if self.states[host] != State::Alive || it.wake_ns != self.now_ns {
             return;
         }
         it.wake_ns = u64::MAX;
@@ -451,7 +443,7 @@ impl<'a> World<'a> {
         let hosts: Vec<usize> = (1..self.hosts.len()).collect();
         for host in hosts {
             let it = &self.hosts[host];
-            if it.state != State::Dead {
+            if self.states[host] != State::Dead {
                 let report = it.node.report(now);
                 for ban in &report.bans {
                     let culprit = self.by_id.get(&ban.node).map(|host| *host as usize);

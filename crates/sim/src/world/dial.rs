@@ -2,6 +2,7 @@
 
 use super::wire::Conn;
 use super::{Event, SEED, State, World, chance};
+use crate::faults::Happening;
 use rootswarm_swarm::{Input, NodeId, Role};
 use std::net::SocketAddr;
 
@@ -9,16 +10,16 @@ impl World<'_> {
     pub(crate) fn dial(&mut self, host: usize, node: NodeId, addr: SocketAddr) {
         let to = self.by_id.get(&node).copied();
         let at = to.filter(|to| self.hosts[*to as usize].addr == addr);
-        self.sometimes.note("dial");
+        self.sometimes.note(Happening::Dial);
         let Some(to) = at else {
             self.checkers.dialed_nobody(host, node);
             return;
         };
         let lost = self.lost_dials > 0.0 && chance(&mut self.rng, self.lost_dials);
         if lost {
-            self.sometimes.note("lost dial");
+            self.sometimes.note(Happening::LostDial);
         }
-        let answered = !lost && self.hosts[to as usize].state == State::Alive;
+        let answered = !lost && self.states[to as usize] == State::Alive;
         let delay_us = if answered {
             let round_trip = 2 * self.plan.latency_us + self.rng.between(0, self.plan.jitter_us);
             self.plan.handshake_us + round_trip
@@ -33,7 +34,7 @@ impl World<'_> {
     }
 
     pub(crate) fn dial_ends(&mut self, from: usize, to: usize, answered: bool) {
-        if self.hosts[from].state == State::Frozen {
+        if self.states[from] == State::Frozen {
             let (from_, to) = (from as u32, to as u32);
             let event = Event::DialEnds {
                 from: from_,
@@ -43,7 +44,7 @@ impl World<'_> {
             self.hosts[from].held.push(event);
             return;
         }
-        if answered && self.hosts[to].state == State::Alive {
+        if answered && self.states[to] == State::Alive {
             self.connect(from, to);
         } else {
             let node = self.hosts[to].id;
@@ -53,7 +54,7 @@ impl World<'_> {
 
     /// The handshake is done: first the dialer knows, then the other side.
     fn connect(&mut self, from: usize, to: usize) {
-        if self.hosts[from].state != State::Alive {
+        if self.states[from] != State::Alive {
             return;
         }
         let conn = self.conns.len() as u32;
@@ -70,11 +71,11 @@ impl World<'_> {
 
     pub(crate) fn accepted(&mut self, conn: u32) {
         let [from, to] = self.conns[conn as usize].hosts.map(|host| host as usize);
-        if self.hosts[to].state == State::Frozen {
+        if self.states[to] == State::Frozen {
             self.hosts[to].held.push(Event::Accepted { conn });
             return;
         }
-        if self.hosts[to].state != State::Alive {
+        if self.states[to] != State::Alive {
             // It died within the handshake: the dialer has a connection to nobody.
             let at_ns = self.now_ns + self.plan.idle_us * 1000;
             self.events
@@ -116,12 +117,12 @@ impl World<'_> {
     }
 
     pub(crate) fn seed_dial_ends(&mut self, host: usize) {
-        if self.hosts[host].state == State::Frozen {
+        if self.states[host] == State::Frozen {
             let from = host as u32;
             self.hosts[host].held.push(Event::SeedDialEnds { from });
             return;
         }
-        if self.hosts[SEED].state == State::Alive {
+        if self.states[SEED] == State::Alive {
             self.hosts[host].seed_failures = 0;
             self.connect(host, SEED);
         } else {

@@ -1,7 +1,9 @@
 //! How chunks and connections end before their time: silence, closing, loss.
 
-use super::wire::Receiver;
-use super::{Body, Event, State, World};
+use super::chunk::Receiver;
+use super::wire::Body;
+use super::{Event, State, World};
+use crate::faults::Happening;
 use crate::nic::UploadKey;
 use rootswarm_swarm::{ChunkOutcome, ConnId, Input, UploadOutcome, limits};
 
@@ -13,35 +15,40 @@ pub(super) const STALL_CHECK_NS: u64 = 1_000_000_000;
 
 impl World<'_> {
     /// The transport's own deadlines: silence within a chunk, on either side.
-    pub(crate) fn stall_check(&mut self, key: UploadKey) {
+    pub(crate) fn stall_check(&mut self) {
+        for key in self.upload_keys() {
+            self.check_upload(key);
+        }
+        self.events
+            .push(self.now_ns + STALL_CHECK_NS, Event::StallCheck);
+    }
+
+    fn check_upload(&mut self, key: UploadKey) {
         let now_ns = self.now_ns;
         let Some(upload) = self.upload(key) else {
             return;
         };
         let (from, to, conn) = (upload.from as usize, upload.to as usize, upload.conn);
         let silence_ns = limits::CHUNK_SILENCE.as_nanos() as u64;
-        let deaf = upload.receiver == Receiver::Receives && now_ns - upload.heard_ns > silence_ns;
+        let deaf = upload.receiver == Receiver::Receives
+            && now_ns.saturating_sub(upload.heard_ns) > silence_ns;
         let stuck = !upload.sender_done
-            && upload.acked < upload.len
+            && upload.arrived < upload.len
             && upload.sent > 0
-            && now_ns - upload.acked_ns > UPLOAD_SILENCE_NS;
-        if deaf && self.hosts[to].state == State::Alive {
-            self.sometimes.note("chunk fell silent");
+            && now_ns.saturating_sub(upload.acked_ns) > UPLOAD_SILENCE_NS;
+        if deaf && self.states[to] == State::Alive {
+            self.sometimes.note(Happening::ChunkFellSilent);
             if self.is_open(conn, to) {
                 self.send_control(to, conn, 8, Body::Stop(key));
             }
             self.chunk_over(key, ChunkOutcome::Broken);
         }
-        if stuck && self.hosts[from].state == State::Alive {
-            self.sometimes.note("upload stalled");
+        if stuck && self.states[from] == State::Alive {
+            self.sometimes.note(Happening::UploadStalled);
             if self.is_open(conn, from) {
                 self.send_control(from, conn, 8, Body::Reset(key));
             }
             self.upload_over(key, UploadOutcome::Failed);
-        }
-        if self.upload(key).is_some() {
-            self.events
-                .push(now_ns + STALL_CHECK_NS, Event::StallCheck(key));
         }
     }
 
@@ -70,7 +77,7 @@ impl World<'_> {
     /// A node closed a connection.
     pub(crate) fn close(&mut self, host: usize, conn: ConnId) {
         let conn = conn.0 as u32;
-        self.sometimes.note("close");
+        self.sometimes.note(Happening::Close);
         self.send_control(host, conn, 8, Body::Close { conn });
         self.shut(conn, host);
         self.seed_lost(host, conn);

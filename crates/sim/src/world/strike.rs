@@ -1,7 +1,7 @@
 //! How faults strike: the plan's faults turned into events, and what becomes of the hosts.
 
 use super::{Event, Lie, SEED, State, World};
-use crate::faults::{Fault, When};
+use crate::faults::{Fault, Happening, When};
 use crate::nic::Rate;
 use rootswarm_image::Bitfield;
 use rootswarm_swarm::{Config, Node, Role};
@@ -34,9 +34,9 @@ impl World<'_> {
                 Fault::Slow { share, factor } => {
                     for host in self.victims(share) {
                         let (link, efficiency) = (self.plan.node_link, self.plan.efficiency);
-                        self.hosts[host].up.rate = Rate::new(link.up_bits * factor, efficiency);
-                        self.hosts[host].down.rate = Rate::new(link.down_bits * factor, efficiency);
-                        self.sometimes.note("slow node");
+                        self.up[host].set_rate(Rate::new(link.up_bits * factor, efficiency));
+                        self.down[host].set_rate(Rate::new(link.down_bits * factor, efficiency));
+                        self.sometimes.note(Happening::SlowNode);
                     }
                 }
             }
@@ -53,8 +53,7 @@ impl World<'_> {
 
     /// Faults that wait for the seed to have sent so much.
     pub(crate) fn strike_by_copies(&mut self) {
-        let copies =
-            self.hosts[SEED].traffic.chunk_bytes_sent as f64 / self.plan.image_bytes as f64;
+        let copies = self.traffic[SEED].chunk_bytes_sent as f64 / self.plan.image_bytes as f64;
         for number in 0..self.plan.faults.len() {
             let due = match self.plan.faults[number] {
                 Fault::SeedKilled { when, .. }
@@ -74,7 +73,7 @@ impl World<'_> {
         self.struck[number] = true;
         match self.plan.faults[number] {
             Fault::SeedKilled { back_after_us, .. } => {
-                self.sometimes.note("seed killed");
+                self.sometimes.note(Happening::SeedKilled);
                 self.kill(SEED);
                 if let Some(after_us) = back_after_us {
                     self.events
@@ -83,8 +82,9 @@ impl World<'_> {
             }
             Fault::Vanish { share, .. } => {
                 for host in self.victims(share) {
+                    self.sometimes.note(Happening::Vanished);
                     if self.hosts[host].finished_ns.is_none() {
-                        self.sometimes.note("vanished while fetching");
+                        self.sometimes.note(Happening::VanishedWhileFetching);
                     }
                     self.kill(host);
                 }
@@ -107,14 +107,17 @@ impl World<'_> {
     }
 
     fn kill(&mut self, host: usize) {
-        if self.hosts[host].state == State::Dead {
+        if self.states[host] == State::Dead {
             return;
         }
         self.give_up(host);
-        self.hosts[host].state = State::Dead;
-        self.hosts[host].up.control.clear();
-        self.hosts[host].up.ring.clear();
-        self.hosts[host].held.clear();
+        self.states[host] = State::Dead;
+        self.up[host].silence();
+        for event in std::mem::take(&mut self.hosts[host].held) {
+            if let Event::Arrive(packet) | Event::Deliver(packet) = event {
+                self.packets.take(packet);
+            }
+        }
         self.await_silence(host);
         for conn in self.hosts[host].conns.clone() {
             self.shut(conn, host);
@@ -131,11 +134,11 @@ impl World<'_> {
     }
 
     fn freeze(&mut self, host: usize, for_us: Option<u64>) {
-        if self.hosts[host].state != State::Alive {
+        if self.states[host] != State::Alive {
             return;
         }
-        self.sometimes.note("frozen");
-        self.hosts[host].state = State::Frozen;
+        self.sometimes.note(Happening::Frozen);
+        self.states[host] = State::Frozen;
         match for_us {
             Some(for_us) => {
                 self.hosts[host].wake_ns = u64::MAX;
@@ -148,11 +151,11 @@ impl World<'_> {
     }
 
     pub(crate) fn thaw(&mut self, host: usize) {
-        if self.hosts[host].state != State::Frozen {
+        if self.states[host] != State::Frozen {
             return;
         }
-        self.sometimes.note("thawed");
-        self.hosts[host].state = State::Alive;
+        self.sometimes.note(Happening::Thawed);
+        self.states[host] = State::Alive;
         // Its own idle timers have run out too where the others' have.
         for conn in self.hosts[host].conns.clone() {
             let it = &self.conns[conn as usize];
@@ -171,11 +174,11 @@ impl World<'_> {
         let it = &self.conns[conn as usize];
         let host = it.hosts[side as usize] as usize;
         let silent = it.hosts[1 - side as usize] as usize;
-        let gone = matches!(self.hosts[silent].state, State::Dead | State::Frozen)
+        let gone = matches!(self.states[silent], State::Dead | State::Frozen)
             || !self.conns[conn as usize].open[1 - side as usize];
-        if gone && it.open[side as usize] && self.hosts[host].state != State::Dead {
-            self.sometimes.note("idle timeout");
-            if self.hosts[host].state == State::Frozen {
+        if gone && it.open[side as usize] && self.states[host] != State::Dead {
+            self.sometimes.note(Happening::IdleTimeout);
+            if self.states[host] == State::Frozen {
                 let event = Event::IdleTimeout { conn, side };
                 self.hosts[host].held.push(event);
             } else {
@@ -186,10 +189,10 @@ impl World<'_> {
 
     /// The seed is started again: the same key and image, no memory.
     pub(crate) fn seed_back(&mut self) {
-        if self.hosts[SEED].state != State::Dead {
+        if self.states[SEED] != State::Dead {
             return;
         }
-        self.sometimes.note("seed back");
+        self.sometimes.note(Happening::SeedBack);
         let config = Config {
             node: self.hosts[SEED].id,
             role: Role::Seed,
@@ -200,11 +203,9 @@ impl World<'_> {
             rng_seed: self.rng.next_u64(),
         };
         self.hosts[SEED].node = Node::new(config, self.now());
-        self.hosts[SEED].state = State::Alive;
-        self.hosts[SEED].up.busy = false;
+        self.states[SEED] = State::Alive;
         self.hosts[SEED].wake_ns = u64::MAX;
-        self.hosts[SEED].down.queue.clear();
-        self.hosts[SEED].down.queued_bytes = 0;
+        self.down[SEED].clear();
         self.keep_timer(SEED);
     }
 }

@@ -1,0 +1,459 @@
+//! How chunks travel: each a stream of its own, in bursts that keep their order among themselves.
+//!
+//! A burst is two events: its sender is through with it, and its first byte reaches the receiver.
+//! When its last byte is there, when that is acknowledged and when the chunk is verified follows
+//! by arithmetic. A sender has at most a window under way; it sleeps until an acknowledgement
+//! opens it.
+
+use super::wire::Body;
+use super::{Event, SEED, State, World, chance};
+use crate::faults::Happening;
+use crate::nic::UploadKey;
+use rootswarm_image::ChunkIndex;
+use rootswarm_swarm::{ChunkOutcome, ConnId, Input, UploadOutcome};
+use std::collections::VecDeque;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Receiver {
+    /// No burst has arrived.
+    Expects,
+    /// Its first byte is here.
+    Receives,
+    /// Its last burst is arriving or here.
+    Verifies,
+    /// It will hear no more of it.
+    Done,
+}
+
+/// A chunk on its way.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    serial: u32,
+    pub(crate) conn: u32,
+    pub(crate) index: ChunkIndex,
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+    pub(super) len: u32,
+    pub(super) sent: u32,
+    pub(super) arrived: u32,
+    acked: u32,
+    in_ring: bool,
+    /// It waits for an acknowledgement.
+    is_blocked: bool,
+    pub(crate) sender_done: bool,
+    pub(crate) receiver: Receiver,
+    corrupt: bool,
+    /// When the first byte of the last burst reaches the receiver.
+    pub(super) last_arrival_ns: u64,
+    /// When the last byte that was sent is with the receiver, and when the sender knows.
+    pub(super) heard_ns: u64,
+    pub(super) acked_ns: u64,
+    /// Acknowledgements on their way, where the window is less than the chunk.
+    acks: VecDeque<(u64, u32)>,
+}
+
+impl Upload {
+    fn is_over(&self) -> bool {
+        self.sender_done && self.receiver == Receiver::Done
+    }
+}
+
+/// A burst that reaches a rack or its receiver.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Burst {
+    pub(crate) upload: UploadKey,
+    pub(crate) to: u32,
+    pub(crate) bytes: u32,
+    /// From its first byte to its last.
+    pub(crate) inflow_us: u32,
+}
+
+impl World<'_> {
+    pub(crate) fn upload(&mut self, key: UploadKey) -> Option<&mut Upload> {
+        self.uploads
+            .get_mut(key.slot as usize)
+            .filter(|upload| upload.serial == key.serial)
+    }
+
+    /// Every upload that is not over.
+    pub(crate) fn upload_keys(&self) -> Vec<UploadKey> {
+        let live = self.uploads.iter().enumerate();
+        live.filter(|(_, upload)| !upload.is_over())
+            .map(|(slot, upload)| UploadKey {
+                slot: slot as u32,
+                serial: upload.serial,
+            })
+            .collect()
+    }
+
+    fn find_upload(&self, conn: u32, from: usize, index: ChunkIndex) -> Option<UploadKey> {
+        self.conns[conn as usize]
+            .uploads
+            .iter()
+            .copied()
+            .find(|key| {
+                let upload = &self.uploads[key.slot as usize];
+                upload.index == index && upload.from as usize == from && !upload.sender_done
+            })
+    }
+
+    /// Frees the slot once neither side will hear of the upload again.
+    pub(crate) fn settle(&mut self, key: UploadKey) {
+        let Some(upload) = self.upload(key) else {
+            return;
+        };
+        if upload.is_over() {
+            upload.serial = upload.serial.wrapping_add(1);
+            let conn = upload.conn as usize;
+            self.conns[conn].uploads.retain(|other| *other != key);
+            self.free_uploads.push(key.slot);
+        }
+    }
+
+    pub(crate) fn begin_upload(&mut self, host: usize, conn: ConnId, index: ChunkIndex) {
+        let conn = conn.0 as u32;
+        let it = &self.conns[conn as usize];
+        let side = it.side_of(host);
+        if !it.open[side] {
+            return self.checkers.sent_after_close(host, &index);
+        }
+        let to = it.hosts[1 - side];
+        self.checkers
+            .uploads(host, index, self.hosts[host].node.have().get(index));
+        let corrupts = self.hosts[host].corrupts;
+        let corrupt = corrupts > 0.0 && chance(&mut self.rng, corrupts);
+        let upload = Upload {
+            serial: 0,
+            conn,
+            index,
+            from: host as u32,
+            to,
+            len: self.geometry.chunk_len(index),
+            sent: 0,
+            arrived: 0,
+            acked: 0,
+            in_ring: true,
+            is_blocked: false,
+            sender_done: false,
+            receiver: Receiver::Expects,
+            corrupt,
+            last_arrival_ns: 0,
+            heard_ns: self.now_ns,
+            acked_ns: self.now_ns,
+            acks: VecDeque::new(),
+        };
+        let key = match self.free_uploads.pop() {
+            Some(slot) => {
+                let old = &mut self.uploads[slot as usize];
+                let (serial, mut acks) = (old.serial, std::mem::take(&mut old.acks));
+                acks.clear();
+                *old = Upload {
+                    serial,
+                    acks,
+                    ..upload
+                };
+                UploadKey { slot, serial }
+            }
+            None => {
+                self.uploads.push(upload);
+                let slot = self.uploads.len() as u32 - 1;
+                UploadKey { slot, serial: 0 }
+            }
+        };
+        self.conns[conn as usize].uploads.push(key);
+        self.up[host].ring.push_back(key);
+        self.pump(host);
+    }
+
+    /// Starts the next burst of an idle uplink.
+    pub(crate) fn pump(&mut self, host: usize) {
+        if self.up[host].is_pumping || self.states[host] != State::Alive {
+            return;
+        }
+        let Some((key, bytes)) = self.next_burst(host) else {
+            return;
+        };
+        let (start_ns, end_ns) = self.up[host].burst(u64::from(bytes), self.now_ns);
+        self.up[host].is_pumping = true;
+        self.traffic[host].chunk_bytes_sent += u64::from(bytes);
+        self.events.push(end_ns, Event::UplinkFree(host as u32));
+        let latency_ns = self.latency_ns();
+        let Some(upload) = self.upload(key) else {
+            return;
+        };
+        let arrival_ns = (start_ns + latency_ns).max(upload.last_arrival_ns + 1);
+        upload.last_arrival_ns = arrival_ns;
+        let burst = Burst {
+            upload: key,
+            to: upload.to,
+            bytes,
+            inflow_us: u32::try_from((end_ns - start_ns) / 1000).unwrap_or(u32::MAX),
+        };
+        self.events.push(arrival_ns, Event::Burst(burst));
+    }
+
+    fn next_burst(&mut self, host: usize) -> Option<(UploadKey, u32)> {
+        let (burst, window) = (self.plan.burst_bytes as u32, self.plan.window_bytes as u32);
+        let window = window.max(burst);
+        let now_ns = self.now_ns;
+        loop {
+            let key = self.up[host].ring.pop_front()?;
+            let Some(upload) = self.upload(key) else {
+                continue;
+            };
+            upload.in_ring = false;
+            let bytes = burst.min(upload.len - upload.sent);
+            if upload.sender_done || bytes == 0 {
+                continue;
+            }
+            while let Some((at_ns, acked)) = upload.acks.front().copied()
+                && at_ns <= now_ns
+            {
+                upload.acks.pop_front();
+                upload.acked += acked;
+            }
+            if upload.sent + bytes > upload.acked + window {
+                upload.is_blocked = true;
+                if let Some((at_ns, _)) = upload.acks.front().copied() {
+                    self.events.push(at_ns, Event::WindowOpens(key));
+                }
+                continue;
+            }
+            upload.sent += bytes;
+            if upload.sent < upload.len {
+                upload.in_ring = true;
+                self.up[host].ring.push_back(key);
+            }
+            return Some((key, bytes));
+        }
+    }
+
+    pub(crate) fn uplink_free(&mut self, host: usize) {
+        self.up[host].is_pumping = false;
+        if host == SEED {
+            self.strike_by_copies();
+        }
+        self.pump(host);
+    }
+
+    pub(crate) fn window_opens(&mut self, key: UploadKey) {
+        let Some(upload) = self.upload(key) else {
+            return;
+        };
+        upload.is_blocked = false;
+        if upload.in_ring || upload.sender_done {
+            return;
+        }
+        upload.in_ring = true;
+        let host = upload.from as usize;
+        self.up[host].ring.push_back(key);
+        self.pump(host);
+    }
+
+    /// The first byte of a burst is here.
+    pub(crate) fn burst(&mut self, burst: Burst) {
+        let (host, key) = (burst.to as usize, burst.upload);
+        match self.states[host] {
+            State::Alive => {}
+            // The kernel keeps it; the network's part is over.
+            State::Frozen => return self.hosts[host].held.push(Event::Burst(burst)),
+            State::Dead | State::Waiting => return,
+        }
+        let (bytes, inflow_ns) = (u64::from(burst.bytes), u64::from(burst.inflow_us) * 1000);
+        let passage = self.down[host].burst(bytes, inflow_ns, self.now_ns);
+        self.traffic[host].chunk_bytes_received += bytes;
+        let ack_ns = passage.last_ns + self.latency_ns();
+        let window = self.plan.window_bytes.max(self.plan.burst_bytes) as u32;
+        let Some(upload) = self.upload(key) else {
+            return;
+        };
+        upload.arrived += burst.bytes;
+        upload.heard_ns = passage.last_ns;
+        upload.acked_ns = ack_ns;
+        let is_first = upload.receiver == Receiver::Expects;
+        if is_first {
+            upload.receiver = Receiver::Receives;
+        }
+        let all = upload.arrived >= upload.len;
+        if all {
+            if !upload.sender_done {
+                let late_ns = self.rng.between(0, self.plan.ack_delay_us) * 1000;
+                let outcome = UploadOutcome::Delivered;
+                let over = Event::UploadOver {
+                    upload: key,
+                    outcome,
+                };
+                self.events.push(ack_ns + late_ns, over);
+            }
+        } else if upload.len > window {
+            upload.acks.push_back((ack_ns, burst.bytes));
+            if upload.is_blocked && upload.acks.len() == 1 {
+                self.events.push(ack_ns, Event::WindowOpens(key));
+            }
+        }
+        if is_first {
+            if passage.first_ns > self.now_ns {
+                self.events.push(passage.first_ns, Event::ChunkStarted(key));
+            } else {
+                self.chunk_started(key);
+            }
+        }
+        if all {
+            self.verify(key, passage.last_ns);
+        }
+    }
+
+    /// The header of a chunk has been received.
+    pub(crate) fn chunk_started(&mut self, key: UploadKey) {
+        let Some(upload) = self.upload(key) else {
+            return;
+        };
+        if !matches!(upload.receiver, Receiver::Receives | Receiver::Verifies) {
+            return;
+        }
+        let (host, conn, index) = (upload.to as usize, upload.conn, upload.index);
+        if self.states[host] == State::Frozen {
+            self.hosts[host].held.push(Event::ChunkStarted(key));
+        } else if self.is_open(conn, host) {
+            let conn = Self::input_conn(conn);
+            self.input(host, Input::ChunkStarted { conn, index });
+        }
+    }
+
+    /// All of a chunk is here at `at_ns`: the verifier takes one after the other.
+    fn verify(&mut self, key: UploadKey, at_ns: u64) {
+        let Some(upload) = self.upload(key) else {
+            return;
+        };
+        if upload.receiver != Receiver::Receives {
+            return;
+        }
+        upload.receiver = Receiver::Verifies;
+        let (host, len) = (upload.to as usize, f64::from(upload.len));
+        let cost_ns = (len * 1e9 / self.plan.verify_bytes_per_s) as u64;
+        let it = &mut self.hosts[host];
+        it.verifier_free_ns = it.verifier_free_ns.max(at_ns) + cost_ns;
+        let heard_ns = it.verifier_free_ns + self.plan.verify_us * 1000;
+        self.events.push(heard_ns, Event::VerifyDone(key));
+    }
+
+    pub(crate) fn verify_done(&mut self, key: UploadKey) {
+        let Some(upload) = self.upload(key) else {
+            return;
+        };
+        let (host, corrupt) = (upload.to as usize, upload.corrupt);
+        if upload.receiver != Receiver::Verifies {
+            return;
+        }
+        match self.states[host] {
+            State::Frozen => self.hosts[host].held.push(Event::VerifyDone(key)),
+            _ if corrupt => {
+                self.sometimes.note(Happening::CorruptChunk);
+                self.chunk_over(key, ChunkOutcome::Corrupt);
+            }
+            _ => self.chunk_over(key, ChunkOutcome::Verified),
+        }
+    }
+
+    /// The arrival of a chunk is over; the node hears of it if it knew of it.
+    pub(crate) fn chunk_over(&mut self, key: UploadKey, outcome: ChunkOutcome) {
+        let Some(upload) = self.upload(key) else {
+            return;
+        };
+        let was = std::mem::replace(&mut upload.receiver, Receiver::Done);
+        let (host, conn, index) = (upload.to as usize, upload.conn, upload.index);
+        self.settle(key);
+        if matches!(was, Receiver::Receives | Receiver::Verifies) && self.is_open(conn, host) {
+            if outcome == ChunkOutcome::Broken {
+                self.sometimes.note(Happening::ChunkBroken);
+            }
+            let conn = Self::input_conn(conn);
+            self.input(
+                host,
+                Input::ChunkEnded {
+                    conn,
+                    index,
+                    outcome,
+                },
+            );
+        }
+    }
+
+    pub(crate) fn upload_over(&mut self, key: UploadKey, outcome: UploadOutcome) {
+        let Some(upload) = self.upload(key) else {
+            return;
+        };
+        let host = upload.from as usize;
+        if upload.sender_done {
+            return;
+        }
+        if self.states[host] == State::Frozen {
+            let event = Event::UploadOver {
+                upload: key,
+                outcome,
+            };
+            self.hosts[host].held.push(event);
+            return;
+        }
+        let Some(upload) = self.upload(key) else {
+            return;
+        };
+        upload.sender_done = true;
+        let (conn, index) = (upload.conn, upload.index);
+        self.settle(key);
+        if self.is_open(conn, host) {
+            let conn = Self::input_conn(conn);
+            self.input(
+                host,
+                Input::UploadEnded {
+                    conn,
+                    index,
+                    outcome,
+                },
+            );
+        }
+    }
+
+    pub(crate) fn cancel_upload(&mut self, host: usize, conn: ConnId, index: ChunkIndex) {
+        let conn = conn.0 as u32;
+        let Some(key) = self.find_upload(conn, host, index) else {
+            return;
+        };
+        self.sometimes.note(Happening::UploadCancelled);
+        // The node hears of it as of any other end, after this turn.
+        let outcome = UploadOutcome::Refused;
+        self.events.push(
+            self.now_ns,
+            Event::UploadOver {
+                upload: key,
+                outcome,
+            },
+        );
+        self.send_control(host, conn, 8, Body::Reset(key));
+    }
+
+    pub(crate) fn stop_chunk(&mut self, host: usize, conn: ConnId, index: ChunkIndex) {
+        let conn = conn.0 as u32;
+        let now_ns = self.now_ns;
+        let it = &self.conns[conn as usize];
+        let sender = it.hosts[1 - it.side_of(host)];
+        let key = it.uploads.iter().copied().find(|key| {
+            let upload = &self.uploads[key.slot as usize];
+            let arrives = match upload.receiver {
+                Receiver::Receives => true,
+                Receiver::Verifies => upload.heard_ns > now_ns,
+                Receiver::Expects | Receiver::Done => false,
+            };
+            upload.index == index && upload.from == sender && arrives
+        });
+        let Some(key) = key else {
+            return;
+        };
+        self.sometimes.note(Happening::ChunkStopped);
+        if let Some(upload) = self.upload(key) {
+            upload.receiver = Receiver::Done;
+        }
+        self.settle(key);
+        self.send_control(host, conn, 8, Body::Stop(key));
+    }
+}
