@@ -6,31 +6,42 @@
 //!
 //! [`run`] is the whole interface: a plan goes in, figures and violations come out.
 //!
-//! - `plan`: what is simulated, and the cases that have a name;
+//! - `plan`: what is simulated; `plan_file` reads it from TOML, field by field, `quantity` the
+//!   units in it, and `plans` finds those that have a name (`plans/*.toml`);
+//! - `mixed`: small swarms with mixtures of faults by chance;
 //! - `world`: the hosts, the connections and what the transport would do;
 //! - `nic`: the links, as arithmetic;
 //! - `events`: the queue of what happens next, a calendar;
 //! - `faults`: what goes wrong on purpose, and proof that it did;
 //! - `checkers`: what must never happen, watched from outside the world;
-//! - `metrics`: how long it took, over the bound of the fluid model.
+//! - `metrics`: how long it took, over the bound of the fluid model;
+//! - `progress`: where the nodes were over time.
 //!
 //! Not modelled: loss and congestion control (links are lossless queues and each upload has a
 //! window), CPU time other than verification's, and traffic that is not the swarm's.
 #![forbid(unsafe_code)]
 
-pub mod cases;
 mod checkers;
 mod events;
 mod faults;
 mod metrics;
+mod mixed;
 mod nic;
 mod plan;
+mod plan_file;
+mod plans;
+mod progress;
+mod quantity;
 mod world;
 
 pub use checkers::Violation;
 pub use faults::{Fault, Sometimes, When};
-pub use metrics::Outcome;
-pub use plan::{Arrivals, Holders, Link, Plan, Racks};
+pub use metrics::{Miss, Outcome};
+pub use mixed::mixed;
+pub use plan::{Arrivals, Expect, Holders, Link, Plan, Racks};
+pub use plan_file::{Override, PlanError, parse as parse_plan};
+pub use plans::{MIXED, Source, directory as plans_directory, named_plans};
+pub use progress::Sample;
 
 /// Runs a plan. The run follows from the two arguments alone.
 pub fn run(plan: &Plan, seed: u64) -> Outcome {

@@ -2,6 +2,8 @@
 
 use crate::checkers::Violation;
 use crate::faults::Sometimes;
+use crate::plan::Expect;
+use crate::progress::Sample;
 use crate::world::{SEED, World};
 
 /// What one host sent and received.
@@ -22,16 +24,29 @@ pub struct Outcome {
     pub unfinished: usize,
     /// When the last node was done, from the start of the run.
     pub last_end_s: f64,
-    /// The bound of the fluid model at the payload's rate.
+    /// The same times over each node's own bound, ascending: what the seed, the uplinks of all and
+    /// its own downlink allow, at the rate of the links.
+    pub ratios: Vec<f64>,
+    /// T*, the bound of the fluid model, at the rate of the links: see [`Plan::bound_us`].
+    ///
+    /// [`Plan::bound_us`]: crate::Plan::bound_us
     pub bound_s: f64,
+    /// The share of a link's rate that is left for payload: no ratio can be less than one over it.
+    pub efficiency: f64,
     /// Images' worth of chunk bytes that left the seed.
     pub seed_copies: f64,
+    /// Images' worth of chunk bytes that entered each rack over the core; empty without racks.
+    pub rack_copies: Vec<f64>,
     /// Chunk bytes that arrived and were not needed, as a share of what was.
     pub waste: f64,
-    /// Control bytes sent, mean over the nodes.
+    /// Where the nodes were over time.
+    pub progress: Vec<Sample>,
+    /// Control bytes sent, the seed's included, over the number of nodes.
     pub control_bytes_per_node: f64,
-    /// Control messages sent, mean over the nodes.
+    /// Control messages sent, counted in the same way.
     pub control_messages_per_node: f64,
+    /// [`Outcome::control_bytes_per_node`] as a share of the image.
+    pub control_share: f64,
     /// Requests sent by all nodes.
     pub requests: u64,
     /// Requests declined.
@@ -55,60 +70,63 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The time within which this share of the nodes was done.
+    /// The time within which this share of the nodes was done, from each one's start.
     pub fn quantile_s(&self, share: f64) -> f64 {
-        let last = self.finished_s.len().saturating_sub(1);
-        let position = (share * last as f64).round() as usize;
-        self.finished_s.get(position).copied().unwrap_or(f64::NAN)
+        quantile(&self.finished_s, share)
     }
 
-    /// The last node's time over the bound.
-    pub fn ratio(&self) -> f64 {
-        self.quantile_s(1.0) / self.bound_s
+    /// Within how many of their bounds this share of the nodes was done.
+    pub fn ratio(&self, share: f64) -> f64 {
+        quantile(&self.ratios, share)
     }
 
-    /// One line for a table.
-    pub fn row(&self, name: &str) -> String {
-        format!(
-            "{name:28} {:6.3} {:6.3} {:6.3}  {:6.2} {:7.4} {:8.1} {:6.2} {:6.2} {:5} {:4} {:9}",
-            self.quantile_s(0.5) / self.bound_s,
-            self.quantile_s(0.99) / self.bound_s,
-            self.ratio(),
-            self.seed_copies,
-            self.waste,
-            self.control_bytes_per_node / 1e3,
-            self.requests as f64 / self.finished_s.len().max(1) as f64,
-            self.declined as f64 / self.requests.max(1) as f64,
-            self.failures,
-            self.unfinished,
-            self.events,
-        )
+    /// The figures that this run missed.
+    pub fn misses(&self, expect: &Expect) -> Vec<Miss> {
+        // No number where nobody counted.
+        let most_copies = self.rack_copies.iter().copied().fold(f64::NAN, f64::max);
+        let figures = [
+            ("p99", self.ratio(0.99), expect.p99),
+            ("last", self.ratio(1.0), expect.last),
+            ("seed copies", self.seed_copies, expect.seed_copies),
+            ("rack copies", most_copies, expect.rack_copies),
+            ("duplicates", self.waste, Some(expect.duplicates)),
+            ("control", self.control_share, Some(expect.control)),
+        ];
+        figures
+            .into_iter()
+            .filter_map(|(what, found, most)| {
+                let most = most?;
+                // A figure that is no number reaches nothing.
+                (found.is_nan() || found > most).then_some(Miss { what, found, most })
+            })
+            .collect()
     }
+}
 
-    /// The heading of [`Outcome::row`].
-    pub fn heading() -> String {
-        format!(
-            "{:28} {:>6} {:>6} {:>6}  {:>6} {:>7} {:>8} {:>6} {:>6} {:>5} {:>4} {:>9}",
-            "case",
-            "p50",
-            "p99",
-            "last",
-            "copies",
-            "waste",
-            "ctl kB",
-            "req/n",
-            "busy",
-            "fail",
-            "left",
-            "events"
-        )
-    }
+/// A figure that a run should have reached.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Miss {
+    /// Which.
+    pub what: &'static str,
+    /// What it was.
+    pub found: f64,
+    /// What it should have been at most.
+    pub most: f64,
+}
+
+/// Of values in ascending order; no number if there are none.
+fn quantile(ascending: &[f64], share: f64) -> f64 {
+    let last = ascending.len().saturating_sub(1);
+    let position = (share * last as f64).round() as usize;
+    ascending.get(position).copied().unwrap_or(f64::NAN)
 }
 
 pub(crate) fn conclude(mut world: World<'_>) -> Outcome {
     let plan = world.plan;
     let now = world.now();
+    world.sample(world.now_ns);
     let (mut times, mut ends, mut unfinished) = (Vec::new(), Vec::new(), 0);
+    let (mut ratios, shared_s) = (Vec::new(), plan.shared_bound_us() / 1e6);
     let (mut requests, mut declined, mut failures, mut duplicates, mut bans) = (0, 0, 0, 0, 0);
     let mut received = 0u64;
     let mut needed = 0u64;
@@ -116,7 +134,10 @@ pub(crate) fn conclude(mut world: World<'_>) -> Outcome {
     for number in SEED + 1..world.hosts.len() {
         let host = &world.hosts[number];
         if let Some(at_ns) = host.finished_ns {
-            times.push((at_ns - host.started_ns) as f64 / 1e9);
+            let time_s = (at_ns - host.started_ns) as f64 / 1e9;
+            let own_s = plan.own_bound_us(host.factor) / 1e6;
+            times.push(time_s);
+            ratios.push(time_s / own_s.max(shared_s));
             ends.push(at_ns as f64 / 1e9);
         } else if !host.gone && !host.node.is_complete() {
             unfinished += 1;
@@ -137,6 +158,7 @@ pub(crate) fn conclude(mut world: World<'_>) -> Outcome {
         }
     }
     times.sort_by(f64::total_cmp);
+    ratios.sort_by(f64::total_cmp);
     // The last chunk is shorter than the others: no reason to speak of negative waste.
     let waste = received.saturating_sub(needed) as f64 / needed.max(1) as f64;
     if waste > plan.waste_max && unfinished == 0 {
@@ -149,10 +171,15 @@ pub(crate) fn conclude(mut world: World<'_>) -> Outcome {
     let mut outcome = Outcome {
         unfinished,
         last_end_s: ends.iter().copied().fold(0.0, f64::max),
+        ratios,
         bound_s: plan.bound_us() / 1e6,
+        efficiency: plan.efficiency,
+        progress: world.progress.samples,
         seed_copies: world.traffic[SEED].chunk_bytes_sent as f64 / plan.image_bytes as f64,
+        rack_copies: Vec::new(),
         waste,
         control_bytes_per_node: control as f64 / nodes,
+        control_share: control as f64 / nodes / plan.image_bytes as f64,
         control_messages_per_node: messages as f64 / nodes,
         requests,
         declined,

@@ -67,6 +67,8 @@ pub struct Racks {
 pub struct Plan {
     /// Its name: what `cargo xtask sim` calls it.
     pub name: String,
+    /// What it is about, in one line.
+    pub about: String,
     /// Nodes, the seed not counted.
     pub nodes: usize,
     /// The image's length.
@@ -119,21 +121,47 @@ pub struct Plan {
     pub waste_max: f64,
     /// Every live node must be done within this many medians; 0 for no such rule.
     pub last_over_median_max: f64,
+    /// What the run is held to when it is judged.
+    pub expect: Expect,
+}
+
+/// Figures that a run should reach. Missing one is no violation: the swarm did what it must, only
+/// not as well as it should.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expect {
+    /// 99 % of the nodes are done within this many of their bounds.
+    pub p99: Option<f64>,
+    /// All nodes are.
+    pub last: Option<f64>,
+    /// Images' worth of chunk bytes that leave the seed.
+    pub seed_copies: Option<f64>,
+    /// Images' worth of chunk bytes that enter any one rack over the core.
+    pub rack_copies: Option<f64>,
+    /// Chunk bytes that arrive and are not needed, as a share of those that are.
+    pub duplicates: f64,
+    /// Control bytes that a node sends, as a share of the image.
+    pub control: f64,
 }
 
 impl Plan {
+    /// Nodes that start together do so within this time: a rack that is switched on.
+    pub const TOGETHER_US: u64 = 10_000;
+
     /// `nodes` nodes with links of `node_mbit` and a seed with `seed_mbit`; a 96.3 MB image in
     /// chunks of 256 KiB; no faults.
-    pub fn new(name: &'static str, nodes: usize, node_mbit: f64, seed_mbit: f64) -> Plan {
+    pub fn new(name: &str, nodes: usize, node_mbit: f64, seed_mbit: f64) -> Plan {
         Plan {
             name: name.to_owned(),
+            about: String::new(),
             nodes,
             image_bytes: 96_300_000,
             chunk_bytes: 256 << 10,
             seed_link: Link::mbit(seed_mbit),
             node_link: Link::mbit(node_mbit),
             racks: None,
-            arrivals: Arrivals::Within { spread_us: 10_000 },
+            arrivals: Arrivals::Within {
+                spread_us: Self::TOGETHER_US,
+            },
             holders: Holders::Seed,
             efficiency: 0.95,
             latency_us: 100,
@@ -153,6 +181,14 @@ impl Plan {
             linger_us: 0,
             waste_max: 0.01,
             last_over_median_max: 0.0,
+            expect: Expect {
+                p99: None,
+                last: None,
+                seed_copies: None,
+                rack_copies: None,
+                duplicates: 0.01,
+                control: 0.01,
+            },
         }
     }
 
@@ -170,19 +206,61 @@ impl Plan {
         self
     }
 
-    /// What the fluid model needs at least: T* = max(F/us, F/u, N·F/(us+N·u)) (Kumar and Ross
-    /// 2006), at the rate that is left for payload, in microseconds.
+    /// What the fluid model needs at least: T* = max(F/us, F/d, N·F/(us+N·u)) (Kumar and Ross
+    /// 2006), in microseconds. At the rate of the links: what headers take is the swarm's to bear,
+    /// as in the lab.
     pub fn bound_us(&self) -> f64 {
-        let bits = self.image_bytes as f64 * 8.0 / self.efficiency;
+        let shared_us = self.shared_bound_us();
+        let slowest = self.slow().map_or(1.0, |(_, factor)| factor);
+        shared_us.max(self.own_bound_us(slowest))
+    }
+
+    /// The part of the bound that all nodes have in common: the seed sends each byte once, and all
+    /// uplinks together send each byte to each node.
+    pub fn shared_bound_us(&self) -> f64 {
+        let bits = self.image_bytes as f64 * 8.0;
         let nodes = self.nodes as f64;
-        let (us, u, d) = (
-            self.seed_link.up_bits,
-            self.node_link.up_bits,
-            self.node_link.down_bits,
-        );
-        let bound = (bits / us)
-            .max(bits / d)
-            .max(nodes * bits / (us + nodes * u));
-        bound * 1e6
+        let (us, u) = (self.seed_link.up_bits, self.node_link.up_bits);
+        let slow = self
+            .slow()
+            .map_or(0.0, |(share, factor)| share * (1.0 - factor));
+        (bits / us).max(nodes * bits / (us + nodes * u * (1.0 - slow))) * 1e6
+    }
+
+    /// The part that is a node's own: the image through its downlink, which has this share of the
+    /// plan's rate.
+    pub fn own_bound_us(&self, factor: f64) -> f64 {
+        let bits = self.image_bytes as f64 * 8.0;
+        bits / (self.node_link.down_bits * factor) * 1e6
+    }
+
+    fn slow(&self) -> Option<(f64, f64)> {
+        self.faults.iter().find_map(|fault| match fault {
+            Fault::Slow { share, factor } => Some((*share, *factor)),
+            _ => None,
+        })
+    }
+
+    /// What is counted when the plan's faults strike, by the names in [`Sometimes`]: each should
+    /// have happened in a run.
+    ///
+    /// [`Sometimes`]: crate::Sometimes
+    pub fn counters(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.faults.iter().map(|fault| match fault {
+            Fault::SeedKilled {
+                back_after_us: Some(_),
+                ..
+            } => "seed back",
+            Fault::SeedKilled { .. } => "seed killed",
+            Fault::Vanish { .. } => "vanished while fetching",
+            Fault::Freeze {
+                for_us: Some(_), ..
+            } => "thawed",
+            Fault::Freeze { .. } => "frozen",
+            Fault::Corrupt { .. } => "corrupt chunk",
+            Fault::Lie { .. } => "lie",
+            Fault::LostDials { .. } => "lost dial",
+            Fault::Slow { .. } => "slow node",
+        })
     }
 }

@@ -17,6 +17,7 @@ use crate::faults::Sometimes;
 use crate::metrics::{Outcome, Traffic};
 use crate::nic::{Downlink, Rate, Uplink, UploadKey};
 use crate::plan::{Arrivals, Holders, Plan};
+use crate::progress::Progress;
 use chunk::{Burst, Upload};
 use ending::STALL_CHECK_NS;
 use rootswarm_image::{Bitfield, ChunkIndex, ChunkSize, Geometry, ImageId};
@@ -92,6 +93,8 @@ pub(crate) struct Host {
     pub(crate) conns: Vec<u32>,
     /// What happened to a frozen host, for when it goes on.
     pub(crate) held: Vec<Event>,
+    /// Its links' rate over that of the plan's.
+    pub(crate) factor: f64,
     pub(crate) corrupts: f64,
     pub(crate) lies: Option<Lie>,
     pub(crate) seed_failures: u32,
@@ -130,6 +133,7 @@ pub(crate) struct World<'a> {
     /// Nodes that have to finish and have not.
     pub(crate) unfinished: usize,
     pub(crate) trace: Trace,
+    pub(crate) progress: Progress,
 }
 
 /// A running hash of all that happens.
@@ -174,6 +178,7 @@ impl<'a> World<'a> {
             lost_dials: 0.0,
             unfinished: plan.nodes,
             trace: Trace(seed),
+            progress: Progress::new(plan.bound_us()),
             rng: rng.clone(),
         };
         for number in 0..=plan.nodes {
@@ -256,6 +261,7 @@ impl<'a> World<'a> {
             finished_ns: None,
             conns: Vec::new(),
             held: Vec::new(),
+            factor: 1.0,
             corrupts: 0.0,
             lies: None,
             seed_failures: 0,
@@ -288,6 +294,9 @@ impl<'a> World<'a> {
                 break;
             }
             debug_assert!(at_ns >= self.now_ns, "time runs backwards");
+            if self.progress.is_due(at_ns) {
+                self.sample(at_ns);
+            }
             self.now_ns = at_ns;
             self.happens(event);
             if self.unfinished == 0 && !is_resting {

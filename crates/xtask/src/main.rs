@@ -1,14 +1,20 @@
-//! `cargo xtask`: the demo, the tests, the bench and the size check. This file only chooses between them.
+//! `cargo xtask`: the demo, the tests, the bench, the simulator and the size check. This file only chooses between them.
 
 mod bench;
 mod demo;
+mod sim;
 mod size;
 mod test;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", about = "Demo, bench and packaging commands")]
+#[command(
+    name = "cargo xtask",
+    about = "Demo, bench, simulator and packaging commands"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -20,17 +26,29 @@ enum Command {
     Demo(demo::Args),
     /// Measure rootswarm and other tools in one lab of shaped links (needs root)
     Bench(bench::Args),
+    /// Run a plan of crates/sim in the simulator and print how close to the bound it came
+    Sim(sim::Args),
     /// Install what the tests need and run all of them (needs root)
     Test(test::Args),
     /// Build the static agent and hold its size against the limit
     Size(size::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+#[allow(clippy::print_stderr)] // A command that people run.
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Sim(args) => sim::run(args),
         Command::Test(args) => test::run(args),
         Command::Size(args) => size::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line: the causes after the effect.
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

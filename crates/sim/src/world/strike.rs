@@ -34,6 +34,7 @@ impl World<'_> {
                 Fault::Slow { share, factor } => {
                     for host in self.victims(share) {
                         let (link, efficiency) = (self.plan.node_link, self.plan.efficiency);
+                        self.hosts[host].factor = factor;
                         self.up[host].set_rate(Rate::new(link.up_bits * factor, efficiency));
                         self.down[host].set_rate(Rate::new(link.down_bits * factor, efficiency));
                         self.sometimes.note(Happening::SlowNode);
