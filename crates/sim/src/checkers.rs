@@ -3,6 +3,7 @@
 
 use rootswarm_image::{Bitfield, ChunkIndex, Geometry};
 use rootswarm_swarm::{ChunkOutcome, Input, Instant, Node, NodeId, limits};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Timer ticks of one node within a second. What ticks: announcements and looks of a starving
@@ -52,6 +53,8 @@ struct Book {
 pub(crate) struct Checkers {
     geometry: Geometry,
     books: Vec<Book>,
+    /// Who was sent a whole corrupt chunk by whom.
+    forgeries: BTreeSet<(usize, usize)>,
     now: Instant,
     violations: Vec<Violation>,
 }
@@ -61,6 +64,7 @@ impl Checkers {
         Self {
             geometry,
             books: Vec::new(),
+            forgeries: BTreeSet::new(),
             now: Instant::ZERO,
             violations: Vec::new(),
         }
@@ -169,6 +173,34 @@ impl Checkers {
     pub(crate) fn banned(&mut self, host: usize, culprit: Option<usize>, guilty: bool) {
         if !guilty {
             self.violated(host, format!("banned {culprit:?}, which did nothing"));
+        }
+    }
+
+    /// A whole chunk that does not match its hash is handed to a node, and as what.
+    pub(crate) fn forged(
+        &mut self,
+        host: usize,
+        sender: usize,
+        index: ChunkIndex,
+        outcome: ChunkOutcome,
+    ) {
+        self.forgeries.insert((host, sender));
+        if outcome == ChunkOutcome::Verified {
+            let what = format!("stores chunk {index} of host {sender}, which has another hash");
+            self.violated(host, what);
+        }
+    }
+
+    /// At the end: `banned` are the hosts that `host` has banned.
+    pub(crate) fn has_banned(&mut self, host: usize, banned: &[usize]) {
+        let forgers = self.forgeries.range((host, 0)..=(host, usize::MAX));
+        let spared: Vec<usize> = forgers
+            .map(|(_, sender)| *sender)
+            .filter(|sender| !banned.contains(sender))
+            .collect();
+        for sender in spared {
+            let what = format!("has not banned host {sender}, which sent it a corrupt chunk");
+            self.violated(host, what);
         }
     }
 

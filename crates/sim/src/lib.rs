@@ -38,7 +38,7 @@ pub use checkers::Violation;
 pub use faults::{Fault, Sometimes, When};
 pub use metrics::{Miss, Outcome};
 pub use mixed::mixed;
-pub use plan::{Arrivals, Expect, Holders, Link, Plan, Racks};
+pub use plan::{Arrivals, Defect, Expect, Holders, Link, Plan, Racks};
 pub use plan_file::{Override, PlanError, parse as parse_plan};
 pub use plans::{MIXED, Source, directory as plans_directory, named_plans};
 pub use progress::Sample;

@@ -62,6 +62,15 @@ pub struct Racks {
     pub known: bool,
 }
 
+/// A bug of our own, planted to see whether a checker finds it. No file can ask for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Defect {
+    /// The verifier takes every chunk for good.
+    BlindVerifier,
+    /// The verifier finds corrupt chunks and says only that they broke off.
+    MutedVerifier,
+}
+
 /// One experiment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -113,6 +122,8 @@ pub struct Plan {
     pub timer_us: u64,
     /// What goes wrong.
     pub faults: Vec<Fault>,
+    /// A planted bug; see [`Defect`].
+    pub defect: Option<Defect>,
     /// The run ends here, whatever is missing.
     pub limit_us: u64,
     /// How long the run goes on after everybody is done: a swarm at rest must be quiet.
@@ -177,6 +188,7 @@ impl Plan {
             verify_us: 300,
             timer_us: 1_000,
             faults: Vec::new(),
+            defect: None,
             limit_us: 600_000_000,
             linger_us: 0,
             waste_max: 0.01,

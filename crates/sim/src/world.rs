@@ -454,11 +454,14 @@ impl<'a> World<'a> {
             let it = &self.hosts[host];
             if self.states[host] != State::Dead {
                 let report = it.node.report(now);
+                let mut banned = Vec::new();
                 for ban in &report.bans {
                     let culprit = self.by_id.get(&ban.node).map(|host| *host as usize);
                     let guilty = culprit.is_some_and(|host| self.hosts[host].corrupts > 0.0);
                     self.checkers.banned(host, culprit, guilty);
+                    banned.extend(culprit);
                 }
+                self.checkers.has_banned(host, &banned);
             }
         }
         crate::metrics::conclude(self)

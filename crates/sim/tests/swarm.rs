@@ -1,7 +1,7 @@
 //! The scheduler in the simulator: that it finishes, keeps to the checkers' rules and survives its
 //! faults. How close to the bound it comes is `cargo xtask sim`'s to say: here the bounds are wide.
 
-use rootswarm_sim::{Fault, Outcome, Plan, Sometimes, Source, When, mixed, run};
+use rootswarm_sim::{Defect, Fault, Outcome, Plan, Sometimes, Source, Violation, When, mixed, run};
 
 /// A plan's small version.
 fn small(name: &str) -> (Source, Plan) {
@@ -55,11 +55,11 @@ fn every_plan_is_survived() {
     assert!(names.len() >= 30, "{} plans", names.len());
 }
 
-/// Mixtures of faults by chance. Together they must have exercised every kind.
+/// A thousand mixtures of faults by chance. Together they must have exercised every kind.
 #[test]
 fn mixed_faults() {
     let mut sometimes = Sometimes::default();
-    for seed in 0..150 {
+    for seed in 0..1_000 {
         let plan = mixed(seed);
         sometimes.add(&check(&Source::Mixed, &plan, seed).sometimes);
     }
@@ -86,8 +86,7 @@ fn mixed_faults() {
     }
 }
 
-/// The canary: whoever takes a corrupt chunk must ban its sender, and a checker must see it if
-/// nobody is banned.
+/// The canary: whoever is sent a corrupt chunk refuses it and bans the sender.
 #[test]
 fn a_corrupter_is_caught() {
     let (source, plan) = small("corrupters");
@@ -98,6 +97,27 @@ fn a_corrupter_is_caught() {
         outcome.bans as u64,
         outcome.sometimes.count("corrupt chunk")
     );
+}
+
+/// And if it were not, the checkers would say so: with a verifier that does not see, or does not
+/// tell, the same run must not pass.
+#[test]
+fn a_corrupter_that_is_not_caught_is_reported() {
+    for (defect, expected) in [
+        (Defect::BlindVerifier, "which has another hash"),
+        (Defect::MutedVerifier, "has not banned host"),
+    ] {
+        let (_, mut plan) = small("corrupters");
+        plan.defect = Some(defect);
+        let outcome = run(&plan, 3);
+        assert_eq!(outcome.bans, 0, "{defect:?}");
+        let reported = |violation: &Violation| violation.what.contains(expected);
+        assert!(
+            outcome.violations.iter().any(reported),
+            "{defect:?}: {:#?}",
+            outcome.violations
+        );
+    }
 }
 
 /// The checkers can fail: a swarm whose only source dies for good must be reported.

@@ -9,6 +9,7 @@ use super::wire::Body;
 use super::{Event, SEED, State, World, chance};
 use crate::faults::Happening;
 use crate::nic::UploadKey;
+use crate::plan::Defect;
 use rootswarm_image::ChunkIndex;
 use rootswarm_swarm::{ChunkOutcome, ConnId, Input, UploadOutcome};
 use std::collections::VecDeque;
@@ -342,6 +343,7 @@ impl World<'_> {
             return;
         };
         let (host, corrupt) = (upload.to as usize, upload.corrupt);
+        let (conn, sender, index) = (upload.conn, upload.from as usize, upload.index);
         if upload.receiver != Receiver::Verifies {
             return;
         }
@@ -349,7 +351,15 @@ impl World<'_> {
             State::Frozen => self.hosts[host].held.push(Event::VerifyDone(key)),
             _ if corrupt => {
                 self.sometimes.note(Happening::CorruptChunk);
-                self.chunk_over(key, ChunkOutcome::Corrupt);
+                let found = match self.plan.defect {
+                    None => ChunkOutcome::Corrupt,
+                    Some(Defect::BlindVerifier) => ChunkOutcome::Verified,
+                    Some(Defect::MutedVerifier) => ChunkOutcome::Broken,
+                };
+                if self.is_open(conn, host) {
+                    self.checkers.forged(host, sender, index, found);
+                }
+                self.chunk_over(key, found);
             }
             _ => self.chunk_over(key, ChunkOutcome::Verified),
         }
