@@ -17,8 +17,11 @@
 //! - `metrics`: how long it took, over the bound of the fluid model;
 //! - `progress`: where the nodes were over time.
 //!
-//! Not modelled: loss and congestion control (links are lossless queues and each upload has a
-//! window), CPU time other than verification's, and traffic that is not the swarm's.
+//! The links are lossless queues unless the plan says what they lose; how that is made good is in
+//! `world/recovery`, what racks share in `world/rack`.
+//!
+//! Not modelled: slow start and the search for a link's rate (each upload has a window), buffers
+//! that overflow, CPU time other than verification's, and traffic that is not the swarm's.
 #![forbid(unsafe_code)]
 
 mod checkers;

@@ -176,7 +176,11 @@ pub(crate) fn conclude(mut world: World<'_>) -> Outcome {
         efficiency: plan.efficiency,
         progress: world.progress.samples,
         seed_copies: world.traffic[SEED].chunk_bytes_sent as f64 / plan.image_bytes as f64,
-        rack_copies: Vec::new(),
+        rack_copies: world
+            .racks
+            .iter()
+            .map(|rack| rack.entered_bytes as f64 / plan.image_bytes as f64)
+            .collect(),
         waste,
         control_bytes_per_node: control as f64 / nodes,
         control_share: control as f64 / nodes / plan.image_bytes as f64,

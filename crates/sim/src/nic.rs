@@ -90,11 +90,14 @@ impl Uplink {
         self.control_free_ns
     }
 
-    /// Sends a burst as soon as all else has left. Returns when it starts and when it ends.
-    pub(crate) fn burst(&mut self, bytes: u64, now_ns: u64) -> (u64, u64) {
-        let start_ns = now_ns.max(self.free_ns);
-        self.free_ns = start_ns + self.rate.time_ns(bytes);
-        (start_ns, self.free_ns)
+    /// Sends a burst as soon as all else has left.
+    pub(crate) fn burst(&mut self, bytes: u64, now_ns: u64) -> Passage {
+        let first_ns = now_ns.max(self.free_ns);
+        self.free_ns = first_ns + self.rate.time_ns(bytes);
+        Passage {
+            first_ns,
+            last_ns: self.free_ns,
+        }
     }
 
     /// The process that sent is gone, and what it queued with it.
@@ -113,7 +116,7 @@ struct Inflow {
 
 /// What arrives at a host, or at a rack, in the order of arrival.
 #[derive(Debug)]
-pub(crate) struct Downlink {
+pub(crate) struct Port {
     rate: Rate,
     /// All that has begun to arrive has been received by then.
     free_ns: u64,
@@ -124,14 +127,14 @@ pub(crate) struct Downlink {
     pub(crate) queued_bytes_max: u64,
 }
 
-/// When a burst is through a link.
+/// When the first and the last byte of a burst are through a link.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Passage {
     pub(crate) first_ns: u64,
     pub(crate) last_ns: u64,
 }
 
-impl Downlink {
+impl Port {
     pub(crate) fn new(rate: Rate) -> Self {
         Self {
             rate,
@@ -152,6 +155,10 @@ impl Downlink {
         let wait_ns = self.backlog_ns(now_ns);
         let work_ns = self.rate.time_ns(bytes);
         let last_ns = now_ns + inflow_ns;
+        if self.free_ns <= now_ns {
+            // Nothing that arrived before counts any more, at whatever pace it goes on arriving.
+            self.arriving.clear();
+        }
         self.free_ns = self.free_ns.max(now_ns) + work_ns;
         self.arriving.push(Inflow {
             first_ns: now_ns,
@@ -166,10 +173,16 @@ impl Downlink {
         }
     }
 
-    /// A control packet has arrived. Returns when it has been received; `None` for on the spot.
-    pub(crate) fn control(&mut self, bytes: u64, now_ns: u64) -> Option<u64> {
+    /// A control packet arrives. Returns when it is through.
+    pub(crate) fn pass(&mut self, bytes: u64, now_ns: u64) -> u64 {
         let at_ns = now_ns + self.backlog_ns(now_ns);
         self.free_ns = self.free_ns.max(now_ns) + self.rate.time_ns(bytes);
+        at_ns
+    }
+
+    /// The same at the end of the way. `None` for on the spot.
+    pub(crate) fn control(&mut self, bytes: u64, now_ns: u64) -> Option<u64> {
+        let at_ns = self.pass(bytes, now_ns);
         // They keep their order, whatever the rounding.
         let waits = at_ns > now_ns || self.control_ns >= now_ns;
         self.control_ns = self.control_ns.max(at_ns);
@@ -179,17 +192,18 @@ impl Downlink {
     /// The work that has arrived and is not done: what the next packet waits for. Of bursts that
     /// are still arriving only the part that is here counts.
     fn backlog_ns(&mut self, now_ns: u64) -> u64 {
-        self.arriving.retain(|inflow| inflow.last_ns > now_ns);
         let committed_ns = self.free_ns.saturating_sub(now_ns);
         if committed_ns == 0 {
             return 0;
         }
+        self.arriving.retain(|inflow| inflow.last_ns > now_ns);
         let to_come_ns: f64 = self
             .arriving
             .iter()
             .map(|inflow| {
-                let left = (inflow.last_ns - now_ns) as f64;
-                inflow.work_ns as f64 * left / (inflow.last_ns - inflow.first_ns) as f64
+                let span_ns = inflow.last_ns - inflow.first_ns;
+                let left_ns = (inflow.last_ns - now_ns).min(span_ns);
+                inflow.work_ns as f64 * left_ns as f64 / span_ns as f64
             })
             .sum();
         committed_ns.saturating_sub(to_come_ns.ceil() as u64)
@@ -217,19 +231,19 @@ mod tests {
     #[test]
     fn control_goes_before_bursts_but_not_before_what_the_card_has() {
         let mut up = Uplink::new(rate());
-        let (start, end) = up.burst(100_000, 0);
-        assert_eq!((start, end), (0, 100 * KB_NS));
+        let passage = up.burst(100_000, 0);
+        assert_eq!((passage.first_ns, passage.last_ns), (0, 100 * KB_NS));
         // 90 kB are left: 5 times what the card has at a time and 8,080 bytes.
         let first = up.control(50, 10 * KB_NS);
         assert_eq!(first, (10_000 + 90_000 % 16_384 + 50) * 1_000);
         assert_eq!(up.control(50, 10 * KB_NS), first + 50_000);
         // They delay the burst behind.
-        assert_eq!(up.burst(1_000, 50 * KB_NS).0, 100 * KB_NS + 100_000);
+        assert_eq!(up.burst(1_000, 50 * KB_NS).first_ns, 100 * KB_NS + 100_000);
     }
 
     #[test]
     fn one_sender_of_the_same_rate_meets_no_queue() {
-        let mut down = Downlink::new(rate());
+        let mut down = Port::new(rate());
         let passage = down.burst(10_000, 10 * KB_NS, 5);
         assert_eq!((passage.first_ns, passage.last_ns), (5, 10 * KB_NS + 5));
         assert_eq!(down.control(60, 3 * KB_NS), None);
@@ -238,7 +252,7 @@ mod tests {
 
     #[test]
     fn two_senders_queue_and_control_waits_for_what_is_here() {
-        let mut down = Downlink::new(rate());
+        let mut down = Port::new(rate());
         down.burst(10_000, 10 * KB_NS, 0);
         let second = down.burst(10_000, 10 * KB_NS, 0);
         assert_eq!((second.first_ns, second.last_ns), (0, 20 * KB_NS));
@@ -252,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_slow_sender_does_not_hold_the_link() {
-        let mut down = Downlink::new(rate());
+        let mut down = Port::new(rate());
         let slow = down.burst(10_000, 100 * KB_NS, 0);
         assert_eq!(slow.last_ns, 100 * KB_NS);
         let fast = down.burst(10_000, 10 * KB_NS, 0);

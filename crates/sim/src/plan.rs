@@ -258,7 +258,8 @@ impl Plan {
     ///
     /// [`Sometimes`]: crate::Sometimes
     pub fn counters(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.faults.iter().map(|fault| match fault {
+        let lost = (self.loss > 0.0).then_some("packet lost");
+        let struck = self.faults.iter().map(|fault| match fault {
             Fault::SeedKilled {
                 back_after_us: Some(_),
                 ..
@@ -273,6 +274,7 @@ impl Plan {
             Fault::Lie { .. } => "lie",
             Fault::LostDials { .. } => "lost dial",
             Fault::Slow { .. } => "slow node",
-        })
+        });
+        struck.chain(lost)
     }
 }

@@ -1,13 +1,15 @@
 //! The hosts and the loop that moves them: what the transport and the kernel would do.
 //!
 //! This file starts hosts, carries out a node's outputs and keeps its timer. How control packets
-//! travel is `wire`'s, how chunks do `chunk`'s and how they end early `ending`'s; what goes wrong
-//! is `strike`'s.
+//! travel is `wire`'s, how chunks do `chunk`'s, across the core `rack`'s and after a loss
+//! `recovery`'s; how they end early is `ending`'s and what goes wrong `strike`'s.
 //! What must not happen is judged in `checkers`, which the world only tells what it saw.
 
 mod chunk;
 mod dial;
 mod ending;
+mod rack;
+mod recovery;
 mod strike;
 mod wire;
 
@@ -15,11 +17,13 @@ use crate::checkers::Checkers;
 use crate::events::Events;
 use crate::faults::Sometimes;
 use crate::metrics::{Outcome, Traffic};
-use crate::nic::{Downlink, Rate, Uplink, UploadKey};
+use crate::nic::{Port, Rate, Uplink, UploadKey};
 use crate::plan::{Arrivals, Holders, Plan};
 use crate::progress::Progress;
 use chunk::{Burst, Upload};
 use ending::STALL_CHECK_NS;
+use rack::Rack;
+use recovery::Window;
 use rootswarm_image::{Bitfield, ChunkIndex, ChunkSize, Geometry, ImageId};
 use rootswarm_swarm::{
     Config, ConnId, Input, Instant, Message, Node, NodeId, Output, Rng, Role, UploadOutcome,
@@ -37,14 +41,22 @@ pub(crate) enum Event {
     Start(u32),
     Wake(u32),
     UplinkFree(u32),
+    /// A burst reaches the link into its receiver's rack.
+    BurstEntersRack(Burst),
     /// A burst reaches its receiver's link.
     Burst(Burst),
+    /// A control packet reaches the link into its receiver's rack.
+    EntersRack(u32),
     /// A control packet reaches its receiver's link.
     Arrive(u32),
     /// A control packet is through it.
     Deliver(u32),
     ChunkStarted(UploadKey),
     WindowOpens(UploadKey),
+    BytesLost {
+        upload: UploadKey,
+        bytes: u32,
+    },
     UploadOver {
         upload: UploadKey,
         outcome: UploadOutcome,
@@ -119,13 +131,16 @@ pub(crate) struct World<'a> {
     // What every packet touches lies apart from the rest of its host, close together.
     pub(crate) states: Vec<State>,
     pub(crate) up: Vec<Uplink>,
-    pub(crate) down: Vec<Downlink>,
+    pub(crate) down: Vec<Port>,
     pub(crate) traffic: Vec<Traffic>,
     pub(crate) by_id: BTreeMap<NodeId, u32>,
     pub(crate) conns: Vec<Conn>,
     pub(crate) uploads: Vec<Upload>,
     pub(crate) free_uploads: Vec<u32>,
     pub(crate) packets: Packets,
+    pub(crate) racks: Vec<Rack>,
+    /// Of each connection, where packets get lost.
+    pub(crate) windows: Vec<[Window; 2]>,
     pub(crate) checkers: Checkers,
     pub(crate) sometimes: Sometimes,
     pub(crate) struck: Vec<bool>,
@@ -172,6 +187,8 @@ impl<'a> World<'a> {
             uploads: Vec::new(),
             free_uploads: Vec::new(),
             packets: Packets::default(),
+            racks: rack::racks(plan),
+            windows: Vec::new(),
             checkers: Checkers::new(geometry),
             sometimes: Sometimes::default(),
             struck: vec![false; plan.faults.len()],
@@ -201,7 +218,7 @@ impl<'a> World<'a> {
                 .push(Uplink::new(Rate::new(link.up_bits, plan.efficiency)));
             world
                 .down
-                .push(Downlink::new(Rate::new(link.down_bits, plan.efficiency)));
+                .push(Port::new(Rate::new(link.down_bits, plan.efficiency)));
             world.traffic.push(Traffic::default());
             let at = world.start_ns(number, &mut rng);
             world.events.push(at, Event::Start(number as u32));
@@ -246,7 +263,7 @@ impl<'a> World<'a> {
             image: self.image,
             geometry: self.geometry,
             have,
-            rack: None,
+            rack: rack::rack_name(self.plan, number),
             rng_seed: rng.next_u64(),
         };
         let [_, a, b, c] = (number as u32).to_be_bytes();
@@ -316,11 +333,14 @@ impl<'a> World<'a> {
             Event::Start(host) => self.start(host as usize),
             Event::Wake(host) => self.wake(host as usize),
             Event::UplinkFree(host) => self.uplink_free(host as usize),
+            Event::BurstEntersRack(burst) => self.burst_enters_rack(burst),
             Event::Burst(burst) => self.burst(burst),
+            Event::EntersRack(packet) => self.control_enters_rack(packet),
             Event::Arrive(packet) => self.arrive(packet),
             Event::Deliver(packet) => self.deliver(packet),
             Event::ChunkStarted(upload) => self.chunk_started(upload),
             Event::WindowOpens(upload) => self.window_opens(upload),
+            Event::BytesLost { upload, bytes } => self.bytes_lost(upload, bytes),
             Event::UploadOver { upload, outcome } => self.upload_over(upload, outcome),
             Event::VerifyDone(upload) => self.verify_done(upload),
             Event::StallCheck => self.stall_check(),

@@ -5,6 +5,7 @@
 //! by arithmetic. A sender has at most a window under way; it sleeps until an acknowledgement
 //! opens it.
 
+use super::rack::micros;
 use super::wire::Body;
 use super::{Event, SEED, State, World, chance};
 use crate::faults::Happening;
@@ -174,28 +175,43 @@ impl World<'_> {
         let Some((key, bytes)) = self.next_burst(host) else {
             return;
         };
-        let (start_ns, end_ns) = self.up[host].burst(u64::from(bytes), self.now_ns);
+        let left = self.up[host].burst(u64::from(bytes), self.now_ns);
         self.up[host].is_pumping = true;
         self.traffic[host].chunk_bytes_sent += u64::from(bytes);
-        self.events.push(end_ns, Event::UplinkFree(host as u32));
+        self.events
+            .push(left.last_ns, Event::UplinkFree(host as u32));
+        let bytes = bytes - self.lose_packets(key, bytes, left.last_ns);
         let latency_ns = self.latency_ns();
+        let Some(to) = self
+            .upload(key)
+            .map(|upload| upload.to)
+            .filter(|_| bytes > 0)
+        else {
+            return;
+        };
+        let at_core = self.burst_to_core(host, to as usize, u64::from(bytes), left);
+        let enters = self.enters(host, to as usize).is_some();
         let Some(upload) = self.upload(key) else {
             return;
         };
-        let arrival_ns = (start_ns + latency_ns).max(upload.last_arrival_ns + 1);
+        let arrival_ns = (at_core.first_ns + latency_ns).max(upload.last_arrival_ns + 1);
         upload.last_arrival_ns = arrival_ns;
         let burst = Burst {
             upload: key,
-            to: upload.to,
+            to,
             bytes,
-            inflow_us: u32::try_from((end_ns - start_ns) / 1000).unwrap_or(u32::MAX),
+            inflow_us: micros(at_core.last_ns - at_core.first_ns),
         };
-        self.events.push(arrival_ns, Event::Burst(burst));
+        let event = if enters {
+            Event::BurstEntersRack(burst)
+        } else {
+            Event::Burst(burst)
+        };
+        self.events.push(arrival_ns, event);
     }
 
+    /// Takes the next burst off the ring: whose, and how much of it.
     fn next_burst(&mut self, host: usize) -> Option<(UploadKey, u32)> {
-        let (burst, window) = (self.plan.burst_bytes as u32, self.plan.window_bytes as u32);
-        let window = window.max(burst);
         let now_ns = self.now_ns;
         loop {
             let key = self.up[host].ring.pop_front()?;
@@ -203,17 +219,27 @@ impl World<'_> {
                 continue;
             };
             upload.in_ring = false;
-            let bytes = burst.min(upload.len - upload.sent);
-            if upload.sender_done || bytes == 0 {
+            let unsent = upload.len - upload.sent;
+            if upload.sender_done || unsent == 0 {
                 continue;
             }
-            while let Some((at_ns, acked)) = upload.acks.front().copied()
+            let mut acked = 0;
+            while let Some((at_ns, bytes)) = upload.acks.front().copied()
                 && at_ns <= now_ns
             {
                 upload.acks.pop_front();
-                upload.acked += acked;
+                acked += bytes;
             }
-            if upload.sent + bytes > upload.acked + window {
+            upload.acked += acked;
+            let (conn, under_way) = (upload.conn, upload.sent.saturating_sub(upload.acked));
+            let window = self.window_bytes(conn, host, acked);
+            let most = (self.plan.burst_bytes as u32).min(unsent);
+            let bytes = most.min(window.saturating_sub(under_way));
+            let Some(upload) = self.upload(key) else {
+                continue;
+            };
+            // A little room is not worth a burst: more acknowledgements are on their way.
+            if bytes < most && (bytes < most / 4 || bytes == 0) && under_way > 0 {
                 upload.is_blocked = true;
                 if let Some((at_ns, _)) = upload.acks.front().copied() {
                     self.events.push(at_ns, Event::WindowOpens(key));
@@ -238,6 +264,13 @@ impl World<'_> {
     }
 
     pub(crate) fn window_opens(&mut self, key: UploadKey) {
+        if self.upload(key).is_some_and(|upload| upload.is_blocked) {
+            self.resume(key);
+        }
+    }
+
+    /// An upload may have something to send again.
+    pub(super) fn resume(&mut self, key: UploadKey) {
         let Some(upload) = self.upload(key) else {
             return;
         };
@@ -264,7 +297,8 @@ impl World<'_> {
         let passage = self.down[host].burst(bytes, inflow_ns, self.now_ns);
         self.traffic[host].chunk_bytes_received += bytes;
         let ack_ns = passage.last_ns + self.latency_ns();
-        let window = self.plan.window_bytes.max(self.plan.burst_bytes) as u32;
+        let window = self.plan.window_bytes.max(self.plan.burst_bytes);
+        let window_counts = self.plan.loss > 0.0 || window < self.plan.chunk_bytes;
         let Some(upload) = self.upload(key) else {
             return;
         };
@@ -286,7 +320,7 @@ impl World<'_> {
                 };
                 self.events.push(ack_ns + late_ns, over);
             }
-        } else if upload.len > window {
+        } else if window_counts {
             upload.acks.push_back((ack_ns, burst.bytes));
             if upload.is_blocked && upload.acks.len() == 1 {
                 self.events.push(ack_ns, Event::WindowOpens(key));

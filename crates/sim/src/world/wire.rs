@@ -87,8 +87,10 @@ impl Packets {
         }
     }
 
-    fn get(&self, slot: u32) -> Option<&Packet> {
-        self.slots.get(slot as usize)?.as_ref()
+    /// Where a packet goes and what it weighs.
+    pub(super) fn weigh(&self, slot: u32) -> Option<(usize, u32)> {
+        let packet = self.slots.get(slot as usize)?.as_ref()?;
+        Some((packet.to as usize, packet.bytes))
     }
 
     pub(crate) fn take(&mut self, slot: u32) -> Option<Packet> {
@@ -168,10 +170,15 @@ impl World<'_> {
         traffic.control_bytes += u64::from(bytes);
         traffic.control_messages += 1;
         let left_ns = self.up[host].control(u64::from(bytes), self.now_ns);
-        let arrival_ns = left_ns + self.latency_ns();
+        let left_ns = self.control_to_core(host, to as usize, u64::from(bytes), left_ns);
+        let arrival_ns = left_ns + self.latency_ns() + self.repeats_ns();
         let arrival_ns = self.in_order(&body, conn, 1 - side, arrival_ns);
         let slot = self.packets.put(Packet { to, bytes, body });
-        self.events.push(arrival_ns, Event::Arrive(slot));
+        let event = match self.enters(host, to as usize) {
+            Some(_) => Event::EntersRack(slot),
+            None => Event::Arrive(slot),
+        };
+        self.events.push(arrival_ns, event);
     }
 
     /// Streams keep their order, each for itself: control packets of a connection, and the end of
@@ -193,8 +200,7 @@ impl World<'_> {
 
     /// A control packet has reached its host's link.
     pub(crate) fn arrive(&mut self, slot: u32) {
-        let Some((host, bytes)) = self.packets.get(slot).map(|it| (it.to as usize, it.bytes))
-        else {
+        let Some((host, bytes)) = self.packets.weigh(slot) else {
             return;
         };
         match self.states[host] {
@@ -212,7 +218,7 @@ impl World<'_> {
 
     /// A control packet has been received.
     pub(crate) fn deliver(&mut self, slot: u32) {
-        let Some(host) = self.packets.get(slot).map(|packet| packet.to as usize) else {
+        let Some((host, _)) = self.packets.weigh(slot) else {
             return;
         };
         if self.states[host] == State::Frozen {
