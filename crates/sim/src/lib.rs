@@ -4,7 +4,8 @@
 //! of nodes in one process: discrete events, links as queues, no clock, no task. The same
 //! [`Plan`] and seed give the same run, event by event; [`Outcome::trace_hash`] says so.
 //!
-//! [`run`] is the whole interface: a plan goes in, figures and violations come out.
+//! [`run`] is the whole interface: a plan goes in, figures and violations come out. `PLANS.md` says
+//! how plans are written and run (`cargo xtask sim`), and how a run is run again.
 //!
 //! - `plan`: what is simulated; `plan_file` reads it from TOML, field by field, `quantity` the
 //!   units in it, and `plans` finds those that have a name (`plans/*.toml`);

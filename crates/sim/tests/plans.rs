@@ -310,3 +310,54 @@ fn every_named_plan_is_read_and_can_be_replayed() {
         )
     );
 }
+
+/// PLANS.md is where plans are looked up: it must know every field.
+#[test]
+fn every_field_is_written_down() {
+    let document = include_str!("../PLANS.md");
+    let faults = [
+        "seed-killed",
+        "vanish",
+        "freeze",
+        "corrupt",
+        "lie",
+        "lost-dials",
+        "slow",
+    ];
+    let fault = |kind| format!("faults=[{{ kind = \"{kind}\", nonsense = 1 }}]");
+    let tables = [
+        "",
+        "links.",
+        "racks.",
+        "arrivals.",
+        "arrivals.late.",
+        "holders.",
+    ];
+    let more = ["hosts.", "limits.", "expect."];
+    let given = tables.iter().chain(&more);
+    let given: Vec<(String, &str)> = given
+        .map(|table| (format!("{table}nonsense=1"), *table))
+        .chain(faults.iter().map(|kind| (fault(kind), "")))
+        .collect();
+    let mut names = 0;
+    for (given, table) in given {
+        let error = parse(GOOD, false, &[&given]).expect_err(&given).to_string();
+        let (_, expected) = error.split_once("expected ").expect("what there is");
+        // The names stand between backquotes.
+        for name in expected.split('`').skip(1).step_by(2) {
+            names += 1;
+            // Values of a small table are named inside it, tables by what is in them.
+            let forms = [
+                format!("`{table}{name}`"),
+                format!("`{name}`"),
+                format!("`{name}."),
+                format!("{{ {name},"),
+                format!(", {name} }}"),
+                format!("[[{name}]]"),
+            ];
+            let known = forms.iter().any(|form| document.contains(form.as_str()));
+            assert!(known, "PLANS.md does not name {table}{name}");
+        }
+    }
+    assert!(names >= 50, "{names} names");
+}

@@ -92,7 +92,7 @@ pub fn svg(run: &Run) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
          font-family=\"system-ui, sans-serif\" font-size=\"12\" fill=\"{GREY}\">\n\
          <title>{}, seed {}</title>\n\
-         <text x=\"{LEFT}\" y=\"20\" font-size=\"14\">{}: {} nodes, {:.0} MB, seed {}</text>\n",
+         <text x=\"{LEFT}\" y=\"20\" font-size=\"14\">{}: {} nodes, {:.0} MB (run with --seed {})</text>\n",
         plan.name,
         run.seed,
         plan.name,
