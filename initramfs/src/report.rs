@@ -69,6 +69,11 @@ impl Reporter {
         self.write_status();
     }
 
+    /// When the first chunk came from the swarm, counted from the start.
+    pub fn first_chunk(&mut self, after: std::time::Duration) {
+        self.document.first_chunk_seconds = Some(after.as_secs_f64());
+    }
+
     /// New numbers: a console line when one is due.
     pub fn progress(&mut self, snapshot: Snapshot) {
         self.document.transfer = snapshot;

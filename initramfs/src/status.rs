@@ -46,6 +46,8 @@ pub struct Document {
     pub transfer: Snapshot,
     /// Seconds from the start to the verified image.
     pub fetch_seconds: Option<f64>,
+    /// Seconds from the start to the first chunk that came from the swarm.
+    pub first_chunk_seconds: Option<f64>,
     /// Seconds since the start.
     pub uptime_seconds: f64,
     /// Nodes that sent what does not belong to the image: id and reason.
@@ -181,7 +183,7 @@ mod tests {
         };
         assert_eq!(
             serde_json::to_string(&document).unwrap(),
-            r#"{"phase":"joining","rooturl":"","image":null,"bytes_total":0,"bytes_have":0,"bytes_from_seed":0,"bytes_from_peers":0,"bytes_from_http":0,"bytes_uploaded":0,"duplicate_bytes":0,"peers":0,"seed_connected":false,"fetch_seconds":null,"uptime_seconds":0.0,"banned":[],"pid":7}"#
+            r#"{"phase":"joining","rooturl":"","image":null,"bytes_total":0,"bytes_have":0,"bytes_from_seed":0,"bytes_from_peers":0,"bytes_from_http":0,"bytes_uploaded":0,"duplicate_bytes":0,"peers":0,"seed_connected":false,"fetch_seconds":null,"first_chunk_seconds":null,"uptime_seconds":0.0,"banned":[],"pid":7}"#
         );
     }
 

@@ -442,6 +442,8 @@ impl Swarm {
             ..HttpClient::default()
         };
         let mut patience = Patience::new(plan.patience);
+        // The swarm was started a moment ago.
+        let began = reporter.elapsed();
         let mut have = 0;
         let mut connected = tokio::time::Instant::now();
         let mut cause = "neither seed nor peers send anything".to_owned();
@@ -449,6 +451,9 @@ impl Swarm {
             let completed = tokio::time::timeout(TICK, self.handle.completed()).await;
             let status = self.handle.status();
             let mut snapshot = self.snapshot(&status);
+            if let Some(first_chunk_ms) = status.first_chunk_ms {
+                reporter.first_chunk(began + Duration::from_millis(first_chunk_ms));
+            }
             if let Ok(completed) = completed {
                 completed.map_err(SwarmError::Download)?;
                 // The status is a little older than the news.

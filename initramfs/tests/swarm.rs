@@ -128,7 +128,13 @@ fn from_the_seed() {
     assert!(out.contains(&published.manifest.id().to_string()), "{out}");
     assert!(err.contains("in 77 chunks"), "{err}");
     assert!(err.contains("rootswarm: 100% 5.0/5.0 MB"), "{err}");
-    assert_eq!(fetch.status()["bytes_from_seed"], 5_000_000);
+    let status = fetch.status();
+    assert_eq!(status["bytes_from_seed"], 5_000_000);
+    let seconds = |key: &str| status[key].as_f64().expect("a number of seconds");
+    assert!(
+        seconds("first_chunk_seconds") <= seconds("fetch_seconds"),
+        "{status}"
+    );
 }
 
 #[test]

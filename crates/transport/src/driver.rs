@@ -173,6 +173,7 @@ struct Tally {
     from_seed: u64,
     from_peers: u64,
     duplicate: u64,
+    first_chunk_at: Option<Clock>,
 }
 
 struct Driver {
@@ -348,6 +349,7 @@ impl Driver {
             return;
         }
         self.progress_at = Clock::now();
+        self.tally.first_chunk_at.get_or_insert(self.progress_at);
         match self.roles.get(&conn) {
             Some(Role::Seed) => self.tally.from_seed += bytes,
             _ => self.tally.from_peers += bytes,
@@ -477,13 +479,16 @@ impl Driver {
                 .map(|index| u64::from(geometry.chunk_len(index)))
                 .sum(),
         };
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         status.bytes_have = geometry.length() - missing;
         status.bytes_from_seed = self.tally.from_seed;
         status.bytes_from_peers = self.tally.from_peers;
         status.duplicate_bytes = self.tally.duplicate;
         status.bytes_uploaded = self.shared.bytes_uploaded.load(Ordering::Relaxed);
-        status.idle_ms = u64::try_from(self.progress_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        status.idle_ms = millis(self.progress_at.elapsed());
+        let first_chunk_at = self.tally.first_chunk_at;
+        status.first_chunk_ms = first_chunk_at.map(|at| millis(at.duration_since(self.origin)));
         status.update(&report);
     }
 }

@@ -42,6 +42,9 @@ pub struct SwarmStatus {
     pub seed_connected: bool,
     /// Time since the last chunk arrived, in milliseconds.
     pub idle_ms: u64,
+    /// From taking part to the first chunk that arrived from another node, in milliseconds, once one
+    /// did.
+    pub first_chunk_ms: Option<u64>,
     /// Requests that were declined by busy peers.
     pub declined: u64,
     /// Requests and chunks that were given up.

@@ -25,7 +25,7 @@ enum Command {
     /// Boot virtual machines over PXE from one seed and from each other (needs root)
     Demo(demo::Args),
     /// Measure rootswarm and other tools in one lab of shaped links (needs root)
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// Run a plan of crates/sim in the simulator and print how close to the bound it came
     Sim(sim::Args),
     /// Install what the tests need and run all of them (needs root)
@@ -38,7 +38,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(args),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => bench::run(&args),
         Command::Sim(args) => sim::run(args),
         Command::Test(args) => test::run(args),
         Command::Size(args) => size::run(args),

@@ -1,103 +1,38 @@
 //! One run: seed ready, all nodes started at once, every finish timed, every copy compared.
 
-use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::netns::{NODE_INTERFACE, NetnsError};
-use crate::process::{Process, ProcessError};
-use crate::scratch::{Scratch, ScratchError};
+use crate::netns::NODE_INTERFACE;
+use crate::process::Process;
+use crate::scratch::Scratch;
 use crate::source;
 use crate::vm::binaries::Binaries;
 
-use super::tool::{Done, Seed};
+pub use super::error::BenchError;
+use super::tool::{Done, First, Seed, SeedPlace, Start};
 use super::{Case, Lab, Tool};
 
-/// Finish times are this fine: 1 % of the shortest run, and no load on two cores.
-const FINISH_POLL: Duration = Duration::from_millis(5);
-/// Memory is sampled this often.
-const MEMORY_POLL: Duration = Duration::from_millis(250);
-/// What a run may take beyond the time in which the seed alone could serve every node, twice over.
-const SLACK: Duration = Duration::from_secs(60);
-const STOP_GRACE: Duration = Duration::from_secs(5);
+/// The file in the seed's directory whose appearance begins the run for programs that wait.
+pub(super) const GO: &str = "go";
+/// What a program that waits for [`GO`] makes in its directory.
+const READY: &str = "ready";
 
-/// Why there is no figure.
-#[derive(Debug, thiserror::Error)]
-pub enum BenchError {
-    /// The lab cannot be laid out.
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
-    /// A program cannot be started or did not do what it should.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-    /// No room for the copies.
-    #[error(transparent)]
-    Scratch(#[from] ScratchError),
-    /// A file cannot be written.
-    #[error("cannot write below {}: {source}", path.display())]
-    Write {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A program ended with a failure.
-    #[error("{label} ended ({status}); its last lines:\n{tail}")]
-    Tool {
-        /// Its label.
-        label: String,
-        /// How it ended.
-        status: ExitStatus,
-        /// The end of its log.
-        tail: String,
-    },
-    /// This project is to be measured and was not built.
-    #[error("rootswarm cannot be measured: its programs were not built")]
-    NotBuilt,
-    /// The seed printed an address that holds no pin.
-    #[error("the seed's `{url}` has no `@blake3:…`")]
-    SeedUrl {
-        /// What it printed.
-        url: String,
-    },
-    /// A torrent that was just made cannot be read.
-    #[error("`aria2c --show-files` shows no info hash: {shown}")]
-    Torrent {
-        /// What it showed.
-        shown: String,
-    },
-    /// Not every node finished in time.
-    #[error(
-        "{done} of {nodes} nodes have the image after {waited_s:.0} s; the slowest says:\n{tail}"
-    )]
-    Unfinished {
-        /// How many did.
-        done: usize,
-        /// Of how many.
-        nodes: usize,
-        /// How long they were given.
-        waited_s: f64,
-        /// The end of the log of one that did not.
-        tail: String,
-    },
-    /// A node holds other bytes than the seed.
-    #[error("node {node} holds another image than the seed")]
-    Damaged {
-        /// Which node.
-        node: usize,
-    },
-}
+/// Finish times are this fine with few nodes: `quick` takes some 20 ms.
+const POLL_FEW: Duration = Duration::from_millis(1);
+/// And with more: 0.1 % of the shortest run, and no load on two cores.
+const POLL_MANY: Duration = Duration::from_millis(5);
+/// Up to here nodes are few.
+const FEW_NODES: u32 = 4;
+/// Memory is sampled this often.
+const MEMORY_POLL: Duration = Duration::from_millis(100);
+/// What a run may take beyond a multiple of its bound.
+const SLACK_S: f64 = 60.0;
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// Interpreters that start all at once on two cores.
+const READY_LIMIT: Duration = Duration::from_secs(60);
 
 /// The file that is moved.
 #[derive(Debug, Clone)]
@@ -142,12 +77,14 @@ impl Image {
 }
 
 /// What one run showed.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The shape of the swarm.
     pub case: Case,
     /// What moved the image.
     pub tool: Tool,
+    /// Which run of this case it was, from 1: the tools of one run follow each other.
+    pub run: u32,
     /// The image's length.
     pub image_bytes: u64,
     /// The fluid bound, where the links were shaped.
@@ -158,6 +95,8 @@ pub struct Outcome {
     pub last_s: f64,
     /// `last_s` over the bound.
     pub last_over_bound: Option<f64>,
+    /// When each node had the first bytes it could use, ascending; empty where that does not show.
+    pub first_byte_s: Vec<f64>,
     /// Bytes on the wire that left the seed until then (headers included) over the image's length.
     pub seed_copies: f64,
     /// The seed's CPU time from the start of the nodes to the last finish.
@@ -172,49 +111,65 @@ pub struct Outcome {
     pub node_rss_anon_peak_bytes: u64,
 }
 
+/// What is to be run.
+#[derive(Debug, Clone, Copy)]
+pub struct Trial<'a> {
+    /// The shape of the swarm.
+    pub case: Case,
+    /// What moves the image.
+    pub tool: Tool,
+    /// Which run of this case it is, from 1.
+    pub run: u32,
+    /// What is moved.
+    pub image: &'a Image,
+    /// Needed for [`Tool::Rootswarm`] only.
+    pub binaries: Option<&'a Binaries>,
+    /// When it is given up; `None` is several times what the tool needs at most.
+    pub timeout: Option<Duration>,
+}
+
 struct Fetching {
     process: Process,
     directory: PathBuf,
+    cpu_before_s: f64,
     finished_s: Option<f64>,
+    first_byte_s: Option<f64>,
     rss_peak_bytes: u64,
     rss_anon_peak_bytes: u64,
 }
 
-/// Runs `tool` once in a fresh lab. What it writes goes to `scratch` and is removed again.
-/// `binaries` are needed for [`Tool::Rootswarm`] only.
+/// Runs one trial in a fresh lab. What it writes goes to `scratch` and is removed again.
 ///
 /// # Errors
 /// When the lab cannot be made, a program fails, a node does not finish, or a copy differs.
-pub fn run(
-    case: &Case,
-    tool: Tool,
-    image: &Image,
-    scratch: &Scratch,
-    binaries: Option<&Binaries>,
-) -> Result<Outcome, BenchError> {
+pub fn run(trial: &Trial<'_>, scratch: &Scratch) -> Result<Outcome, BenchError> {
     let root = scratch.path().join("run");
-    let result = measure(case, tool, image, &root, binaries);
+    let result = measure(trial, &root);
     let removed = std::fs::remove_dir_all(&root);
     let outcome = result?;
     removed.map_err(|source| BenchError::Write { path: root, source })?;
     Ok(outcome)
 }
 
-fn measure(
-    case: &Case,
-    tool: Tool,
-    image: &Image,
-    root: &Path,
-    binaries: Option<&Binaries>,
-) -> Result<Outcome, BenchError> {
+fn measure(trial: &Trial<'_>, root: &Path) -> Result<Outcome, BenchError> {
+    let Trial {
+        case, tool, image, ..
+    } = *trial;
     let make = |name: &str| {
         let path = root.join(name);
         let made = std::fs::create_dir_all(&path);
         made.map(|()| path.clone())
             .map_err(|source| BenchError::Write { path, source })
     };
-    let lab = Lab::lay_out(case)?;
-    let mut seed = tool.seed(&lab.seed, &image.path, &make("seed")?, binaries)?;
+    let lab = Lab::lay_out(&case)?;
+    let seed_directory = make("seed")?;
+    let mut seed = tool.seed(&SeedPlace {
+        node: &lab.seed,
+        image: &image.path,
+        directory: &seed_directory,
+        nodes: case.nodes,
+        binaries: trial.binaries,
+    })?;
     let seed_cpu_before_s = seed.process.usage()?.cpu_s;
     let sent_before_bytes = lab.seed.namespace.traffic(NODE_INTERFACE)?.tx_bytes;
 
@@ -223,7 +178,7 @@ fn measure(
         Ok((seed.fetch(node, &directory), directory))
     });
     let commands = commands.collect::<Result<Vec<_>, BenchError>>()?;
-    let start = Instant::now();
+    let mut start = Instant::now();
     let mut nodes = Vec::with_capacity(commands.len());
     for (number, (command, directory)) in commands.into_iter().enumerate() {
         let process = Process::spawn(
@@ -234,21 +189,30 @@ fn measure(
         nodes.push(Fetching {
             process,
             directory,
+            cpu_before_s: 0.0,
             finished_s: None,
+            first_byte_s: None,
             rss_peak_bytes: 0,
             rss_anon_peak_bytes: 0,
         });
     }
-    let seed_rss_anon_peak_bytes = watch(case, tool, image, start, &mut seed, &mut nodes)?;
+    if tool.start() == Start::OnGo {
+        start = release(&mut nodes, &seed_directory.join(GO))?;
+    }
+    let seed_rss_anon_peak_bytes = watch(trial, start, &mut seed, &mut nodes)?;
 
     // The counters first: a seed that goes on talking is not to be blamed for what comes now.
     let sent_bytes = lab.seed.namespace.traffic(NODE_INTERFACE)?.tx_bytes - sent_before_bytes;
     let seed_cpu_s = seed.process.usage()?.cpu_s - seed_cpu_before_s;
     let mut nodes_cpu_s = 0.0;
     for node in &mut nodes {
-        nodes_cpu_s += node.process.usage()?.cpu_s;
+        nodes_cpu_s += node.process.usage()?.cpu_s - node.cpu_before_s;
     }
     for node in &mut nodes {
+        if let First::Says(name, read) = tool.first() {
+            let said = std::fs::read_to_string(node.directory.join(name)).unwrap_or_default();
+            node.first_byte_s = read(&said);
+        }
         node.process.terminate(STOP_GRACE)?;
     }
     seed.process.terminate(STOP_GRACE)?;
@@ -260,18 +224,24 @@ fn measure(
         }
     }
 
-    let mut node_s: Vec<f64> = nodes.iter().filter_map(|node| node.finished_s).collect();
-    node_s.sort_by(f64::total_cmp);
+    let ascending = |of: fn(&Fetching) -> Option<f64>| {
+        let mut values: Vec<f64> = nodes.iter().filter_map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    };
+    let node_s = ascending(|node| node.finished_s);
     let last_s = node_s.last().copied().unwrap_or_default();
     let bound_s = case.fluid_bound_s(image.bytes);
     let peak = |of: fn(&Fetching) -> u64| nodes.iter().map(of).max().unwrap_or_default();
     Ok(Outcome {
-        case: *case,
+        case,
         tool,
+        run: trial.run,
         image_bytes: image.bytes,
         bound_s,
         last_s,
         last_over_bound: bound_s.map(|bound_s| last_s / bound_s),
+        first_byte_s: ascending(|node| node.first_byte_s),
         seed_copies: sent_bytes as f64 / image.bytes as f64,
         seed_cpu_s,
         nodes_cpu_s,
@@ -282,16 +252,35 @@ fn measure(
     })
 }
 
+/// Lets the waiting programs go, once they all wait. Returns that moment.
+fn release(nodes: &mut [Fetching], go: &Path) -> Result<Instant, BenchError> {
+    for node in nodes.iter_mut() {
+        let ready = node.directory.join(READY);
+        node.process
+            .wait_for_output(READY, READY_LIMIT, |_| ready.exists().then_some(()))?;
+        node.cpu_before_s = node.process.usage()?.cpu_s;
+    }
+    let start = Instant::now();
+    std::fs::write(go, "").map_err(|source| BenchError::Write {
+        path: go.to_owned(),
+        source,
+    })?;
+    Ok(start)
+}
+
 /// Waits until every node is done, noting times and memory. Returns the seed's memory peak.
 fn watch(
-    case: &Case,
-    tool: Tool,
-    image: &Image,
+    trial: &Trial<'_>,
     start: Instant,
     seed: &mut Seed,
     nodes: &mut [Fetching],
 ) -> Result<u64, BenchError> {
-    let limit = limit(case, image.bytes);
+    let limit = trial.timeout.unwrap_or_else(|| limit(trial));
+    let poll = if trial.case.nodes <= FEW_NODES {
+        POLL_FEW
+    } else {
+        POLL_MANY
+    };
     let mut seed_peak_bytes = 0;
     let mut next_sample = start;
     loop {
@@ -300,7 +289,7 @@ fn watch(
         let mut done = 0;
         for node in nodes.iter_mut() {
             if node.finished_s.is_none() {
-                look(tool.done(), now - start, node)?;
+                look(trial.tool, now - start, node)?;
             }
             done += usize::from(node.finished_s.is_some());
             if sample && let Ok(usage) = node.process.usage() {
@@ -308,12 +297,16 @@ fn watch(
                 node.rss_anon_peak_bytes = node.rss_anon_peak_bytes.max(usage.rss_anon_bytes);
             }
         }
+        if sample {
+            next_sample = now + MEMORY_POLL;
+            seed_peak_bytes = seed_peak_bytes.max(seed.process.usage()?.rss_anon_bytes);
+        }
         if done == nodes.len() {
             return Ok(seed_peak_bytes);
         }
-        if sample {
-            next_sample = now + MEMORY_POLL;
-            if let Some(status) = seed.process.try_wait()? {
+        if sample && let Some(status) = seed.process.try_wait()? {
+            let expected = trial.tool.seed_ends() && status.success();
+            if !expected {
                 let (label, tail) = (seed.process.label().to_owned(), seed.process.tail(20));
                 return Err(BenchError::Tool {
                     label,
@@ -321,7 +314,6 @@ fn watch(
                     tail,
                 });
             }
-            seed_peak_bytes = seed_peak_bytes.max(seed.process.usage()?.rss_anon_bytes);
         }
         if now - start > limit {
             let late = nodes.iter().find(|node| node.finished_s.is_none());
@@ -332,16 +324,28 @@ fn watch(
                 tail: late.map(|node| node.process.tail(20)).unwrap_or_default(),
             });
         }
-        std::thread::sleep(FINISH_POLL);
+        std::thread::sleep(poll);
     }
 }
 
-/// Notes when a node is done; a program that ends in another way is an error.
-fn look(done: Done, elapsed: Duration, node: &mut Fetching) -> Result<(), BenchError> {
+/// Notes how far a node is; a program that ends in another way than it should is an error.
+fn look(tool: Tool, elapsed: Duration, node: &mut Fetching) -> Result<(), BenchError> {
+    let appeared = |name: &str| node.directory.join(name).exists();
+    if node.first_byte_s.is_none() {
+        let begun = match tool.first() {
+            First::Unknown | First::Says(..) => false,
+            First::File(name) => appeared(name),
+            First::Grows => {
+                let image = std::fs::metadata(node.directory.join("image"));
+                image.is_ok_and(|image| image.len() > 0)
+            }
+        };
+        node.first_byte_s = begun.then_some(elapsed.as_secs_f64());
+    }
     let ended = node.process.try_wait()?;
-    let finished = match done {
+    let finished = match tool.done() {
         Done::Exits => ended.is_some_and(|status| status.success()),
-        Done::File(name) => node.directory.join(name).exists(),
+        Done::File(name) => appeared(name),
     };
     if finished {
         node.finished_s = Some(elapsed.as_secs_f64());
@@ -355,12 +359,20 @@ fn look(done: Done, elapsed: Duration, node: &mut Fetching) -> Result<(), BenchE
     Ok(())
 }
 
-/// Twice what a seed alone would need for all, and some slack.
-fn limit(case: &Case, bytes: u64) -> Duration {
-    let slowest = match (case.node_bit_per_s, case.seed_bit_per_s) {
-        (Some(node), Some(seed)) => node.min(seed),
-        _ => return SLACK,
+/// Twice what a seed alone would need for all where the tool has no peers, ten times the bound
+/// where it has, and some slack.
+fn limit(trial: &Trial<'_>) -> Duration {
+    let bytes = trial.image.bytes;
+    let needed_s = if trial.tool.is_unicast() {
+        trial
+            .case
+            .unicast_bound_s(bytes)
+            .map(|alone_s| 2.0 * alone_s)
+    } else {
+        trial
+            .case
+            .fluid_bound_s(bytes)
+            .map(|bound_s| 10.0 * bound_s)
     };
-    let alone_s = f64::from(case.nodes) * (bytes * 8) as f64 / slowest as f64;
-    SLACK + Duration::from_secs_f64(2.0 * alone_s)
+    Duration::from_secs_f64(SLACK_S + needed_s.unwrap_or_default())
 }

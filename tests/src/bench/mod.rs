@@ -4,13 +4,21 @@
 //! It leaves to others: the command line (`cargo xtask bench`) and building the binaries.
 
 mod case;
+mod error;
 mod lab;
 mod measure;
+mod plot;
 mod report;
+mod summary;
+mod table;
 mod tool;
 
 pub use case::{Case, ParseCaseError, default_cases};
+pub use error::BenchError;
 pub use lab::{Lab, LabNode};
-pub use measure::{BenchError, Image, Outcome, run};
-pub use report::{Machine, Report, markdown};
+pub use measure::{Image, Outcome, Trial, run};
+pub use plot::svg;
+pub use report::{Failure, Machine, Report, ReportError, Skipped};
+pub use summary::{Spread, Summary, summarise};
+pub use table::{markdown, terminal};
 pub use tool::{ParseToolError, Tool};

@@ -1,0 +1,46 @@
+//! libtorrent through its Python binding, with opentracker at the seed. Its settings are in
+//! `libtorrent.py`, which runs under the system's Python: that is where the Debian package puts the
+//! binding.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::process::Process;
+
+use super::super::lab::LabNode;
+use super::super::measure::{BenchError, GO};
+use super::torrent::Torrent;
+use super::{SEED_READY, Seed, SeedPlace, writing};
+
+/// The interpreter that knows the package.
+pub(super) const PYTHON: &str = "/usr/bin/python3";
+/// There when the package is installed.
+pub(super) const INSTALLED: &str = "/usr/lib/python3/dist-packages/libtorrent.egg-info/PKG-INFO";
+
+const DRIVER: &str = include_str!("../libtorrent.py");
+
+pub(super) fn seed(place: &SeedPlace<'_>) -> Result<Seed, BenchError> {
+    let directory = place.directory;
+    let Torrent { file, tracker } = Torrent::make(place)?;
+    // Not `libtorrent.py`: beside a script of that name Python would import it instead.
+    let driver = directory.join("driver.py");
+    std::fs::write(&driver, DRIVER).map_err(writing(&driver))?;
+    let go = directory.join(GO);
+    let client = move |mode: &str, node: &LabNode, directory: &Path| -> Command {
+        let mut command = node.namespace.command(PYTHON);
+        command.arg("-I").arg(&driver).arg(mode).arg(&file);
+        command
+            .arg(directory)
+            .arg(node.link.address().to_string())
+            .env("GO", &go);
+        command
+    };
+    let command = client("seed", place.node, directory);
+    let mut process = Process::spawn("libtorrent seed", command, &directory.join("log"))?;
+    process.wait_for_line("seeding", SEED_READY)?;
+    Ok(Seed {
+        process,
+        _tracker: Some(tracker),
+        fetch: Box::new(move |node, directory| client("fetch", node, directory)),
+    })
+}
