@@ -89,8 +89,8 @@ impl Outcome {
             ("last", self.ratio(1.0), expect.last),
             ("seed copies", self.seed_copies, expect.seed_copies),
             ("rack copies", most_copies, expect.rack_copies),
-            ("duplicates", self.waste, Some(expect.duplicates)),
-            ("control", self.control_share, Some(expect.control)),
+            ("duplicates", self.waste, expect.duplicates),
+            ("control", self.control_share, expect.control),
         ];
         figures
             .into_iter()

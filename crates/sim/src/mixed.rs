@@ -1,7 +1,7 @@
 //! Mixtures of faults by chance: another small swarm for each seed.
 
 use crate::faults::{Fault, When};
-use crate::plan::{Arrivals, Holders, Plan};
+use crate::plan::{Arrivals, Holders, Plan, Racks};
 use rootswarm_swarm::Rng;
 
 const MIB: u64 = 1 << 20;
@@ -32,12 +32,20 @@ pub fn mixed(seed: u64) -> Plan {
     };
     plan.latency_us = [100, 100, 2_000][rng.below(3)];
     plan.jitter_us = [0, 100, 5_000][rng.below(3)];
+    plan.loss = [0.0, 0.0, 0.0, 0.01, 0.05][rng.below(5)];
+    if nodes >= 4 && rng.below(4) == 0 {
+        plan.racks = Some(Racks {
+            count: 2 + rng.below(2),
+            oversubscription: [1.0, 4.0][rng.below(2)],
+            known: rng.below(2) == 0,
+        });
+    }
     plan.limit_us = 300_000_000;
     plan.linger_us = 12_000_000;
     // Faults strike within the time that the swarm needs without them.
     let busy_us = (plan.bound_us() / plan.efficiency * 1.2) as u64 + 20_000;
     let mut faults = Vec::new();
-    for kind in 0..7 {
+    for kind in 0..8 {
         if rng.below(3) != 0 {
             continue;
         }
@@ -67,7 +75,11 @@ pub fn mixed(seed: u64) -> Plan {
                 share: share.min(0.3),
                 silent: rng.below(2) == 0,
             },
-            _ => Fault::LostDials { share },
+            6 => Fault::LostDials { share },
+            _ => Fault::Slow {
+                share,
+                factor: [0.2, 0.5][rng.below(2)],
+            },
         });
     }
     // A dozen chunks, frozen peers and pushes that overtake requests: the share says little.

@@ -138,7 +138,7 @@ pub struct Plan {
 
 /// Figures that a run should reach. Missing one is no violation: the swarm did what it must, only
 /// not as well as it should.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Expect {
     /// 99 % of the nodes are done within this many of their bounds.
     pub p99: Option<f64>,
@@ -149,9 +149,9 @@ pub struct Expect {
     /// Images' worth of chunk bytes that enter any one rack over the core.
     pub rack_copies: Option<f64>,
     /// Chunk bytes that arrive and are not needed, as a share of those that are.
-    pub duplicates: f64,
+    pub duplicates: Option<f64>,
     /// Control bytes that a node sends, as a share of the image.
-    pub control: f64,
+    pub control: Option<f64>,
 }
 
 impl Plan {
@@ -193,14 +193,7 @@ impl Plan {
             linger_us: 0,
             waste_max: 0.01,
             last_over_median_max: 0.0,
-            expect: Expect {
-                p99: None,
-                last: None,
-                seed_copies: None,
-                rack_copies: None,
-                duplicates: 0.01,
-                control: 0.01,
-            },
+            expect: Expect::default(),
         }
     }
 

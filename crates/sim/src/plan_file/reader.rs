@@ -381,12 +381,12 @@ impl Reader<'_> {
             last: self.by_nodes("expect.last", table.last.as_ref(), plan.nodes)?,
             seed_copies: optional("seed-copies", table.seed_copies)?,
             rack_copies: optional("rack-copies", table.rack_copies)?,
-            duplicates: optional("duplicates", table.duplicates)?.unwrap_or(if faulty {
+            duplicates: optional("duplicates", table.duplicates)?.or(Some(if faulty {
                 0.05
             } else {
                 0.01
-            }),
-            control: optional("control", table.control)?.unwrap_or(0.01),
+            })),
+            control: optional("control", table.control)?.or(Some(0.01)),
         })
     }
 
