@@ -91,6 +91,31 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Runs `cases` with this project alone, each so many times.
+///
+/// # Errors
+/// When something cannot be installed, built, read or written.
+pub fn measure_rootswarm(
+    cases: &[Case],
+    runs: u32,
+    image: Option<PathBuf>,
+    bin_dir: Option<PathBuf>,
+) -> anyhow::Result<Report> {
+    measure_all(&Args {
+        cases: cases.to_vec(),
+        tools: vec![Tool::Rootswarm],
+        runs,
+        slow: false,
+        timeout: None,
+        json: None,
+        markdown: None,
+        svg: None,
+        from: vec![],
+        image,
+        bin_dir,
+    })
+}
+
 #[allow(clippy::print_stderr)] // A command that people run.
 fn measure_all(args: &Args) -> anyhow::Result<Report> {
     let cases = match args.cases.is_empty() {

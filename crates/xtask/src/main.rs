@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod predict;
 mod sim;
 mod size;
 mod test;
@@ -28,6 +29,8 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Run a plan of crates/sim in the simulator and print how close to the bound it came
     Sim(sim::Args),
+    /// Hold the simulator against the lab: the same cases measured and simulated (needs root)
+    Predict(predict::Args),
     /// Install what the tests need and run all of them (needs root)
     Test(test::Args),
     /// Build the static agent and hold its size against the limit
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(&args),
         Command::Sim(args) => sim::run(args),
+        Command::Predict(args) => predict::run(args),
         Command::Test(args) => test::run(args),
         Command::Size(args) => size::run(args),
     };
