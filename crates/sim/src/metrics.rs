@@ -197,6 +197,11 @@ pub(crate) fn conclude(mut world: World<'_>) -> Outcome {
         sometimes: world.sometimes,
         violations: Vec::new(),
     };
+    let (copies, most) = (outcome.seed_copies, plan.seed_copies_max);
+    if most > 0.0 && copies > most {
+        let what = format!("the seed sent {copies:.3} copies: at most {most}");
+        world.checkers.violated(SEED, what);
+    }
     let (median, last) = (outcome.quantile_s(0.5), outcome.quantile_s(1.0));
     if plan.last_over_median_max > 0.0 && last > median * plan.last_over_median_max {
         let what = format!("the last node took {last:.3} s, the median {median:.3} s");

@@ -130,6 +130,8 @@ pub struct Plan {
     pub linger_us: u64,
     /// Duplicate and discarded bytes allowed, as a share of all that had to arrive.
     pub waste_max: f64,
+    /// Copies of the image that may leave the seed; 0 for no such rule.
+    pub seed_copies_max: f64,
     /// Every live node must be done within this many medians; 0 for no such rule.
     pub last_over_median_max: f64,
     /// What the run is held to when it is judged.
@@ -192,6 +194,7 @@ impl Plan {
             limit_us: 600_000_000,
             linger_us: 0,
             waste_max: 0.01,
+            seed_copies_max: 0.0,
             last_over_median_max: 0.0,
             expect: Expect::default(),
         }

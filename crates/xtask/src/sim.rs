@@ -95,6 +95,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let source = Source::find(&args.plan, args.small, overrides)?;
     let first = source.plan(args.seed)?;
+    println!("$ {} --seeds {}", source.replay(args.seed), args.seeds);
     println!("{}", table::describe(&first, &source));
     let jobs = args.jobs.map_or_else(|| jobs(&first), NonZeroUsize::get);
     let jobs = jobs.min(usize::try_from(args.seeds).unwrap_or(usize::MAX));

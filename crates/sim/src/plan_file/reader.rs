@@ -358,6 +358,12 @@ impl Reader<'_> {
             None if plan.faults.is_empty() => 0.05,
             None => 0.25,
         };
+        plan.seed_copies_max = match limits.seed_copies {
+            Some(most) => self.within("limits.seed-copies", most, 0.0, 10_000.0)?,
+            // One copy and repair; a seed with rate to spare may give more.
+            None if plan.faults.is_empty() => 4.0,
+            None => 0.0,
+        };
         if let Some(most) = limits.last_over_median {
             plan.last_over_median_max =
                 self.within("limits.last-over-median", most, 1.0, 1_000.0)?;

@@ -104,6 +104,7 @@ pub(super) struct Limits {
     pub(super) run: Option<Time>,
     pub(super) linger: Option<Time>,
     pub(super) waste: Option<f64>,
+    pub(super) seed_copies: Option<f64>,
     pub(super) last_over_median: Option<f64>,
 }
 

@@ -17,12 +17,12 @@ pub fn describe(plan: &Plan, source: &Source) -> String {
     let chunk = ChunkSize::from_bytes(plan.chunk_bytes);
     let chunk = chunk.map_or_else(|_| plan.chunk_bytes.to_string(), |size| size.to_string());
     let mut text = format!(
-        "{}: {}\n{} nodes of {} Mbit, seed {} Mbit, {:.1} MB in chunks of {chunk}",
+        "{}: {}\n{} nodes of {}, seed {}, {:.1} MB in chunks of {chunk}",
         plan.name,
         plan.about,
         plan.nodes,
-        plan.node_link.up_bits / 1e6,
-        plan.seed_link.up_bits / 1e6,
+        rate(plan.node_link.up_bits),
+        rate(plan.seed_link.up_bits),
         plan.image_bytes as f64 / MB,
     );
     if let Arrivals::Within { spread_us } = plan.arrivals {
@@ -44,6 +44,13 @@ pub fn describe(plan: &Plan, source: &Source) -> String {
         1.0 / plan.efficiency,
     );
     text
+}
+
+fn rate(bits_per_s: f64) -> String {
+    match bits_per_s {
+        bits if bits >= 1e9 => format!("{} Gbit", bits / 1e9),
+        bits => format!("{} Mbit", bits / 1e6),
+    }
 }
 
 /// The heading over [`row`].
