@@ -93,10 +93,11 @@ pub fn svg(report: &Report) -> String {
         .map(|summary| summary.runs)
         .max()
         .unwrap_or(0);
-    let foot = format!(
-        "Median of {runs} runs with the least and the most. {} cores of {}, commit {}.",
-        report.machine.cores, report.machine.processor, report.machine.commit
-    );
+    let of_runs = match runs {
+        0 | 1 => "One run".to_owned(),
+        runs => format!("Median of {runs} runs with the least and the most"),
+    };
+    let foot = format!("{of_runs}. {}.", report.machine);
     text(&mut svg, 0.0, bottom + 28.0, "font-size=\"11\"", &foot);
     svg += "</svg>\n";
     svg

@@ -18,7 +18,8 @@ pub struct Machine {
     pub processor: String,
     /// The kernel's release.
     pub kernel: String,
-    /// The commit that was measured, `-dirty` when the tree was changed.
+    /// The commit that was measured, `-dirty` when the tree was changed. Empty where this project
+    /// was not.
     pub commit: String,
 }
 
@@ -132,13 +133,20 @@ impl Machine {
 
 impl std::fmt::Display for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}, commit {}", self.place(), self.commit)
+        f.write_str(&self.place())?;
+        match &self.commit[..] {
+            "" => Ok(()),
+            commit => write!(f, ", commit {commit}"),
+        }
     }
 }
 
 impl Report {
     /// Nothing measured yet with `tools`, on this machine.
-    pub fn new(commit: String, tools: &[Tool]) -> Self {
+    pub fn new(mut commit: String, tools: &[Tool]) -> Self {
+        if !tools.contains(&Tool::Rootswarm) {
+            commit.clear();
+        }
         let packages = tools.iter().flat_map(|tool| tool.packages());
         Report {
             machine: Machine::this(commit),
@@ -253,7 +261,7 @@ impl Report {
 fn append(known: &mut String, value: &str) {
     if known.is_empty() {
         known.push_str(value);
-    } else if known.split(" and ").all(|one| one != value) {
+    } else if !value.is_empty() && known.split(" and ").all(|one| one != value) {
         known.push_str(" and ");
         known.push_str(value);
     }
@@ -348,10 +356,12 @@ pub(super) mod tests {
             outcome("24x50", Tool::Rootswarm, 1, 18.0),
         ]);
         second.machine.commit = "def".to_owned();
+        let mut others = first.clone();
+        others.machine.commit.clear();
         second
             .packages
             .insert("udpcast".to_owned(), "2012".to_owned());
-        let whole = Report::merge([first.clone(), second, first.clone()]).unwrap();
+        let whole = Report::merge([first.clone(), second, others]).unwrap();
         let runs: Vec<_> = whole
             .outcomes
             .iter()

@@ -111,8 +111,9 @@ fn summary(report: &Report, case: Case, tool: Tool) -> Option<Summary> {
     }
     let spread =
         |of: &dyn Fn(&Outcome) -> Option<f64>| Spread::of(runs.iter().filter_map(|run| of(run)));
-    // The kernel counts a process's time in ticks of 10 ms: `quick` is over sooner.
-    let cpu =
+    // The kernel counts a process's time in ticks of 10 ms, and memory is sampled: `quick` is over
+    // sooner.
+    let cost =
         |of: &dyn Fn(&Outcome) -> f64| spread(&|run| Some(of(run)).filter(|_| !case.is_quick()));
     let nginx_s = |run: &Outcome| {
         let mut others = report.outcomes.iter();
@@ -136,14 +137,14 @@ fn summary(report: &Report, case: Case, tool: Tool) -> Option<Summary> {
             .filter(|_| case.is_quick()),
         seed_copies: spread(&|run| Some(run.seed_copies)),
         first_byte_s: spread(&|run| middle(&run.first_byte_s)),
-        node_cpu_s: cpu(&|run| run.nodes_cpu_s / f64::from(case.nodes)),
-        seed_cpu_s: cpu(&|run| run.seed_cpu_s),
-        cpu_s_per_gb: cpu(&|run| {
+        node_cpu_s: cost(&|run| run.nodes_cpu_s / f64::from(case.nodes)),
+        seed_cpu_s: cost(&|run| run.seed_cpu_s),
+        cpu_s_per_gb: cost(&|run| {
             let arrived_gb = run.image_bytes as f64 * f64::from(case.nodes) / 1e9;
             (run.seed_cpu_s + run.nodes_cpu_s) / arrived_gb
         }),
-        node_own_bytes: spread(&|run| Some(run.node_rss_anon_peak_bytes as f64)),
-        seed_own_bytes: spread(&|run| Some(run.seed_rss_anon_peak_bytes as f64)),
+        node_own_bytes: cost(&|run| run.node_rss_anon_peak_bytes as f64),
+        seed_own_bytes: cost(&|run| run.seed_rss_anon_peak_bytes as f64),
     })
 }
 
