@@ -1,6 +1,7 @@
 //! `cargo xtask test`: installs what the tests need and runs all of them.
 
 use anyhow::{Context as _, bail, ensure};
+use rootswarm_tests::bench::Tool;
 use rootswarm_tests::{packages, vm};
 
 /// Options of `cargo xtask test`.
@@ -36,7 +37,14 @@ const PROGRAMS: &[(&str, &str)] = &[
 ];
 
 /// The suites of the package `rootswarm-tests`, the quick ones first.
-const SUITES: &[&str] = &["harness", "bad_input", "loopback", "hostile", "namespaces"];
+const SUITES: &[&str] = &[
+    "harness",
+    "bench",
+    "bad_input",
+    "loopback",
+    "hostile",
+    "namespaces",
+];
 
 /// Installs and runs.
 ///
@@ -48,7 +56,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         "the tests make network namespaces and mounts: run them as root"
     );
     if !args.no_install {
-        packages::ensure(PROGRAMS).context("cannot install what the tests need")?;
+        let compared = Tool::ALL.iter().flat_map(|tool| tool.packages());
+        let needs: Vec<_> = PROGRAMS.iter().chain(compared).copied().collect();
+        packages::ensure(&needs).context("cannot install what the tests need")?;
         if !args.no_vm {
             packages::ensure(vm::PACKAGES).context("cannot install what the machines need")?;
         }
