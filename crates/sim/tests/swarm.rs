@@ -135,7 +135,7 @@ fn a_swarm_that_cannot_finish_is_reported() {
     assert_eq!(outcome.violations.len(), 8);
 }
 
-/// So must one that wastes what it is given, and one whose last node is left alone for long.
+/// So must one whose seed sends too much, and one whose last node is left alone for long.
 #[test]
 fn bounds_that_are_not_kept_are_reported() {
     let (_, plan) = small("lab-8x100");
