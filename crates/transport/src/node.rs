@@ -484,3 +484,6 @@ async fn welcome(
         .await
         .map_err(|_| "the swarm has ended".to_owned())
 }
+
+#[cfg(test)]
+mod tests;
