@@ -54,6 +54,14 @@ pub enum PlanError {
         /// The names there are.
         known: String,
     },
+    /// A value for a plan that has no fields.
+    #[error("plan {name:?} is drawn from the seed: expected no other values, found {found}")]
+    Drawn {
+        /// The plan.
+        name: &'static str,
+        /// What was given.
+        found: String,
+    },
     /// A value given beside the plan is not of the form `KEY=VALUE`.
     #[error("bad value {0:?}: expected KEY=VALUE, as in nodes=1000 or links.seed=10Gbit")]
     Override(String),

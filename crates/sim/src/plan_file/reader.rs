@@ -118,6 +118,10 @@ impl Reader<'_> {
             .into_iter()
             .enumerate()
             .partition(|(_, fault)| fault.get("kind").and_then(Value::as_str) == Some("slow"));
+        if slow.len() > 1 {
+            let reason = format!("found {} of kind slow, expected at most one", slow.len());
+            return Err(self.refuse("faults", reason));
+        }
         for (number, fault) in slow.into_iter().chain(others) {
             let fault = self.fault(&plan, fault, &format!("faults[{number}]"))?;
             plan.faults.push(fault);
