@@ -120,7 +120,8 @@ pub fn read(path: &Path, small: bool, overrides: &[Override]) -> Result<Plan, Pl
 /// The same from a text; `path` is for messages, and its stem the plan's name.
 ///
 /// # Errors
-/// As [`read`]. A bad `small` section is refused even if it is not wanted.
+/// Text that is no TOML, or a field that is missing, unknown or out of range; in the `small` section
+/// too, even if it is not wanted.
 pub fn parse(
     path: &Path,
     text: &str,
