@@ -9,6 +9,7 @@ use crate::identity::IdentityError;
 use crate::socket::{Bind, BindError, BoundSocket};
 use crate::tls::TlsError;
 use crate::tuning::Tuning;
+use crate::udp::ModeratedSocket;
 
 /// Why a seed or a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +43,10 @@ pub(crate) fn open(
     let bound = BoundSocket::bind(bind)?;
     let address = bound.local_addr;
     let runtime = Arc::new(quinn::TokioRuntime);
-    let endpoint = Endpoint::new(tuning.endpoint_config(), server, bound.socket, runtime)
-        .map_err(|source| StartError::Endpoint { address, source })?;
+    let failed = |source| StartError::Endpoint { address, source };
+    let socket = Arc::new(ModeratedSocket::new(bound.socket).map_err(failed)?);
+    let endpoint =
+        Endpoint::new_with_abstract_socket(tuning.endpoint_config(), server, socket, runtime)
+            .map_err(failed)?;
     Ok((endpoint, address))
 }

@@ -20,6 +20,7 @@
 //! - Every queue and every wait has a bound; what exceeds it ends a chunk or a connection, never
 //!   the process.
 
+mod congestion;
 mod driver;
 mod endpoint;
 mod framing;
@@ -37,3 +38,4 @@ mod swarm_handle;
 pub mod tls;
 pub mod trust;
 pub mod tuning;
+mod udp;

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::congestion::CubicConfig;
 use quinn::{AckFrequencyConfig, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+use crate::congestion::DelayBoundConfig;
 
 /// What one stream may have in flight unread: 32 chunks of 256 KiB, 8 of 1 MiB. A stream carries
 /// one chunk, so only chunks over 8 MiB ever meet it, and they flow as they are read.
@@ -148,8 +149,7 @@ impl Tuning {
             .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT_MS).into()))
             .mtu_discovery_config(Some(mtu))
             .ack_frequency_config(Some(acks))
-            // BBR in quinn is experimental.
-            .congestion_controller_factory(Arc::new(CubicConfig::default()))
+            .congestion_controller_factory(Arc::new(DelayBoundConfig))
             .enable_segmentation_offload(self.segmentation_offload);
         Arc::new(config)
     }

@@ -1,4 +1,4 @@
-//! Maps files for reading: the only `unsafe` in this crate.
+//! Maps files for reading: beside one registration in [`crate::udp`] the only `unsafe` in this crate.
 //!
 //! That what is handed out of a map no longer changes is the stores' part.
 

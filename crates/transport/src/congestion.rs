@@ -1,0 +1,321 @@
+//! How much a connection keeps in flight: enough to fill the link, not the queues before it.
+//!
+//! A controller that goes on until packets are lost (Cubic, NewReno) fills the queues of both links
+//! on the way: 50 ms each on a switch port. Every request and every announcement then waits behind
+//! them, every chunk that was lost in part is sent in part again, and the swarm's scheduler works
+//! with news of 100 ms ago. [`DelayBound`] watches the round trip instead and holds the time that
+//! packets stand in queues near [`QUEUE_TARGET`], as LEDBAT (RFC 6817) does, but as an equal among
+//! equals: all traffic of a swarm is of this kind. Loss is obeyed too, for switches whose buffers
+//! are shallower than the target.
+//!
+//! Pacing and loss detection are quinn's.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn::congestion::{Controller, ControllerFactory};
+use quinn_proto::RttEstimator;
+
+/// The time that packets may stand in the queues of a path, there and back together. A burst of 10
+/// packets is 2.4 ms at 50 Mbit/s and a handful of uploads take turns; a chunk of 256 KiB is 42 ms,
+/// beside which a request that waits this long is quick. See TUNING.md for 10 to 80 ms.
+const QUEUE_TARGET: Duration = Duration::from_millis(15);
+
+/// Packets in flight before anything is known: 46 kB, what a gigabit link moves in 0.4 ms.
+const INITIAL_PACKETS: u64 = 32;
+
+/// Packets that a window grows by in a round trip, at most, once the queue has been seen.
+const GROWTH_PACKETS: f64 = 4.0;
+
+/// What a queue that is too long leaves of a window. The round trip is that of data one way and of
+/// acknowledgements back, so that a link which is busy only in the other direction looks crowded
+/// too, and a queue may be all somebody else's: with two packets for a floor, a node's downlink
+/// idled for 10 % of the time (16 nodes of 50 Mbit/s). Eight uploads of 24 packets are 45 ms at
+/// 50 Mbit/s, less than a switch port holds.
+const KEPT_PACKETS: u64 = 24;
+
+/// What losses leave at least.
+const FLOOR_PACKETS: u64 = 2;
+
+/// What a loss leaves of a window: Cubic's factor (RFC 9438).
+const LOSS_FACTOR: f64 = 0.7;
+
+/// The most that a window loses in one round trip to a queue that is too long.
+const SHRINK_MOST: f64 = 0.25;
+
+/// Makes a [`DelayBound`] for each connection.
+#[derive(Debug, Default)]
+pub(crate) struct DelayBoundConfig;
+
+impl ControllerFactory for DelayBoundConfig {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        Box::new(DelayBound::new(now, current_mtu))
+    }
+}
+
+/// The window of one connection.
+#[derive(Clone, Debug)]
+pub(crate) struct DelayBound {
+    packet_bytes: u64,
+    window_bytes: u64,
+    /// Growing by all that is acknowledged, until the queue is seen for the first time.
+    is_starting: bool,
+    /// The shortest round trip ever: the path without its queues.
+    base: Option<Duration>,
+    /// The shortest round trip since the round began: what acknowledgements were held back for and
+    /// what a scheduler added is not in it.
+    shortest: Option<Duration>,
+    round_ends: Instant,
+    /// The window was used up at some time in this round.
+    was_full: bool,
+    /// Losses of what was sent before are one event.
+    recovery_since: Instant,
+}
+
+impl DelayBound {
+    fn new(now: Instant, current_mtu: u16) -> DelayBound {
+        let packet_bytes = u64::from(current_mtu);
+        DelayBound {
+            packet_bytes,
+            window_bytes: INITIAL_PACKETS * packet_bytes,
+            is_starting: true,
+            base: None,
+            shortest: None,
+            round_ends: now,
+            was_full: false,
+            recovery_since: now,
+        }
+    }
+
+    /// A packet that was sent at `sent` has arrived.
+    fn acked(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
+        let took = now.saturating_duration_since(sent);
+        self.base = Some(self.base.map_or(took, |base| base.min(took)));
+        self.shortest = Some(self.shortest.map_or(took, |shortest| shortest.min(took)));
+        self.was_full |= !app_limited;
+        if self.is_starting && !app_limited {
+            self.window_bytes += bytes;
+        }
+    }
+
+    fn floor_bytes(&self) -> u64 {
+        FLOOR_PACKETS * self.packet_bytes
+    }
+
+    /// A round trip has passed in which `shortest` was the shortest one.
+    fn end_round(&mut self, queued: Duration, shortest: Duration) {
+        let target = QUEUE_TARGET;
+        if queued > target {
+            // Of this connection's own part of what is too much, half goes.
+            let excess = (queued - target).as_secs_f64() / shortest.as_secs_f64().max(1e-6);
+            let keep = 1.0 - (excess / 2.0).min(SHRINK_MOST);
+            // Not below what keeps it alive among others, nor up to that if a loss has said less.
+            let least = (KEPT_PACKETS * self.packet_bytes).min(self.window_bytes);
+            self.window_bytes = scaled(self.window_bytes, keep).max(least);
+        } else if self.was_full {
+            let room = 1.0 - queued.as_secs_f64() / target.as_secs_f64();
+            self.window_bytes += scaled(self.packet_bytes, GROWTH_PACKETS * room);
+        }
+    }
+}
+
+impl Controller for DelayBound {
+    fn on_ack(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        app_limited: bool,
+        _: &RttEstimator,
+    ) {
+        self.acked(now, sent, bytes, app_limited);
+    }
+
+    fn on_end_acks(&mut self, now: Instant, _: u64, _: bool, _: Option<u64>) {
+        let (Some(base), Some(shortest)) = (self.base, self.shortest) else {
+            return;
+        };
+        let queued = shortest.saturating_sub(base);
+        if self.is_starting && queued > QUEUE_TARGET / 2 {
+            self.is_starting = false;
+        }
+        if now < self.round_ends {
+            return;
+        }
+        if !self.is_starting {
+            self.end_round(queued, shortest);
+        }
+        self.shortest = None;
+        self.was_full = false;
+        self.round_ends = now + shortest;
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent: bool, _: u64) {
+        if sent <= self.recovery_since {
+            return;
+        }
+        self.recovery_since = now;
+        self.is_starting = false;
+        self.window_bytes = match is_persistent {
+            true => self.floor_bytes(),
+            false => scaled(self.window_bytes, LOSS_FACTOR).max(self.floor_bytes()),
+        };
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.packet_bytes = u64::from(new_mtu);
+        self.window_bytes = self.window_bytes.max(self.floor_bytes());
+    }
+
+    fn window(&self) -> u64 {
+        self.window_bytes
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(self.clone())
+    }
+
+    fn initial_window(&self) -> u64 {
+        INITIAL_PACKETS * self.packet_bytes
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+/// A share or a small multiple of a window; windows are far below 2^53.
+fn scaled(bytes: u64, by: f64) -> u64 {
+    (bytes as f64 * by) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACKET_BYTES: u64 = 1_400;
+
+    /// A connection whose every round trip takes what a test says.
+    struct Path {
+        now: Instant,
+        control: DelayBound,
+    }
+
+    impl Path {
+        fn new() -> Path {
+            let now = Instant::now();
+            let mut path = Path {
+                now,
+                control: DelayBound::new(now, 1_400),
+            };
+            // Nothing queued yet: this is what the path takes by itself.
+            path.round(0, true);
+            path
+        }
+
+        fn packets(&self) -> u64 {
+            self.control.window() / PACKET_BYTES
+        }
+
+        /// One window sent and acknowledged after 1 ms and `queued_ms`.
+        fn round(&mut self, queued_ms: u64, is_full: bool) {
+            let sent = self.now;
+            self.now += Duration::from_millis(1 + queued_ms);
+            for _ in 0..self.packets() {
+                self.control.acked(self.now, sent, PACKET_BYTES, !is_full);
+            }
+            self.control.on_end_acks(self.now, 0, !is_full, None);
+        }
+
+        fn lose(&mut self, is_persistent: bool) {
+            let sent = self.now;
+            self.now += Duration::from_millis(1);
+            self.control
+                .on_congestion_event(self.now, sent, is_persistent, PACKET_BYTES);
+        }
+    }
+
+    #[test]
+    fn doubles_until_the_queue_is_seen_then_stands() {
+        let mut path = Path::new();
+        assert_eq!(path.packets(), 2 * INITIAL_PACKETS);
+        path.round(0, true);
+        assert_eq!(path.packets(), 4 * INITIAL_PACKETS);
+        // Half of the target: the doubling ends with this round.
+        path.round(8, true);
+        let seen = path.packets();
+        for _ in 0..100 {
+            path.round(15, true);
+        }
+        assert_eq!(path.packets(), seen, "at the target");
+        // Room again: the round that is under way ends, then it grows in each.
+        for _ in 0..32 {
+            path.round(0, true);
+        }
+        let grown = path.packets() - seen;
+        assert!(
+            (GROWTH_PACKETS as u64..=32 * GROWTH_PACKETS as u64).contains(&grown),
+            "{grown} packets in 32 round trips"
+        );
+    }
+
+    #[test]
+    fn an_unused_window_does_not_grow() {
+        let mut path = Path::new();
+        let before = path.packets();
+        for queued_ms in [0, 0, 8, 0, 0] {
+            path.round(queued_ms, false);
+        }
+        assert_eq!(path.packets(), before);
+    }
+
+    #[test]
+    fn a_long_queue_leaves_what_keeps_a_connection_alive() {
+        let mut path = Path::new();
+        for _ in 0..4 {
+            path.round(0, true);
+        }
+        for _ in 0..100 {
+            path.round(40, true);
+        }
+        assert_eq!(path.packets(), KEPT_PACKETS);
+    }
+
+    #[test]
+    fn losses_go_below_that_and_count_once_for_each_round_trip() {
+        let mut path = Path::new();
+        path.round(8, true);
+        let before = path.packets();
+        let sent = path.now;
+        path.lose(false);
+        let once = path.packets();
+        assert_eq!(once, scaled(before, LOSS_FACTOR));
+        path.control
+            .on_congestion_event(path.now, sent, false, PACKET_BYTES);
+        assert_eq!(path.packets(), once, "sent before the loss was known");
+        for _ in 0..100 {
+            path.now += Duration::from_millis(1);
+            path.lose(false);
+        }
+        assert_eq!(path.packets(), FLOOR_PACKETS);
+        // A queue does not raise it, room does.
+        path.round(40, true);
+        assert_eq!(path.packets(), FLOOR_PACKETS);
+        for _ in 0..64 {
+            path.round(0, true);
+        }
+        assert!(path.packets() > FLOOR_PACKETS);
+        path.now += Duration::from_millis(1);
+        path.lose(true);
+        assert_eq!(path.packets(), FLOOR_PACKETS, "persistent congestion");
+    }
+
+    #[test]
+    fn a_larger_packet_raises_the_floor() {
+        let mut path = Path::new();
+        path.lose(true);
+        path.control.on_mtu_update(8_952);
+        assert_eq!(path.control.window(), FLOOR_PACKETS * 8_952);
+    }
+}
