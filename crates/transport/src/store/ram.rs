@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use rootswarm_image::{Bitfield, ChunkIndex, Manifest, VerifiedChunk};
+use rootswarm_image::{Bitfield, ChunkIndex, Manifest, VerifiedChunk, Verifier};
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
@@ -18,7 +18,11 @@ use super::{ChunkSource, StoreError, map, scan};
 
 /// An image that is being assembled. Cheap to clone; clones are the same store.
 ///
-/// **Invariant.** A chunk's range of the file is written once, and handed out only afterwards.
+/// **Invariants.** A chunk's range of the file is written once, and handed out only afterwards. A
+/// chunk counts as held when its bytes were hashed where they lie in the file: at
+/// [`ChunkStore::write`] after they were written, at [`ChunkStore::resume`] as they were found. A
+/// store that holds every chunk is the image, whole: a [`Manifest`] exists only if its hashes merge
+/// to the image's id.
 #[derive(Clone, Debug)]
 pub struct ChunkStore(Arc<Inner>);
 
@@ -27,6 +31,7 @@ struct Inner {
     path: PathBuf,
     file: File,
     manifest: Arc<Manifest>,
+    verifier: Verifier,
     map: Bytes,
     /// Held for a few instructions, never over a read or a write.
     state: Mutex<State>,
@@ -123,6 +128,7 @@ impl ChunkStore {
         Ok(ChunkStore(Arc::new(Inner {
             path: path.to_owned(),
             file,
+            verifier: Verifier::new(manifest.clone()),
             manifest,
             map,
             state: Mutex::new(State {
@@ -135,6 +141,9 @@ impl ChunkStore {
 
     /// Stores a verified chunk. When this returns without an error the chunk can be handed out,
     /// whichever thread wrote it.
+    ///
+    /// What was written is hashed once more where it lies, while it is still in the processor's
+    /// cache: so a whole image need not be read again at its end, when everybody waits for it.
     ///
     /// It is written with `pwrite`, not through the map: a full disk or a broken one is then an
     /// error instead of a SIGBUS, and the kernel need not zero or read the pages first. The copy
@@ -164,7 +173,16 @@ impl ChunkStore {
 
         // The verifier accepts only the chunk's exact length, so this ends inside the file.
         let offset = inner.manifest.geometry().offset(index);
-        let result = inner.file.write_all_at(chunk.bytes(), offset);
+        let written = inner.file.write_all_at(chunk.bytes(), offset);
+        let result = written
+            .map_err(|error| {
+                if error.kind() == io::ErrorKind::StorageFull {
+                    no_space(&inner.path, &inner.file, u64::from(inner.chunk_len(index)))
+                } else {
+                    StoreError::io("write", &inner.path)(error)
+                }
+            })
+            .and_then(|()| inner.check_written(index));
 
         let mut state = inner.state();
         state.writing.retain(|writing| *writing != index);
@@ -173,13 +191,7 @@ impl ChunkStore {
         }
         drop(state);
         inner.written.notify_all();
-        result.map(|()| Written::Stored).map_err(|error| {
-            if error.kind() == io::ErrorKind::StorageFull {
-                no_space(&inner.path, &inner.file, u64::from(inner.chunk_len(index)))
-            } else {
-                StoreError::io("write", &inner.path)(error)
-            }
-        })
+        result.map(|()| Written::Stored)
     }
 
     /// Which chunks are there.
@@ -212,19 +224,26 @@ impl ChunkStore {
         &self.0.path
     }
 
-    /// Reads the whole file again and verifies it, on all cores: what is on the disk now, not what
-    /// once came over the network.
-    pub fn verify_whole(&self) -> Result<(), StoreError> {
-        let inner = &*self.0;
-        let chunks = inner.manifest.geometry().chunk_count();
-        let have = self.have().count();
-        if have != chunks {
-            return Err(StoreError::Incomplete {
-                path: inner.path.clone(),
+    /// Whether the image is whole: by the invariant of this type each of its bytes was then hashed
+    /// where it lies.
+    pub fn ensure_complete(&self) -> Result<(), StoreError> {
+        let chunks = self.0.manifest.geometry().chunk_count();
+        match self.have().count() {
+            have if have == chunks => Ok(()),
+            have => Err(StoreError::Incomplete {
+                path: self.0.path.clone(),
                 have,
                 chunks,
-            });
+            }),
         }
+    }
+
+    /// Reads the whole file again and verifies it, on all cores: what is on the disk now, whatever
+    /// happened to it since it was written.
+    pub fn verify_whole(&self) -> Result<(), StoreError> {
+        self.ensure_complete()?;
+        let inner = &*self.0;
+        let chunks = inner.manifest.geometry().chunk_count();
         let good = scan::verified_chunks(&inner.file, &inner.manifest)
             .map_err(StoreError::io("read", &inner.path))?;
         match good.iter_missing().next() {
@@ -262,6 +281,20 @@ impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held; should it, the bits are still true.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the file now holds this chunk, which nobody writes any more.
+    fn check_written(&self, index: ChunkIndex) -> Result<(), StoreError> {
+        let there = map::range(self.manifest.geometry(), index).map(|range| self.map.slice(range));
+        match there {
+            Some(bytes) if self.verifier.verify(index, &bytes).is_ok() => Ok(()),
+            _ => Err(StoreError::Damaged {
+                path: self.path.clone(),
+                first: index,
+                damaged: 1,
+                chunks: self.manifest.geometry().chunk_count(),
+            }),
+        }
     }
 
     fn chunk_len(&self, index: ChunkIndex) -> u32 {
