@@ -54,14 +54,6 @@ pub enum PlanError {
         /// The names there are.
         known: String,
     },
-    /// A value for a plan that has no fields.
-    #[error("plan {name:?} is drawn from the seed: expected no other values, found {found}")]
-    Drawn {
-        /// The plan.
-        name: &'static str,
-        /// What was given.
-        found: String,
-    },
     /// A value given beside the plan is not of the form `KEY=VALUE`.
     #[error("bad value {0:?}: expected KEY=VALUE, as in nodes=1000 or links.seed=10Gbit")]
     Override(String),
@@ -120,8 +112,7 @@ pub fn read(path: &Path, small: bool, overrides: &[Override]) -> Result<Plan, Pl
 /// The same from a text; `path` is for messages, and its stem the plan's name.
 ///
 /// # Errors
-/// Text that is no TOML, or a field that is missing, unknown or out of range; in the `small` section
-/// too, even if it is not wanted.
+/// As [`read`]. A bad `small` section is refused even if it is not wanted.
 pub fn parse(
     path: &Path,
     text: &str,
