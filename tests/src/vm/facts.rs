@@ -16,6 +16,10 @@ pub struct Facts {
     pub failed_units: Vec<String>,
     /// `free -m`.
     pub memory: Memory,
+    /// KiB used in each tmpfs, by where it is mounted.
+    pub tmpfs: BTreeMap<String, u64>,
+    /// Files of more than 1 MiB in those that the system writes to, with their KiB.
+    pub large_files: Vec<(u64, String)>,
     /// What is mounted where, of the mounts that matter here.
     pub mounts: BTreeMap<String, Mount>,
     /// The agents that run: one that serves, or none.
@@ -96,6 +100,13 @@ impl Facts {
                     shared_mib: shared.parse().ok()?,
                 };
             }
+            ("tmpfs", [used_kib, target]) => {
+                self.tmpfs
+                    .insert((*target).to_owned(), used_kib.parse().ok()?);
+            }
+            ("file", [kib, path @ ..]) if !path.is_empty() => {
+                self.large_files.push((kib.parse().ok()?, path.join(" ")));
+            }
             ("mount", [target, source, fs_type]) => {
                 let mount = Mount {
                     source: (*source).to_owned(),
@@ -118,6 +129,12 @@ impl Facts {
     /// The type of what is mounted at `target`; empty when nothing is.
     pub fn fs_type(&self, target: &str) -> &str {
         self.mounts.get(target).map_or("", |mount| &mount.fs_type)
+    }
+
+    /// MiB in tmpfs, the one at `image_at` left out: what the booted system wrote for itself.
+    pub fn written_mib(&self, image_at: &str) -> u64 {
+        let written = self.tmpfs.iter().filter(|(target, _)| *target != image_at);
+        written.map(|(_, used_kib)| used_kib).sum::<u64>() / 1024
     }
 
     /// A number of the agent's status document, wherever in it the key stands.
@@ -143,6 +160,10 @@ mod tests {
         @lab systemd degraded\n\
         @lab failed logind.service\n\
         half a line@lab memory 972 238 96\n\
+        @lab tmpfs 2048 /run\n\
+        @lab tmpfs 91852 /run/rootswarm\n\
+        @lab tmpfs 1500 /mnt/rw\n\
+        @lab file 1400 /mnt/rw/upper/a b\n\
         @lab mount / overlay overlay\n\
         @lab mount /mnt/ro /dev/loop0 squashfs\n\
         @lab agent 123 14000 9000\n\
@@ -164,6 +185,8 @@ mod tests {
             shared_mib: 96,
         };
         assert_eq!(facts.memory, memory);
+        assert_eq!(facts.written_mib("/run/rootswarm"), 3);
+        assert_eq!(facts.large_files, [(1400, "/mnt/rw/upper/a b".to_owned())]);
         assert_eq!(facts.fs_type("/"), "overlay");
         assert_eq!(facts.mounts["/mnt/ro"].source, "/dev/loop0");
         assert_eq!(facts.fs_type("/mnt/rw"), "");
@@ -188,6 +211,8 @@ mod tests {
             "status {",
             "colour blue",
             "mount /",
+            "tmpfs /run 3",
+            "file 7",
         ] {
             let report = format!("@lab begin\n@lab {bad}\n@lab end\n");
             assert_eq!(Facts::parse(report.lines()), Err(bad.to_owned()), "{bad}");

@@ -20,6 +20,13 @@ for unit in $(systemctl list-units --failed --plain --no-legend --full | cut -d'
 	say "failed ${unit}"
 done
 say "memory $(free -m | awk '/^Mem:/ { print $2, $3, $5 }')"
+# What is in RAM besides: files that the system's own services wrote, and which are large.
+df -k -t tmpfs --output=used,target | tail -n +2 | while read -r used target; do
+	say "tmpfs ${used} ${target}"
+done
+find /run /tmp /dev/shm /mnt/rw -xdev -type f -size +1024k -printf '%k %p\n' 2>/dev/null | while read -r size path; do
+	say "file ${size} ${path}"
+done
 for target in / /mnt/ro /mnt/rw /run/rootswarm; do
 	mount="$(findmnt -n -r -o TARGET,SOURCE,FSTYPE "${target}")" && say "mount ${mount}"
 done
