@@ -507,6 +507,12 @@ fn tag(message: &Message) -> u64 {
         Message::WantPeers => 7,
         Message::WantHaves(on) => u64::from(*on) << 8 | 8,
         Message::Progress(count) => u64::from(*count) << 8 | 9,
+        Message::Offer(chunks) => {
+            let first = chunks.first().map_or(0, |index| u64::from(index.0));
+            first << 8 | 10
+        }
+        Message::NoRoom => 11,
+        Message::NotNeeded => 12,
     }
 }
 

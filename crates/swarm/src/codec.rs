@@ -5,7 +5,9 @@
 //! must be used up to the last byte, and every count in it is checked before it is believed.
 
 use crate::id::NodeId;
-use crate::limits::{ADDRESSES_MAX, CHUNKS_MAX, FRAME_BYTES_MAX, HAVE_RUNS_MAX, RACK_BYTES_MAX};
+use crate::limits::{
+    ADDRESSES_MAX, CHUNKS_MAX, FRAME_BYTES_MAX, HAVE_RUNS_MAX, OFFER_CHUNKS, RACK_BYTES_MAX,
+};
 use crate::message::{ChunkRun, Have, Hello, Message, PeerAddress};
 use rootswarm_image::{ChunkIndex, ImageId};
 use serde::{Deserialize, Serialize};
@@ -89,6 +91,9 @@ enum WireMessage {
     WantPeers,
     WantHaves(bool),
     Progress(u32),
+    Offer(Vec<u32>),
+    NoRoom,
+    NotNeeded,
 }
 
 /// The bytes of a hello frame, without the length in front.
@@ -148,6 +153,9 @@ pub fn encode_message(message: &Message) -> Vec<u8> {
         Message::WantPeers => WireMessage::WantPeers,
         Message::WantHaves(on) => WireMessage::WantHaves(*on),
         Message::Progress(count) => WireMessage::Progress(*count),
+        Message::Offer(chunks) => WireMessage::Offer(chunks.iter().map(|index| index.0).collect()),
+        Message::NoRoom => WireMessage::NoRoom,
+        Message::NotNeeded => WireMessage::NotNeeded,
     })
 }
 
@@ -177,6 +185,12 @@ pub fn decode_message(frame: &[u8]) -> Result<Message, DecodeError> {
         WireMessage::WantPeers => Message::WantPeers,
         WireMessage::WantHaves(on) => Message::WantHaves(on),
         WireMessage::Progress(count) => Message::Progress(count),
+        WireMessage::Offer(chunks) => {
+            bound("offered chunks", chunks.len(), OFFER_CHUNKS)?;
+            Message::Offer(chunks.into_iter().map(ChunkIndex).collect())
+        }
+        WireMessage::NoRoom => Message::NoRoom,
+        WireMessage::NotNeeded => Message::NotNeeded,
     })
 }
 
@@ -274,6 +288,12 @@ mod tests {
             (Message::WantPeers, "07".into()),
             (Message::WantHaves(true), "0801".into()),
             (Message::Progress(70_000), "09fc70110100".into()),
+            (
+                Message::Offer(vec![ChunkIndex(5), ChunkIndex(300)]),
+                "0a0205fb2c01".into(),
+            ),
+            (Message::NoRoom, "0b".into()),
+            (Message::NotNeeded, "0c".into()),
         ];
         for (message, bytes) in cases {
             assert_eq!(hex(&encode_message(&message)), bytes, "{message:?}");

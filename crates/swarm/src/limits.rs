@@ -40,14 +40,37 @@ pub const KNOWN_MAX: usize = 256;
 /// Banned nodes remembered; the oldest is forgotten first.
 pub const BANS_MAX: usize = 1024;
 
-/// Bytes a receiver keeps in flight, over all its peers. Eight chunks of 256 KiB: at 1 Gbit/s
-/// 17 ms of download, a few round trips with the queues of the senders in them.
-pub const IN_FLIGHT_BYTES: u64 = 2 << 20;
+/// Chunks a receiver keeps in flight, over all its peers: as many as a sender has slots. Then every
+/// link carries the same number of chunks each way and none waits for another; with half as many,
+/// each of 100 nodes lost 2 to 20 % of its uplink. In chunks, not bytes: with 4 of 1 MiB the last
+/// of them came at 1.34 of the bound, with 8 at 1.14 (300 MB, 1 Gbit/s).
+pub const IN_FLIGHT: usize = UPLOAD_SLOTS;
 
-/// Bounds on the chunks in flight that follow from [`IN_FLIGHT_BYTES`].
-pub const IN_FLIGHT_MIN: usize = 4;
-/// See [`IN_FLIGHT_MIN`].
-pub const IN_FLIGHT_MAX: usize = 16;
+/// The last place in flight is kept for what is offered: those who send know what is rare around
+/// them and who is behind.
+pub const IN_FLIGHT_PULLED: usize = IN_FLIGHT - 1;
+
+/// The most chunks that are ever in flight: links on which chunks are fast ([`FAST_CHUNK`]) have
+/// twice as many, and what is overdue is let off up to as many again.
+pub const IN_FLIGHT_MAX: usize = IN_FLIGHT * 4;
+
+/// The most chunks in one `Offer`: the answer is on its way for a round trip, and the first ones may
+/// have arrived by another way meanwhile.
+pub const OFFER_CHUNKS: usize = 3;
+
+/// Offers beyond the free slots: some will be declined, and a slot must not lie idle meanwhile.
+pub const OFFERS_AHEAD: usize = 2;
+
+/// A peer that declined an offer is not offered anything for a time in this range (microseconds).
+pub const OFFER_BACKOFF_US: (u64, u64) = (3_000, 9_000);
+
+/// An offer that is not answered by then no longer counts; the answer may still come.
+pub const OFFER_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Images' worth of chunks that a seed hands out before it no longer offers. A seed that is much
+/// faster than its nodes helps on after every chunk has left once; it also serves kernels and
+/// initrds, so there is an end to it.
+pub const SEED_OFFERED_COPIES: u64 = 2;
 
 /// Chunks in flight from one peer while there are many to choose from.
 pub const PER_PEER_MIN: usize = 2;
@@ -108,7 +131,10 @@ pub const SEED_PATIENCE: Duration = Duration::from_millis(30);
 /// (100 ms) and one lost packet, short beside a dead peer.
 pub const ANSWER_TIMEOUT_MIN: Duration = Duration::from_millis(500);
 /// See [`ANSWER_TIMEOUT_MIN`].
-pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(2_000);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most by which answers may take longer than usual while nothing arrives.
+pub const LENIENCY_MAX: u32 = 16;
 
 /// A chunk that is under way for four times as long as chunks use to take no longer counts as in
 /// flight, but never before this.
@@ -162,14 +188,7 @@ const _: () = assert!(HAVE_RUNS_MAX * 10 + 16 <= FRAME_BYTES_MAX);
 const _: () = assert!(ADDRESSES_MAX * 64 + 16 <= FRAME_BYTES_MAX);
 const _: () = assert!(PEERS_MAX > DEGREE && KNOWN_MAX > PEERS_MAX);
 const _: () = assert!(SEED_UPLOAD_SLOTS <= PUSHES_MAX);
-const _: () = assert!(IN_FLIGHT_MIN <= IN_FLIGHT_MAX && PER_PEER_MIN <= IN_FLIGHT_MIN);
-
-/// Chunks in flight for chunks of `chunk_bytes`.
-pub fn in_flight_chunks(chunk_bytes: u64) -> usize {
-    usize::try_from(IN_FLIGHT_BYTES / chunk_bytes.max(1))
-        .unwrap_or(IN_FLIGHT_MAX)
-        .clamp(IN_FLIGHT_MIN, IN_FLIGHT_MAX)
-}
+const _: () = assert!(PER_PEER_MIN <= IN_FLIGHT_PULLED && IN_FLIGHT_PULLED < IN_FLIGHT);
 
 /// How long a chunk of `chunk_bytes` may take once it has started.
 pub fn chunk_timeout(chunk_bytes: u64) -> Duration {

@@ -69,4 +69,12 @@ pub enum Message {
     WantHaves(bool),
     /// To the tracker, once a second: how many chunks the sender holds.
     Progress(u32),
+    /// The sender has a slot free and holds these chunks, rarest first, of which the receiver is
+    /// not known to hold any. Answered by a `Request` for one of them, `NoRoom` or `NotNeeded`. At
+    /// most [`crate::limits::OFFER_CHUNKS`].
+    Offer(Vec<ChunkIndex>),
+    /// The offer is declined: as much as is allowed is under way to the sender of this.
+    NoRoom,
+    /// The offer is declined: all of these chunks are held already, or under way.
+    NotNeeded,
 }

@@ -1,10 +1,11 @@
 //! One machine's part in a swarm: inputs in, outputs out.
 //!
 //! This file holds the interface, the dispatch and the timers. What is decided lies in its
-//! parts: `fetching` (what to ask of whom), `serving` (uploads and the seed's pushes) and
-//! `overlay` (whom to be connected to). How bytes travel and where they are kept is the owner's.
+//! parts: `fetching` (what to ask of whom), `offering` (what to offer whom), `serving` (uploads and the
+//! seed's pushes) and `overlay` (whom to be connected to). How bytes travel and where they are kept is the owner's.
 
 mod fetching;
+mod offering;
 mod overlay;
 mod serving;
 #[cfg(test)]
@@ -263,15 +264,23 @@ pub struct Node {
     /// Chunks to announce, and when.
     unannounced: Vec<ChunkIndex>,
     announce_at: Option<Instant>,
-    in_flight_max: usize,
     /// Smoothed time from request to arrival.
     chunk_time: Duration,
+    /// How many times as long as usual an answer may take: doubled each time that requests run out
+    /// of time and nothing has arrived in between.
+    leniency: u32,
     /// Since when there was room in flight that no peer could fill.
     starved_since: Option<Instant>,
     /// When the picker runs again although nothing happened.
     look_again_at: Option<Instant>,
     /// When a seed tries again to push, because the nodes it could push to are left alone.
     feed_again_at: Option<Instant>,
+    /// When peers may be offered chunks again, or an offer ends that nobody answered.
+    offer_again_at: Option<Instant>,
+    /// A slot, a chunk or a peer is new: there may be something to offer.
+    may_offer_more: bool,
+    /// Offers that have not been answered.
+    offers: usize,
     /// Something changed that the picker should look at.
     is_stale: bool,
     housekeeping_at: Instant,
@@ -316,11 +325,14 @@ impl Node {
             membership: Membership::default(),
             unannounced: Vec::new(),
             announce_at: None,
-            in_flight_max: limits::in_flight_chunks(config.geometry.chunk_size().bytes()),
             chunk_time: Duration::from_millis(20),
+            leniency: 1,
             starved_since: None,
             look_again_at: None,
             feed_again_at: None,
+            offer_again_at: None,
+            may_offer_more: false,
+            offers: 0,
             is_stale: true,
             may_dial: false,
             banned: BTreeSet::new(),
@@ -387,6 +399,7 @@ impl Node {
             self.flights.next_deadline(),
             self.look_again_at,
             self.feed_again_at,
+            self.offer_again_at,
         ]
         .into_iter()
         .flatten()
@@ -457,6 +470,9 @@ impl Node {
             self.request_chunks(now);
             self.feed(now);
         }
+        if self.may_offer_more || self.offer_again_at.is_some_and(|at| at <= now) {
+            self.offer(now);
+        }
         if self.announce_at.is_some_and(|at| at <= now) {
             self.announce();
         }
@@ -496,6 +512,9 @@ impl Node {
                     now,
                 );
             }
+            Message::Offer(chunks) => self.offered(conn, &chunks, now),
+            Message::NoRoom => self.offer_declined(conn, false, now),
+            Message::NotNeeded => self.offer_declined(conn, true, now),
             Message::WantPeers => self.tell_peers(conn, now),
             Message::WantHaves(wanted) => {
                 peer.wants_haves = wanted;

@@ -28,6 +28,12 @@ pub(crate) struct Peer {
     /// Pushed chunks whose bytes it acknowledged, but which it has not announced: its network has
     /// them, its store may not. In the order of their arrival there.
     pub(crate) unconfirmed: Vec<(ChunkIndex, Instant)>,
+    /// Chunks that it was offered and has not answered yet, and until when that counts.
+    pub(crate) offered: Option<(Vec<ChunkIndex>, Instant)>,
+    /// It is not offered anything before this.
+    pub(crate) offer_after: Instant,
+    /// Chunks that it declined because they were under way to it: they will be announced soon.
+    pub(crate) not_needed: Bitfield,
     /// Requests of ours that it has not finished.
     pub(crate) outstanding: usize,
     /// It is not asked, and nothing is pushed to it, before this.
@@ -61,6 +67,9 @@ impl Peer {
             wants_haves: true,
             is_fed: false,
             unconfirmed: Vec::new(),
+            offered: None,
+            offer_after: Instant::ZERO,
+            not_needed: Bitfield::new(chunks),
             outstanding: 0,
             backoff_until: Instant::ZERO,
             failures: 0,

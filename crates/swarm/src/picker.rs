@@ -120,6 +120,60 @@ impl Picker {
         best.map(|(_, index)| index)
     }
 
+    /// Whether the chunk is neither held nor under way.
+    pub(crate) fn needs(&self, index: ChunkIndex) -> bool {
+        !self.have.get(index) && !self.in_flight.get(index)
+    }
+
+    /// The fewest replicas that a chunk has which is held here and in neither of `theirs` and
+    /// `beside`.
+    pub(crate) fn fewest_lacking(&self, theirs: &Bitfield, beside: &Bitfield) -> Option<u16> {
+        let lacking = self.lacking(theirs, beside);
+        lacking.map(|index| self.replicas(index)).min()
+    }
+
+    /// Up to `count` of those chunks, rarest first; ties fall as `salt` has it.
+    pub(crate) fn rarest_lacking(
+        &self,
+        theirs: &Bitfield,
+        beside: &Bitfield,
+        count: usize,
+        salt: u32,
+    ) -> Vec<ChunkIndex> {
+        let mut rarest: Vec<(u16, u32, ChunkIndex)> = Vec::with_capacity(count + 1);
+        for index in self.lacking(theirs, beside) {
+            // Multiplicative hashing (Knuth, TAOCP 3, 6.4): as good as a shuffle, without one.
+            let tie = (index.0 ^ salt).wrapping_mul(0x9e37_79b1);
+            let entry = (self.replicas(index), tie, index);
+            if rarest.len() == count && rarest.last().is_some_and(|last| *last <= entry) {
+                continue;
+            }
+            let place = rarest.partition_point(|other| *other < entry);
+            rarest.insert(place, entry);
+            rarest.truncate(count);
+        }
+        rarest.into_iter().map(|(_, _, index)| index).collect()
+    }
+
+    fn lacking<'a>(
+        &'a self,
+        theirs: &'a Bitfield,
+        beside: &'a Bitfield,
+    ) -> impl Iterator<Item = ChunkIndex> + 'a {
+        let theirs = theirs.words().iter().zip(beside.words());
+        let words = self.have.words().iter().zip(theirs);
+        words
+            .enumerate()
+            .flat_map(|(position, (mine, (theirs, beside)))| {
+                let mut rest = mine & !theirs & !beside;
+                std::iter::from_fn(move || {
+                    let bit = (rest != 0).then(|| rest.trailing_zeros())?;
+                    rest &= rest - 1;
+                    Some(ChunkIndex(position as u32 * 64 + bit))
+                })
+            })
+    }
+
     fn candidates<'a>(&'a self, theirs: &'a Bitfield) -> impl Iterator<Item = (usize, u64)> + 'a {
         let mine = self.have.words().iter().zip(self.in_flight.words());
         theirs
@@ -172,6 +226,35 @@ mod tests {
                     prop_assert_eq!(Some(chunk.3), fewest);
                 }
             }
+        }
+    }
+
+    proptest! {
+        /// Against the definition: held here, in neither of the two other fields, and nothing that
+        /// is left out has fewer replicas.
+        #[test]
+        fn lacks_the_rarest(
+            chunks in proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), 0u16..4), 1..300),
+            salt in any::<u32>(),
+        ) {
+            let column = |pick: fn(&(bool, bool, bool, u16)) -> bool| bits(&chunks.iter().map(pick).collect::<Vec<_>>());
+            let mut picker = Picker::new(column(|c| c.0));
+            for (index, chunk) in chunks.iter().enumerate() {
+                (0..chunk.3).for_each(|_| picker.announced(ChunkIndex(index as u32)));
+            }
+            let (theirs, beside) = (column(|c| c.1), column(|c| c.2));
+            let mut expected: Vec<u16> = chunks.iter().filter(|c| c.0 && !c.1 && !c.2).map(|c| c.3).collect();
+            expected.sort_unstable();
+            prop_assert_eq!(picker.fewest_lacking(&theirs, &beside), expected.first().copied());
+            let found = picker.rarest_lacking(&theirs, &beside, 3, salt);
+            let replicas: Vec<u16> = found.iter().map(|index| chunks[index.0 as usize].3).collect();
+            prop_assert_eq!(&replicas[..], &expected[..expected.len().min(3)]);
+            for index in &found {
+                let chunk = chunks[index.0 as usize];
+                prop_assert!(chunk.0 && !chunk.1 && !chunk.2);
+            }
+            let distinct: std::collections::BTreeSet<_> = found.iter().collect();
+            prop_assert_eq!(distinct.len(), found.len());
         }
     }
 

@@ -47,15 +47,20 @@ impl Uploads {
         }
     }
 
-    pub(crate) fn free_slots(&self, now: Instant) -> usize {
+    /// Free slots, when there are `beyond` more of them than usual.
+    pub(crate) fn free_slots(&self, beyond: usize, now: Instant) -> usize {
+        (self.slots + beyond).saturating_sub(self.counted(now))
+    }
+
+    /// Uploads that take a slot. The overdue ones are let off up to as many as there are slots: a
+    /// bound all the same.
+    fn counted(&self, now: Instant) -> usize {
         let patience = self.patience();
         let overdue = self
             .active
             .iter()
             .filter(|upload| now.since(upload.since) >= patience);
-        // The overdue ones are let off up to as many as there are slots: a bound all the same.
-        let counted = self.active.len() - overdue.count().min(self.slots_max);
-        self.slots.saturating_sub(counted)
+        self.active.len() - overdue.count().min(self.slots_max)
     }
 
     pub(crate) fn slots(&self) -> usize {
@@ -102,9 +107,16 @@ impl Uploads {
         due.filter(|at| *at > now).min()
     }
 
-    /// Begins an upload if a slot is free and this very upload is not under way.
-    pub(crate) fn begin(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) -> bool {
-        let may = self.free_slots(now) > 0 && !self.is_active(conn, index);
+    /// Begins an upload if a slot is free and this very upload is not under way. `beyond` more than
+    /// the slots are for those who were offered a chunk.
+    pub(crate) fn begin(
+        &mut self,
+        conn: ConnId,
+        index: ChunkIndex,
+        beyond: usize,
+        now: Instant,
+    ) -> bool {
+        let may = self.free_slots(beyond, now) > 0 && !self.is_active(conn, index);
         if may {
             self.active.push(Active {
                 conn,
@@ -192,21 +204,21 @@ mod tests {
     #[test]
     fn slots_grow_with_deliveries_and_shrink_when_slow() {
         let mut uploads = uploads(3);
-        assert!(uploads.begin(A, ChunkIndex(0), ms(0)));
-        assert!(!uploads.begin(A, ChunkIndex(0), ms(0)), "asked twice");
-        assert!(uploads.begin(A, ChunkIndex(1), ms(0)));
+        assert!(uploads.begin(A, ChunkIndex(0), 0, ms(0)));
+        assert!(!uploads.begin(A, ChunkIndex(0), 0, ms(0)), "asked twice");
+        assert!(uploads.begin(A, ChunkIndex(1), 0, ms(0)));
         assert!(
-            !uploads.begin(B, ChunkIndex(0), ms(0)),
+            !uploads.begin(B, ChunkIndex(0), 0, ms(0)),
             "two slots at first"
         );
         uploads.ended(A, ChunkIndex(1), true, ms(50));
-        assert_eq!((uploads.slots(), uploads.free_slots(ms(50))), (3, 2));
+        assert_eq!((uploads.slots(), uploads.free_slots(0, ms(50))), (3, 2));
         uploads.ended(A, ChunkIndex(0), true, ms(50));
         assert_eq!(uploads.slots(), 3, "no more than allowed");
-        assert!(uploads.begin(B, ChunkIndex(2), ms(50)));
+        assert!(uploads.begin(B, ChunkIndex(2), 0, ms(50)));
         uploads.ended(B, ChunkIndex(2), false, ms(60));
         assert_eq!(uploads.slots(), 3, "a refusal says nothing of the link");
-        assert!(uploads.begin(B, ChunkIndex(2), ms(60)));
+        assert!(uploads.begin(B, ChunkIndex(2), 0, ms(60)));
         uploads.ended(B, ChunkIndex(2), true, ms(2_100));
         assert_eq!(
             uploads.slots(),
@@ -221,12 +233,12 @@ mod tests {
     fn a_fast_link_gets_twice_the_slots() {
         let mut uploads = uploads(3);
         for index in (0..20).map(ChunkIndex) {
-            assert!(uploads.begin(A, index, ms(0)));
+            assert!(uploads.begin(A, index, 0, ms(0)));
             uploads.ended(A, index, true, ms(1));
         }
         assert_eq!(uploads.slots(), 6);
         for index in (0..20).map(ChunkIndex) {
-            assert!(uploads.begin(A, index, ms(0)));
+            assert!(uploads.begin(A, index, 0, ms(0)));
             uploads.ended(A, index, true, ms(20));
         }
         assert_eq!(uploads.slots(), 3);
@@ -236,7 +248,7 @@ mod tests {
     fn an_overdue_upload_frees_its_slot_once() {
         let mut uploads = uploads(2);
         for index in 0..2 {
-            assert!(uploads.begin(A, ChunkIndex(index), ms(0)));
+            assert!(uploads.begin(A, ChunkIndex(index), 0, ms(0)));
         }
         let overdue = uploads.next_overdue(ms(0)).unwrap();
         assert_eq!(overdue, ms(0) + limits::UPLOAD_PATIENCE_FIRST);
@@ -248,11 +260,15 @@ mod tests {
         assert_eq!(uploads.newly_overdue(overdue), [], "each once");
         assert_eq!(uploads.next_overdue(overdue), None);
         for index in 2..4 {
-            assert!(uploads.begin(B, ChunkIndex(index), overdue));
+            assert!(uploads.begin(B, ChunkIndex(index), 0, overdue));
         }
         let later = overdue + Duration::from_secs(60);
         assert!(uploads.is_stuck(B, later));
-        assert_eq!(uploads.free_slots(later), 0, "no more than twice the slots");
+        assert_eq!(
+            uploads.free_slots(0, later),
+            0,
+            "no more than twice the slots"
+        );
         assert_eq!(uploads.forget(A), [ChunkIndex(0), ChunkIndex(1)]);
         assert_eq!((uploads.to(A), uploads.to(B)), (0, 2));
     }

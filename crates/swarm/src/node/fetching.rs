@@ -20,7 +20,7 @@ impl Node {
         if self.role == Role::Seed || self.picker.is_complete() {
             return self.sate();
         }
-        while self.has_room(now) {
+        while self.has_room(self.room() - self.kept_for_offers(), now) {
             let Some((conn, index)) = self.choose(now) else {
                 return self.starve(now);
             };
@@ -31,22 +31,25 @@ impl Node {
         self.look_again_at = self.flights.next_overdue(now, self.patience());
     }
 
-    /// What is overdue does not count, within reason: a peer that fell silent must not take the
-    /// place of others until its deadline.
-    fn has_room(&self, now: Instant) -> bool {
-        let room = self.room();
+    /// Whether fewer than `room` chunks are in flight. What is overdue does not count, within
+    /// reason: a peer that fell silent must not take the place of others until its deadline.
+    pub(super) fn has_room(&self, room: usize, now: Instant) -> bool {
         self.flights.len() < room
-            || (self.flights.len() < self.in_flight_max * 2
-                && self.flights.punctual(now, self.patience()) < room)
+            || (self.flights.len() < room * 2 && self.flights.punctual(now, self.patience()) < room)
     }
 
     /// How much to keep in flight.
-    fn room(&self) -> usize {
+    pub(super) fn room(&self) -> usize {
         if self.chunk_time < limits::FAST_CHUNK {
-            self.in_flight_max * 2
+            limits::IN_FLIGHT * 2
         } else {
-            self.in_flight_max
+            limits::IN_FLIGHT
         }
+    }
+
+    /// Places in flight that are not filled by asking. A node alone with a seed is offered nothing.
+    fn kept_for_offers(&self) -> usize {
+        limits::IN_FLIGHT - limits::IN_FLIGHT_PULLED
     }
 
     /// A flight that lasts longer is overdue.
@@ -84,9 +87,9 @@ impl Node {
         (self.room() / self.peers.len().max(1)).clamp(limits::PER_PEER_MIN, limits::UPLOAD_SLOTS)
     }
 
-    fn ask(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
-        let answer =
-            (self.chunk_time * 4).clamp(limits::ANSWER_TIMEOUT_MIN, limits::ANSWER_TIMEOUT);
+    pub(super) fn ask(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
+        let answer = (self.chunk_time * 4 * self.leniency)
+            .clamp(limits::ANSWER_TIMEOUT_MIN, limits::ANSWER_TIMEOUT);
         self.picker.begin(index);
         self.flights.add(Flight {
             conn,
@@ -153,7 +156,7 @@ impl Node {
     fn endgame(&mut self, now: Instant) {
         let overdue = (self.chunk_time * 3).max(Duration::from_millis(30));
         for slow in self.flights.stragglers(now, overdue) {
-            if self.flights.len() >= self.in_flight_max * 2 {
+            if self.flights.len() >= limits::IN_FLIGHT * 2 {
                 return;
             }
             let count = self.peers.len();
@@ -230,6 +233,7 @@ impl Node {
         match outcome {
             ChunkOutcome::Verified => {
                 self.count_arrival(conn, index);
+                self.leniency = 1;
                 if let Some(flight) = flight.filter(|flight| flight.origin == Origin::Pull) {
                     // The smoothing of RFC 6298: an eighth of what is new.
                     self.chunk_time = (self.chunk_time * 7 + now.since(flight.since)) / 8;
@@ -269,6 +273,7 @@ impl Node {
             self.call_off(&flight);
         }
         self.unannounced.push(index);
+        self.may_offer_more = true;
         if self.picker.is_complete() && !self.completed {
             self.completed = true;
             self.outputs.push_back(Output::Complete);
@@ -303,6 +308,10 @@ impl Node {
     /// Gives up what took too long.
     pub(super) fn expire(&mut self, now: Instant) {
         self.is_stale = true;
+        // If nothing arrives at all it may be this node's own link. Asking again and again at the
+        // old pace would fill it with chunks that are given up before they are through: wait twice
+        // as long, as RFC 6298 does after a timeout, until one arrives.
+        self.leniency = (self.leniency * 2).min(limits::LENIENCY_MAX);
         // One at a time: giving up a peer takes its other flights with it.
         while let Some(flight) = self.flights.take_expired(now) {
             self.call_off(&flight);

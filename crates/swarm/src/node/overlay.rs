@@ -92,6 +92,7 @@ impl Node {
             },
         };
         peer.active = true;
+        self.may_offer_more = true;
         let (node, role) = (peer.node, peer.role);
         self.membership.greeted(node);
         if role == Role::Peer {
@@ -160,6 +161,7 @@ impl Node {
     }
 
     pub(super) fn disconnected(&mut self, conn: ConnId, now: Instant) {
+        self.end_offer(conn);
         let Some(peer) = self.peers.remove(conn) else {
             return;
         };

@@ -13,10 +13,14 @@ const REFUSED_BACKOFF: Duration = Duration::from_millis(20);
 
 impl Node {
     pub(super) fn requested(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
+        let beyond = match self.end_offer(conn) {
+            Some(_) => limits::OFFERS_AHEAD,
+            None => 0,
+        };
         let held = self.geometry.contains(index) && self.picker.has(index);
         // While some chunk has no holder but this seed, second copies have to wait.
         let waits = self.role == Role::Seed && self.seeding.is_first_round(&self.picker);
-        if held && !waits && self.uploads.begin(conn, index, now) {
+        if held && !waits && self.uploads.begin(conn, index, beyond, now) {
             self.outputs.push_back(Output::Upload { conn, index });
         } else {
             self.send(conn, Message::Busy(index));
@@ -37,6 +41,7 @@ impl Node {
         now: Instant,
     ) {
         self.is_stale = true;
+        self.may_offer_more = true;
         let is_delivered = outcome == UploadOutcome::Delivered;
         self.uploads.ended(conn, index, is_delivered, now);
         if let Some(peer) = self.peers.get_mut(conn) {
@@ -97,7 +102,7 @@ impl Node {
         for index in self.uploads.newly_overdue(now) {
             self.seeding.ended(index, &self.picker);
         }
-        while self.uploads.free_slots(now) > 0 && self.seeding.is_first_round(&self.picker) {
+        while self.uploads.free_slots(0, now) > 0 && self.seeding.is_first_round(&self.picker) {
             let Some(conn) = self.hungriest(now) else {
                 let resting = self
                     .peers
@@ -109,7 +114,7 @@ impl Node {
             let Some(index) = self.seeding.begin_next(&self.picker) else {
                 break;
             };
-            if !self.uploads.begin(conn, index, now) {
+            if !self.uploads.begin(conn, index, 0, now) {
                 // It is this very receiver that is stuck with it: `hungriest` leaves such out.
                 self.seeding.ended(index, &self.picker);
                 break;

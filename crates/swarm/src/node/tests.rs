@@ -2,6 +2,7 @@
 //!
 //! [`Bench`] is one node whose peers are played by the test; `wires` joins real nodes.
 
+mod offers;
 mod wires;
 
 use super::{ChunkOutcome, CloseReason, Config, Input, Node, Output, UploadOutcome};
@@ -289,7 +290,7 @@ fn itself_and_too_many_are_sent_away() {
 fn a_corrupt_chunk_bans_its_sender_for_good() {
     let mut bench = Bench::new(Role::Peer, some(&[]));
     let asked = requests(&bench.meet(1, Role::Peer, Have::Everything));
-    assert_eq!(asked.len(), limits::UPLOAD_SLOTS);
+    assert_eq!(asked.len(), limits::IN_FLIGHT_PULLED);
     bench.started(1, asked[0].1);
     let outputs = bench.ended(1, asked[0].1, ChunkOutcome::Corrupt);
     assert_eq!(closes(&outputs), [(1, CloseReason::Banned)]);

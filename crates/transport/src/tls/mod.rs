@@ -3,7 +3,7 @@
 //! | ALPN | dials | listens | certificates |
 //! |---|---|---|---|
 //! | `rootswarm-join/1` | a node that has none yet | a seed | the seed's only |
-//! | `rootswarm/1` | a node | a node or a seed | both sides', always |
+//! | `rootswarm/2` | a node | a node or a seed | both sides', always |
 //!
 //! A [`Dialer`] connects and says exactly why it did not; a [`Listener`] accepts and refuses a
 //! data connection without a certificate before the caller sees it. The rules for certificates are
@@ -36,7 +36,7 @@ use crate::tuning::Tuning;
 pub const ALPN_JOIN: &[u8] = b"rootswarm-join/1";
 
 /// Everything else: mutual TLS. The number is the protocol's version.
-pub const ALPN_DATA: &[u8] = b"rootswarm/1";
+pub const ALPN_DATA: &[u8] = b"rootswarm/2";
 
 /// The application code with which a [`Listener`] closes a connection that it does not trust.
 pub const CLOSE_UNTRUSTED: VarInt = VarInt::from_u32(0x7472);
@@ -185,7 +185,7 @@ impl Dialer {
         }
     }
 
-    /// For `rootswarm/1`: presents the certificate of `identity`.
+    /// For `rootswarm/2`: presents the certificate of `identity`.
     #[must_use]
     pub fn data(identity: Identity, tuning: &Tuning) -> Dialer {
         Dialer {
@@ -339,7 +339,7 @@ pub struct Listener {
 
 impl Listener {
     /// The server half of an endpoint for this identity: a seed takes both protocols, a node only
-    /// `rootswarm/1`.
+    /// `rootswarm/2`.
     pub fn server_config(
         identity: &Identity,
         tuning: &Tuning,

@@ -1,0 +1,165 @@
+//! Offers: a sender with a free slot says so, to the one it helps most.
+//!
+//! An uplink that idles is lost, and only its owner knows that it idles. So a node with a free slot
+//! offers the rarest chunk that a neighbour lacks, and among those that lack an equally rare one the
+//! neighbour that holds least. In the simulator that halves what the start of a swarm costs (chunks
+//! double their holders sooner, because the rarest goes first) and closes the gap between the median
+//! node and the last one, which asking alone left at 1.5 to 3 %. Whoever has more room than it is
+//! offered asks as before (see `fetching`).
+
+use super::{CloseReason, Node};
+use crate::id::{ConnId, Role};
+use crate::limits;
+use crate::message::Message;
+use crate::time::Instant;
+use rootswarm_image::ChunkIndex;
+
+impl Node {
+    /// Offers chunks while slots are free.
+    pub(super) fn offer(&mut self, now: Instant) {
+        self.offer_again_at = None;
+        self.may_offer_more = false;
+        if self.offers > 0 {
+            self.end_unanswered(now);
+        }
+        if !self.may_offer() {
+            return;
+        }
+        while self.uploads.free_slots(limits::OFFERS_AHEAD, now) > self.offers {
+            let Some(conn) = self.neediest(now) else {
+                return;
+            };
+            let salt = self.rng.next_u64() as u32;
+            let Some(peer) = self.peers.get_mut(conn) else {
+                return;
+            };
+            let chunks = self.picker.rarest_lacking(
+                &peer.have,
+                &peer.not_needed,
+                limits::OFFER_CHUNKS,
+                salt,
+            );
+            let until = now + limits::OFFER_TIMEOUT;
+            peer.offered = Some((chunks.clone(), until));
+            self.offers += 1;
+            self.offer_again_at = Some(self.offer_again_at.map_or(until, |at| at.min(until)));
+            self.send(conn, Message::Offer(chunks));
+        }
+    }
+
+    /// A seed offers once every chunk has a holder, while that holder's peers still lack most of the
+    /// image and no more than [`limits::SEED_OFFERED_COPIES`] copies have left it: then it is the
+    /// fastest uplink there is.
+    fn may_offer(&mut self) -> bool {
+        if self.role == Role::Peer {
+            return true;
+        }
+        let chunks = u64::from(self.geometry.chunk_count());
+        if self.counters.uploaded >= chunks * limits::SEED_OFFERED_COPIES
+            || self.seeding.is_first_round(&self.picker)
+        {
+            return false;
+        }
+        let (mut nodes, mut held) = (0, 0);
+        for peer in self.peers.iter().filter(|peer| peer.is_fed) {
+            nodes += 1;
+            held += u64::from(peer.have.count());
+        }
+        held * 4 < chunks * nodes * 3
+    }
+
+    /// The peer that lacks the rarest chunk held here, and of several the one that holds least; from
+    /// one drawn by chance. Sets the time at which there may be another.
+    fn neediest(&mut self, now: Instant) -> Option<ConnId> {
+        let count = self.peers.len();
+        let start = self.rng.below(count);
+        let is_seed = self.role == Role::Seed;
+        let mut best: Option<(u16, u32, ConnId)> = None;
+        for step in 0..count {
+            let peer = self.peers.at((start + step) % count);
+            let may_have = peer.active
+                && peer.role == Role::Peer
+                && (peer.is_fed || !is_seed)
+                && peer.offered.is_none()
+                && !peer.is_complete()
+                && self.uploads.to(peer.conn) == 0;
+            if !may_have {
+                continue;
+            }
+            if peer.offer_after > now {
+                let at = peer.offer_after;
+                self.offer_again_at = Some(self.offer_again_at.map_or(at, |first| first.min(at)));
+                continue;
+            }
+            let Some(replicas) = self.picker.fewest_lacking(&peer.have, &peer.not_needed) else {
+                continue;
+            };
+            let held = peer.have.count();
+            if best.is_none_or(|(fewest, least, _)| (replicas, held) < (fewest, least)) {
+                best = Some((replicas, held, peer.conn));
+            }
+        }
+        best.map(|(_, _, conn)| conn)
+    }
+
+    /// The receiver's side: takes the first of the chunks that it needs, if it has room.
+    pub(super) fn offered(&mut self, conn: ConnId, chunks: &[ChunkIndex], now: Instant) {
+        if chunks.iter().any(|index| !self.geometry.contains(*index)) {
+            return self.close(
+                conn,
+                CloseReason::Protocol("an offer beyond the image"),
+                now,
+            );
+        }
+        let needed = chunks.iter().find(|index| self.picker.needs(**index));
+        match needed {
+            Some(index) if self.has_room(self.room(), now) => self.ask(conn, *index, now),
+            Some(_) => self.send(conn, Message::NoRoom),
+            None => self.send(conn, Message::NotNeeded),
+        }
+    }
+
+    pub(super) fn offer_declined(&mut self, conn: ConnId, not_needed: bool, now: Instant) {
+        let Some(chunks) = self.end_offer(conn) else {
+            return;
+        };
+        let (low, high) = limits::OFFER_BACKOFF_US;
+        let wait_us = self.rng.between(low, high);
+        if let Some(peer) = self.peers.get_mut(conn) {
+            if not_needed {
+                // There may be others that it needs: a third of the wait.
+                peer.offer_after = Instant(now.0 + wait_us / 3);
+                for index in chunks {
+                    peer.not_needed.set(index);
+                }
+            } else {
+                peer.offer_after = Instant(now.0 + wait_us);
+            }
+        }
+    }
+
+    /// What was offered to this peer and not answered, which no longer counts.
+    pub(super) fn end_offer(&mut self, conn: ConnId) -> Option<Vec<ChunkIndex>> {
+        let (chunks, _) = self.peers.get_mut(conn)?.offered.take()?;
+        self.offers -= 1;
+        self.may_offer_more = true;
+        Some(chunks)
+    }
+
+    fn end_unanswered(&mut self, now: Instant) {
+        for peer in self.peers.iter_mut() {
+            match peer.offered {
+                Some((_, until)) if until <= now => {
+                    peer.offered = None;
+                    peer.offer_after = now + limits::OFFER_TIMEOUT;
+                    self.offers -= 1;
+                }
+                Some((_, until)) => {
+                    self.offer_again_at =
+                        Some(self.offer_again_at.map_or(until, |at| at.min(until)));
+                }
+                None => {}
+            }
+        }
+    }
+}
