@@ -84,11 +84,13 @@ impl Flights {
         Some(self.flights.swap_remove(position))
     }
 
-    /// Flights that are not older than `patience`.
-    pub(crate) fn punctual(&self, now: Instant, patience: Duration) -> usize {
+    /// Flights that have begun and are not older than `patience`, and those that have not and are
+    /// not older than `answer`.
+    pub(crate) fn punctual(&self, now: Instant, patience: Duration, answer: Duration) -> usize {
+        let limit = |flight: &Flight| if flight.started { patience } else { answer };
         self.flights
             .iter()
-            .filter(|flight| now.since(flight.since) < patience)
+            .filter(|flight| now.since(flight.since) < limit(flight))
             .count()
     }
 

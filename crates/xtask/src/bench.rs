@@ -131,7 +131,7 @@ fn measure_all(args: &Args) -> anyhow::Result<Report> {
             server: directory.join("rootswarm"),
             agent: directory.join("rootswarm-agent"),
         }),
-        // As they are shipped: the agent static and small, not as fast as it could be.
+        // As they are shipped: the agent static.
         (true, None) => Some(Binaries::build(&build_logs()?)?),
     };
     let timeout = args

@@ -31,11 +31,17 @@ impl Node {
         self.look_again_at = self.flights.next_overdue(now, self.patience());
     }
 
-    /// Whether fewer than `room` chunks are in flight. What is overdue does not count, within
-    /// reason: a peer that fell silent must not take the place of others until its deadline.
+    /// Whether fewer than `room` chunks are in flight. Within reason, what is overdue does not
+    /// count, because a peer that fell silent must not take the place of others until its deadline;
+    /// and neither does what has not begun in [`limits::PROMPT_ANSWER`], because on links with long
+    /// queues half of the requests are on their way, and their places would lie idle meanwhile.
     pub(super) fn has_room(&self, room: usize, now: Instant) -> bool {
         self.flights.len() < room
-            || (self.flights.len() < room * 2 && self.flights.punctual(now, self.patience()) < room)
+            || (self.flights.len() < room * 2
+                && self
+                    .flights
+                    .punctual(now, self.patience(), limits::PROMPT_ANSWER)
+                    < room)
     }
 
     /// How much to keep in flight.
