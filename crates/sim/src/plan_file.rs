@@ -112,7 +112,7 @@ pub fn read(path: &Path, small: bool, overrides: &[Override]) -> Result<Plan, Pl
 /// The same from a text; `path` is for messages, and its stem the plan's name.
 ///
 /// # Errors
-/// As [`read`]. A bad `small` section is refused even if it is not wanted.
+/// As the function that reads a file. A bad `small` section is refused even if it is not wanted.
 pub fn parse(
     path: &Path,
     text: &str,
