@@ -106,14 +106,8 @@ impl Checkers {
         }
     }
 
-    /// Nothing is held that was not verified, and nothing verified is forgotten; what is under
-    /// way is bounded.
-    pub(crate) fn after(&mut self, host: usize, node: &Node, outputs: u32, now: Instant) {
-        self.now = now;
-        let (held, verified) = (node.have().count(), self.books[host].held.count());
-        if held != verified {
-            self.violated(host, format!("holds {held} chunks of {verified} verified"));
-        }
+    /// What is under way is bounded.
+    pub(crate) fn after(&mut self, host: usize, node: &Node, outputs: u32) {
         let (in_flight, most) = (node.in_flight(), limits::IN_FLIGHT_MAX + limits::PUSHES_MAX);
         if in_flight > most {
             self.violated(
@@ -123,6 +117,15 @@ impl Checkers {
         }
         if outputs > OUTPUTS_MAX {
             self.violated(host, format!("{outputs} outputs to one input"));
+        }
+    }
+
+    /// Nothing is held that was not verified, and nothing verified is forgotten. Asked when a chunk
+    /// has ended, and of everybody at the end: a difference does not go away by itself.
+    pub(crate) fn holds_what_was_verified(&mut self, host: usize, node: &Node) {
+        let (held, verified) = (node.have().count(), self.books[host].held.count());
+        if held != verified {
+            self.violated(host, format!("holds {held} chunks of {verified} verified"));
         }
     }
 

@@ -12,7 +12,7 @@
 //! - `mixed`: small swarms with mixtures of faults by chance;
 //! - `world`: the hosts, the connections and what the transport would do;
 //! - `nic`: the links, as arithmetic;
-//! - `events`: the queue of what happens next, a calendar;
+//! - `events`: the queue of what happens next, a calendar; `slots` what its events carry;
 //! - `faults`: what goes wrong on purpose, and proof that it did;
 //! - `checkers`: what must never happen, watched from outside the world;
 //! - `metrics`: how long it took, over the bound of the fluid model;
@@ -36,6 +36,7 @@ mod plan_file;
 mod plans;
 mod progress;
 mod quantity;
+mod slots;
 mod world;
 
 pub use checkers::Violation;

@@ -109,9 +109,9 @@ impl Uplink {
 /// A burst that is arriving.
 #[derive(Clone, Copy, Debug)]
 struct Inflow {
-    first_ns: u64,
     last_ns: u64,
-    work_ns: u64,
+    /// The link's time that arrives in a nanosecond.
+    slope: f64,
 }
 
 /// What arrives at a host, or at a rack, in the order of arrival.
@@ -123,6 +123,11 @@ pub(crate) struct Port {
     /// The last control packet has been received by then.
     control_ns: u64,
     arriving: Vec<Inflow>,
+    /// What `arriving` adds up to at any time before `valid_until_ns`: the part to come is
+    /// `offset - slope * time`. So a control packet asks two numbers, not a list.
+    slope: f64,
+    offset: f64,
+    valid_until_ns: u64,
     /// The longest queue that a burst met.
     pub(crate) queued_bytes_max: u64,
 }
@@ -141,6 +146,9 @@ impl Port {
             free_ns: 0,
             control_ns: 0,
             arriving: Vec::new(),
+            slope: 0.0,
+            offset: 0.0,
+            valid_until_ns: u64::MAX,
             queued_bytes_max: 0,
         }
     }
@@ -158,13 +166,17 @@ impl Port {
         if self.free_ns <= now_ns {
             // Nothing that arrived before counts any more, at whatever pace it goes on arriving.
             self.arriving.clear();
+            self.add_up();
         }
         self.free_ns = self.free_ns.max(now_ns) + work_ns;
-        self.arriving.push(Inflow {
-            first_ns: now_ns,
-            last_ns,
-            work_ns,
-        });
+        if last_ns > now_ns {
+            let inflow = Inflow {
+                last_ns,
+                slope: work_ns as f64 / inflow_ns as f64,
+            };
+            self.arriving.push(inflow);
+            self.add(inflow);
+        }
         let queued = self.rate.bytes(self.free_ns.saturating_sub(last_ns));
         self.queued_bytes_max = self.queued_bytes_max.max(queued);
         Passage {
@@ -196,22 +208,31 @@ impl Port {
         if committed_ns == 0 {
             return 0;
         }
-        self.arriving.retain(|inflow| inflow.last_ns > now_ns);
-        let to_come_ns: f64 = self
-            .arriving
-            .iter()
-            .map(|inflow| {
-                let span_ns = inflow.last_ns - inflow.first_ns;
-                let left_ns = (inflow.last_ns - now_ns).min(span_ns);
-                inflow.work_ns as f64 * left_ns as f64 / span_ns as f64
-            })
-            .sum();
+        if now_ns >= self.valid_until_ns {
+            self.arriving.retain(|inflow| inflow.last_ns > now_ns);
+            self.add_up();
+        }
+        let to_come_ns = self.offset - self.slope * now_ns as f64;
         committed_ns.saturating_sub(to_come_ns.ceil() as u64)
+    }
+
+    fn add_up(&mut self) {
+        (self.slope, self.offset, self.valid_until_ns) = (0.0, 0.0, u64::MAX);
+        for place in 0..self.arriving.len() {
+            self.add(self.arriving[place]);
+        }
+    }
+
+    fn add(&mut self, inflow: Inflow) {
+        self.slope += inflow.slope;
+        self.offset += inflow.slope * inflow.last_ns as f64;
+        self.valid_until_ns = self.valid_until_ns.min(inflow.last_ns);
     }
 
     /// The host's memory of what waits in the network's queues is gone.
     pub(crate) fn clear(&mut self) {
         self.arriving.clear();
+        self.add_up();
         self.free_ns = 0;
         self.control_ns = 0;
     }

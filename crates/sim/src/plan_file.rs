@@ -54,6 +54,14 @@ pub enum PlanError {
         /// The names there are.
         known: String,
     },
+    /// A value for a plan that has no fields.
+    #[error("plan {name:?} is drawn from the seed: expected no other values, found {found}")]
+    Drawn {
+        /// The plan.
+        name: &'static str,
+        /// What was given.
+        found: String,
+    },
     /// A value given beside the plan is not of the form `KEY=VALUE`.
     #[error("bad value {0:?}: expected KEY=VALUE, as in nodes=1000 or links.seed=10Gbit")]
     Override(String),
@@ -112,7 +120,8 @@ pub fn read(path: &Path, small: bool, overrides: &[Override]) -> Result<Plan, Pl
 /// The same from a text; `path` is for messages, and its stem the plan's name.
 ///
 /// # Errors
-/// As the function that reads a file. A bad `small` section is refused even if it is not wanted.
+/// Text that is no TOML, or a field that is missing, unknown or out of range; in the `small` section
+/// too, even if it is not wanted.
 pub fn parse(
     path: &Path,
     text: &str,

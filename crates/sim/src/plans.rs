@@ -32,11 +32,11 @@ impl Source {
     /// No such plan, or values for [`MIXED`], which takes none. Nothing is read yet.
     pub fn find(name: &str, small: bool, overrides: Vec<Override>) -> Result<Self, PlanError> {
         if name == MIXED {
-            return match overrides.first() {
-                None if !small => Ok(Source::Mixed),
-                given => Err(PlanError::Override(
-                    given.map_or("small".to_owned(), |given| given.text().to_owned()),
-                )),
+            let given = overrides.first().map(|given| given.text().to_owned());
+            let given = given.or(small.then(|| "--small".to_owned()));
+            return match given {
+                None => Ok(Source::Mixed),
+                Some(found) => Err(PlanError::Drawn { name: MIXED, found }),
             };
         }
         let named = directory().join(format!("{name}.toml"));

@@ -20,6 +20,7 @@ use crate::metrics::{Outcome, Traffic};
 use crate::nic::{Port, Rate, Uplink, UploadKey};
 use crate::plan::{Arrivals, Holders, Plan};
 use crate::progress::Progress;
+use crate::slots::Slots;
 use chunk::{Burst, Upload};
 use ending::STALL_CHECK_NS;
 use rack::Rack;
@@ -30,7 +31,7 @@ use rootswarm_swarm::{
 };
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use wire::{Conn, Packets};
+use wire::{Conn, Packet};
 
 /// Host 0 is the seed.
 pub(crate) const SEED: usize = 0;
@@ -42,9 +43,9 @@ pub(crate) enum Event {
     Wake(u32),
     UplinkFree(u32),
     /// A burst reaches the link into its receiver's rack.
-    BurstEntersRack(Burst),
+    BurstEntersRack(u32),
     /// A burst reaches its receiver's link.
-    Burst(Burst),
+    Burst(u32),
     /// A control packet reaches the link into its receiver's rack.
     EntersRack(u32),
     /// A control packet reaches its receiver's link.
@@ -53,10 +54,8 @@ pub(crate) enum Event {
     Deliver(u32),
     ChunkStarted(UploadKey),
     WindowOpens(UploadKey),
-    BytesLost {
-        upload: UploadKey,
-        bytes: u32,
-    },
+    /// A sender learns that some of what it sent got lost.
+    BytesLost(u32),
     UploadOver {
         upload: UploadKey,
         outcome: UploadOutcome,
@@ -98,8 +97,6 @@ pub(crate) struct Host {
     pub(crate) role: Role,
     pub(crate) addr: SocketAddr,
     pub(crate) verifier_free_ns: u64,
-    /// When the wake-up that counts is due.
-    pub(crate) wake_ns: u64,
     pub(crate) started_ns: u64,
     pub(crate) finished_ns: Option<u64>,
     pub(crate) conns: Vec<u32>,
@@ -133,11 +130,17 @@ pub(crate) struct World<'a> {
     pub(crate) up: Vec<Uplink>,
     pub(crate) down: Vec<Port>,
     pub(crate) traffic: Vec<Traffic>,
+    /// When the wake-up that counts is due.
+    pub(crate) wake_ns: Vec<u64>,
     pub(crate) by_id: BTreeMap<NodeId, u32>,
     pub(crate) conns: Vec<Conn>,
+    /// Of each connection, which sides have it open.
+    pub(crate) open: Vec<[bool; 2]>,
     pub(crate) uploads: Vec<Upload>,
     pub(crate) free_uploads: Vec<u32>,
-    pub(crate) packets: Packets,
+    /// Control packets, and bursts, on their way.
+    pub(crate) packets: Slots<Packet>,
+    pub(crate) bursts: Slots<Burst>,
     pub(crate) racks: Vec<Rack>,
     /// Of each connection, where packets get lost.
     pub(crate) windows: Vec<[Window; 2]>,
@@ -182,11 +185,14 @@ impl<'a> World<'a> {
             up: Vec::new(),
             down: Vec::new(),
             traffic: Vec::new(),
+            wake_ns: Vec::new(),
             by_id: BTreeMap::new(),
             conns: Vec::new(),
+            open: Vec::new(),
             uploads: Vec::new(),
             free_uploads: Vec::new(),
-            packets: Packets::default(),
+            packets: Slots::default(),
+            bursts: Slots::default(),
             racks: rack::racks(plan),
             windows: Vec::new(),
             checkers: Checkers::new(geometry),
@@ -220,6 +226,7 @@ impl<'a> World<'a> {
                 .down
                 .push(Port::new(Rate::new(link.down_bits, plan.efficiency)));
             world.traffic.push(Traffic::default());
+            world.wake_ns.push(u64::MAX);
             let at = world.start_ns(number, &mut rng);
             world.events.push(at, Event::Start(number as u32));
         }
@@ -273,7 +280,6 @@ impl<'a> World<'a> {
             role,
             addr: ([10, a, b, c], 7400).into(),
             verifier_free_ns: 0,
-            wake_ns: u64::MAX,
             started_ns: 0,
             finished_ns: None,
             conns: Vec::new(),
@@ -340,7 +346,7 @@ impl<'a> World<'a> {
             Event::Deliver(packet) => self.deliver(packet),
             Event::ChunkStarted(upload) => self.chunk_started(upload),
             Event::WindowOpens(upload) => self.window_opens(upload),
-            Event::BytesLost { upload, bytes } => self.bytes_lost(upload, bytes),
+            Event::BytesLost(burst) => self.bytes_lost(burst),
             Event::UploadOver { upload, outcome } => self.upload_over(upload, outcome),
             Event::VerifyDone(upload) => self.verify_done(upload),
             Event::StallCheck => self.stall_check(),
@@ -380,14 +386,18 @@ impl<'a> World<'a> {
         let now = self.now();
         self.checkers.before(host, &input, now);
         self.trace_input(host, &input);
+        let chunk_ended = matches!(input, Input::ChunkEnded { .. });
         self.hosts[host].node.handle(now, input);
         let mut outputs = 0u32;
         while let Some(output) = self.hosts[host].node.poll_output() {
             outputs += 1;
             self.carry_out(host, output);
         }
-        self.checkers
-            .after(host, &self.hosts[host].node, outputs, now);
+        let node = &self.hosts[host].node;
+        self.checkers.after(host, node, outputs);
+        if chunk_ended {
+            self.checkers.holds_what_was_verified(host, node);
+        }
         self.keep_timer(host);
     }
 
@@ -437,8 +447,7 @@ impl<'a> World<'a> {
         if self.states[host] != State::Alive {
             return;
         }
-        let it = &mut self.hosts[host];
-        let due_ns = it.node.next_timeout().0 * 1000;
+        let due_ns = self.hosts[host].node.next_timeout().0 * 1000;
         let due_ns = due_ns.max(self.now_ns).div_ceil(grid) * grid;
         // One more turn of the grid if it is due on the spot: time must pass.
         let due_ns = if due_ns <= self.now_ns {
@@ -446,18 +455,17 @@ impl<'a> World<'a> {
         } else {
             due_ns
         };
-        if due_ns < it.wake_ns {
-            it.wake_ns = due_ns;
+        if due_ns < self.wake_ns[host] {
+            self.wake_ns[host] = due_ns;
             self.events.push(due_ns, Event::Wake(host as u32));
         }
     }
 
     fn wake(&mut self, host: usize) {
-        let it = &mut self.hosts[host];
-        if self.states[host] != State::Alive || it.wake_ns != self.now_ns {
+        if self.states[host] != State::Alive || self.wake_ns[host] != self.now_ns {
             return;
         }
-        it.wake_ns = u64::MAX;
+        self.wake_ns[host] = u64::MAX;
         let now = self.now();
         if self.hosts[host].node.next_timeout() <= now {
             self.input(host, Input::Timeout);
@@ -472,6 +480,7 @@ impl<'a> World<'a> {
         let hosts: Vec<usize> = (1..self.hosts.len()).collect();
         for host in hosts {
             let it = &self.hosts[host];
+            self.checkers.holds_what_was_verified(host, &it.node);
             if self.states[host] != State::Dead {
                 let report = it.node.report(now);
                 let mut banned = Vec::new();

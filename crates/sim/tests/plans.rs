@@ -243,6 +243,11 @@ fn what_makes_no_sense_is_refused() {
         "[small]\nexpect.rack-copies = \"few\"",
         ": expect.rack-copies: invalid type: string \"few\", expected f64",
     );
+    refused(
+        "[small]",
+        "[small]\nfaults = [{ kind = \"slow\" }, { kind = \"slow\" }]",
+        ": faults: found 2 of kind slow, expected at most one",
+    );
     // A bad small section is found by whoever runs the plan as it is.
     refused(
         "nodes = 10\n",
@@ -303,6 +308,12 @@ fn every_named_plan_is_read_and_can_be_replayed() {
         "cargo xtask sim racks --set 'nodes=10' --seed 3"
     );
     assert_eq!(Source::Mixed.replay(3), "cargo xtask sim mixed --seed 3");
+    let given = vec!["nodes=10".parse().expect("a value")];
+    let error = Source::find("mixed", false, given).expect_err("no fields");
+    assert_eq!(
+        error.to_string(),
+        "plan \"mixed\" is drawn from the seed: expected no other values, found nodes=10"
+    );
     let error = Source::find("racs", false, Vec::new()).expect_err("no plan");
     assert!(
         error.to_string().starts_with(

@@ -6,7 +6,7 @@ use super::tables::{
     Links, LostDials, RacksTable, SeedKilled, Slow, Vanish, WhenText,
 };
 use crate::faults::{Fault, When};
-use crate::plan::{Arrivals, Expect, Holders, Link, Plan, Racks};
+use crate::plan::{Arrivals, Expect, Holders, Link, Plan, Racks, burst_for, window_for};
 use crate::quantity::{Rate, Size, Time};
 use rootswarm_image::{ChunkSize, Geometry};
 use serde::de::DeserializeOwned;
@@ -118,6 +118,10 @@ impl Reader<'_> {
             .into_iter()
             .enumerate()
             .partition(|(_, fault)| fault.get("kind").and_then(Value::as_str) == Some("slow"));
+        if slow.len() > 1 {
+            let reason = format!("found {} of kind slow, expected at most one", slow.len());
+            return Err(self.refuse("faults", reason));
+        }
         for (number, fault) in slow.into_iter().chain(others) {
             let fault = self.fault(&plan, fault, &format!("faults[{number}]"))?;
             plan.faults.push(fault);
@@ -135,6 +139,8 @@ impl Reader<'_> {
                 .map_err(|error| self.refuse("chunk", error.to_string()))?,
         };
         plan.chunk_bytes = size.bytes();
+        plan.window_bytes = window_for(plan.chunk_bytes);
+        plan.burst_bytes = burst_for(plan.chunk_bytes);
         let geometry = Geometry::new(plan.image_bytes, size);
         geometry.map_err(|error| self.refuse("chunk", error.to_string()))?;
         Ok(())

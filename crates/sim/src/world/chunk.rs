@@ -116,7 +116,7 @@ impl World<'_> {
         let conn = conn.0 as u32;
         let it = &self.conns[conn as usize];
         let side = it.side_of(host);
-        if !it.open[side] {
+        if !self.open[conn as usize][side] {
             return self.checkers.sent_after_close(host, &index);
         }
         let to = it.hosts[1 - side];
@@ -180,15 +180,14 @@ impl World<'_> {
         self.traffic[host].chunk_bytes_sent += u64::from(bytes);
         self.events
             .push(left.last_ns, Event::UplinkFree(host as u32));
-        let bytes = bytes - self.lose_packets(key, bytes, left.last_ns);
-        let latency_ns = self.latency_ns();
-        let Some(to) = self
-            .upload(key)
-            .map(|upload| upload.to)
-            .filter(|_| bytes > 0)
-        else {
+        let Some(to) = self.upload(key).map(|upload| upload.to) else {
             return;
         };
+        let bytes = bytes - self.lose_packets(key, to, bytes, left.last_ns);
+        if bytes == 0 {
+            return;
+        }
+        let latency_ns = self.latency_ns();
         let at_core = self.burst_to_core(host, to as usize, u64::from(bytes), left);
         let enters = self.enters(host, to as usize).is_some();
         let Some(upload) = self.upload(key) else {
@@ -196,16 +195,16 @@ impl World<'_> {
         };
         let arrival_ns = (at_core.first_ns + latency_ns).max(upload.last_arrival_ns + 1);
         upload.last_arrival_ns = arrival_ns;
-        let burst = Burst {
+        let place = self.bursts.put(Burst {
             upload: key,
             to,
             bytes,
             inflow_us: micros(at_core.last_ns - at_core.first_ns),
-        };
+        });
         let event = if enters {
-            Event::BurstEntersRack(burst)
+            Event::BurstEntersRack(place)
         } else {
-            Event::Burst(burst)
+            Event::Burst(place)
         };
         self.events.push(arrival_ns, event);
     }
@@ -285,12 +284,18 @@ impl World<'_> {
     }
 
     /// The first byte of a burst is here.
-    pub(crate) fn burst(&mut self, burst: Burst) {
+    pub(crate) fn burst(&mut self, place: u32) {
+        let Some(burst) = self.bursts.take(place) else {
+            return;
+        };
         let (host, key) = (burst.to as usize, burst.upload);
         match self.states[host] {
             State::Alive => {}
             // The kernel keeps it; the network's part is over.
-            State::Frozen => return self.hosts[host].held.push(Event::Burst(burst)),
+            State::Frozen => {
+                let place = self.bursts.put(burst);
+                return self.hosts[host].held.push(Event::Burst(place));
+            }
             State::Dead | State::Waiting => return,
         }
         let (bytes, inflow_ns) = (u64::from(burst.bytes), u64::from(burst.inflow_us) * 1000);

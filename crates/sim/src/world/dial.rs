@@ -58,9 +58,8 @@ impl World<'_> {
             return;
         }
         let conn = self.conns.len() as u32;
-        let mut it = Conn::new(from, to);
-        it.open[0] = true;
-        self.conns.push(it);
+        self.conns.push(Conn::new(from, to));
+        self.open.push([true, false]);
         self.hosts[from].conns.push(conn);
         let after_ns = self.plan.latency_us * 1000;
         // Before anything that the dialer sends now: the handshake's last packet carries it.
@@ -82,10 +81,10 @@ impl World<'_> {
                 .push(at_ns, Event::IdleTimeout { conn, side: 0 });
             return;
         }
-        if !self.conns[conn as usize].open[0] {
+        if !self.open[conn as usize][0] {
             return;
         }
-        self.conns[conn as usize].open[1] = true;
+        self.open[conn as usize][1] = true;
         self.hosts[to].conns.push(conn);
         self.connected(conn, to, from, false);
     }

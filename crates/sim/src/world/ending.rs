@@ -56,7 +56,7 @@ impl World<'_> {
     pub(crate) fn shut(&mut self, conn: u32, host: usize) -> bool {
         let it = &mut self.conns[conn as usize];
         let side = it.side_of(host);
-        if !std::mem::replace(&mut it.open[side], false) {
+        if !std::mem::replace(&mut self.open[conn as usize][side], false) {
             return false;
         }
         let keys = it.uploads.clone();

@@ -93,7 +93,10 @@ impl World<'_> {
     }
 
     /// A burst is at the link into its receiver's rack.
-    pub(crate) fn burst_enters_rack(&mut self, burst: Burst) {
+    pub(crate) fn burst_enters_rack(&mut self, place: u32) {
+        let Some(burst) = self.bursts.take(place) else {
+            return;
+        };
         let Some(rack) = self.rack_of(burst.to as usize) else {
             return;
         };
@@ -105,16 +108,18 @@ impl World<'_> {
             inflow_us: micros(passage.last_ns - passage.first_ns),
             ..burst
         };
-        self.events.push(passage.first_ns, Event::Burst(burst));
+        let place = self.bursts.put(burst);
+        self.events.push(passage.first_ns, Event::Burst(place));
     }
 
     /// The same for a control packet.
     pub(crate) fn control_enters_rack(&mut self, slot: u32) {
-        let Some((to, bytes)) = self.packets.weigh(slot) else {
+        let Some(packet) = self.packets.get(slot) else {
             return;
         };
+        let (to, bytes) = (packet.to as usize, u64::from(packet.bytes));
         if let Some(rack) = self.rack_of(to) {
-            let at_ns = self.racks[rack].into.pass(u64::from(bytes), self.now_ns);
+            let at_ns = self.racks[rack].into.pass(bytes, self.now_ns);
             self.events.push(at_ns, Event::Arrive(slot));
         }
     }

@@ -7,6 +7,7 @@
 //! to the plan's. A window begins at the plan's: there is no slow start, with or without loss.
 //! Control packets come later by as much, and those behind them on their stream wait.
 
+use super::chunk::Burst;
 use super::{Event, World, chance};
 use crate::faults::Happening;
 use crate::nic::UploadKey;
@@ -29,7 +30,13 @@ pub(crate) struct Window {
 
 impl World<'_> {
     /// Draws which packets of a burst get lost that has left by `left_ns`. Returns their bytes.
-    pub(super) fn lose_packets(&mut self, key: UploadKey, bytes: u32, left_ns: u64) -> u32 {
+    pub(super) fn lose_packets(
+        &mut self,
+        upload: UploadKey,
+        to: u32,
+        bytes: u32,
+        left_ns: u64,
+    ) -> u32 {
         if self.plan.loss <= 0.0 {
             return 0;
         }
@@ -44,16 +51,22 @@ impl World<'_> {
         (0..lost).for_each(|_| self.sometimes.note(Happening::PacketLost));
         let lost_bytes = (lost * PACKET_BYTES).min(bytes);
         let known_ns = left_ns + self.detection_ns();
-        let event = Event::BytesLost {
-            upload: key,
+        let place = self.bursts.put(Burst {
+            upload,
+            to,
             bytes: lost_bytes,
-        };
-        self.events.push(known_ns, event);
+            inflow_us: 0,
+        });
+        self.events.push(known_ns, Event::BytesLost(place));
         lost_bytes
     }
 
     /// A sender learns that some of what it sent did not arrive.
-    pub(crate) fn bytes_lost(&mut self, key: UploadKey, bytes: u32) {
+    pub(crate) fn bytes_lost(&mut self, place: u32) {
+        let Some(lost) = self.bursts.take(place) else {
+            return;
+        };
+        let key = lost.upload;
         let Some(upload) = self.upload(key) else {
             return;
         };
@@ -61,7 +74,7 @@ impl World<'_> {
             return;
         }
         let (conn, host) = (upload.conn, upload.from as usize);
-        upload.sent -= bytes;
+        upload.sent -= lost.bytes;
         self.halve_window(conn, host);
         self.resume(key);
     }

@@ -115,8 +115,10 @@ impl World<'_> {
         self.states[host] = State::Dead;
         self.up[host].silence();
         for event in std::mem::take(&mut self.hosts[host].held) {
-            if let Event::Arrive(packet) | Event::Deliver(packet) = event {
-                self.packets.take(packet);
+            match event {
+                Event::Arrive(packet) | Event::Deliver(packet) => drop(self.packets.take(packet)),
+                Event::Burst(burst) => drop(self.bursts.take(burst)),
+                _ => {}
             }
         }
         self.await_silence(host);
@@ -142,7 +144,7 @@ impl World<'_> {
         self.states[host] = State::Frozen;
         match for_us {
             Some(for_us) => {
-                self.hosts[host].wake_ns = u64::MAX;
+                self.wake_ns[host] = u64::MAX;
                 self.events
                     .push(self.now_ns + for_us * 1000, Event::Thaw(host as u32));
             }
@@ -159,8 +161,8 @@ impl World<'_> {
         self.states[host] = State::Alive;
         // Its own idle timers have run out too where the others' have.
         for conn in self.hosts[host].conns.clone() {
-            let it = &self.conns[conn as usize];
-            if !it.open[1 - it.side_of(host)] {
+            let side = self.conns[conn as usize].side_of(host);
+            if !self.open[conn as usize][1 - side] {
                 self.lose(conn, host);
             }
         }
@@ -176,8 +178,8 @@ impl World<'_> {
         let host = it.hosts[side as usize] as usize;
         let silent = it.hosts[1 - side as usize] as usize;
         let gone = matches!(self.states[silent], State::Dead | State::Frozen)
-            || !self.conns[conn as usize].open[1 - side as usize];
-        if gone && it.open[side as usize] && self.states[host] != State::Dead {
+            || !self.open[conn as usize][1 - side as usize];
+        if gone && self.open[conn as usize][side as usize] && self.states[host] != State::Dead {
             self.sometimes.note(Happening::IdleTimeout);
             if self.states[host] == State::Frozen {
                 let event = Event::IdleTimeout { conn, side };
@@ -205,7 +207,7 @@ impl World<'_> {
         };
         self.hosts[SEED].node = Node::new(config, self.now());
         self.states[SEED] = State::Alive;
-        self.hosts[SEED].wake_ns = u64::MAX;
+        self.wake_ns[SEED] = u64::MAX;
         self.down[SEED].clear();
         self.keep_timer(SEED);
     }

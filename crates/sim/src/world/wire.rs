@@ -15,7 +15,6 @@ const MESSAGE_OVERHEAD_BYTES: usize = 60;
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) hosts: [u32; 2],
-    pub(crate) open: [bool; 2],
     /// When the last control packet towards each side arrives: they keep their order.
     last_arrival_ns: [u64; 2],
     pub(crate) uploads: Vec<UploadKey>,
@@ -25,7 +24,6 @@ impl Conn {
     pub(crate) fn new(from: usize, to: usize) -> Self {
         Self {
             hosts: [from as u32, to as u32],
-            open: [false, false],
             last_arrival_ns: [0, 0],
             uploads: Vec::new(),
         }
@@ -39,9 +37,11 @@ impl Conn {
 /// A control packet on its way.
 #[derive(Debug)]
 pub(crate) struct Packet {
-    to: u32,
+    pub(super) to: u32,
     /// What it weighs on a link, headers not counted where [`crate::Plan::efficiency`] has them.
-    bytes: u32,
+    pub(super) bytes: u32,
+    /// Which side of its connection it goes to.
+    side: u8,
     body: Body,
 }
 
@@ -64,40 +64,6 @@ pub(crate) enum Body {
     Close {
         conn: u32,
     },
-}
-
-/// Packets on their way, found by their place: events stay small.
-#[derive(Debug, Default)]
-pub(crate) struct Packets {
-    slots: Vec<Option<Packet>>,
-    free: Vec<u32>,
-}
-
-impl Packets {
-    fn put(&mut self, packet: Packet) -> u32 {
-        match self.free.pop() {
-            Some(slot) => {
-                self.slots[slot as usize] = Some(packet);
-                slot
-            }
-            None => {
-                self.slots.push(Some(packet));
-                self.slots.len() as u32 - 1
-            }
-        }
-    }
-
-    /// Where a packet goes and what it weighs.
-    pub(super) fn weigh(&self, slot: u32) -> Option<(usize, u32)> {
-        let packet = self.slots.get(slot as usize)?.as_ref()?;
-        Some((packet.to as usize, packet.bytes))
-    }
-
-    pub(crate) fn take(&mut self, slot: u32) -> Option<Packet> {
-        let packet = self.slots.get_mut(slot as usize)?.take()?;
-        self.free.push(slot);
-        Some(packet)
-    }
 }
 
 /// A number's bytes in the wire format: a byte, or one that says how many follow.
@@ -160,7 +126,7 @@ impl World<'_> {
     pub(crate) fn send_control(&mut self, host: usize, conn: u32, bytes: usize, body: Body) {
         let it = &self.conns[conn as usize];
         let side = it.side_of(host);
-        if !it.open[side] {
+        if !self.open[conn as usize][side] {
             self.checkers.sent_after_close(host, &body);
             return;
         }
@@ -173,7 +139,12 @@ impl World<'_> {
         let left_ns = self.control_to_core(host, to as usize, u64::from(bytes), left_ns);
         let arrival_ns = left_ns + self.latency_ns() + self.repeats_ns();
         let arrival_ns = self.in_order(&body, conn, 1 - side, arrival_ns);
-        let slot = self.packets.put(Packet { to, bytes, body });
+        let slot = self.packets.put(Packet {
+            to,
+            bytes,
+            side: 1 - side as u8,
+            body,
+        });
         let event = match self.enters(host, to as usize) {
             Some(_) => Event::EntersRack(slot),
             None => Event::Arrive(slot),
@@ -200,9 +171,10 @@ impl World<'_> {
 
     /// A control packet has reached its host's link.
     pub(crate) fn arrive(&mut self, slot: u32) {
-        let Some((host, bytes)) = self.packets.weigh(slot) else {
+        let Some(packet) = self.packets.get(slot) else {
             return;
         };
+        let (host, bytes) = (packet.to as usize, packet.bytes);
         match self.states[host] {
             State::Alive => match self.down[host].control(u64::from(bytes), self.now_ns) {
                 None => self.deliver(slot),
@@ -218,7 +190,7 @@ impl World<'_> {
 
     /// A control packet has been received.
     pub(crate) fn deliver(&mut self, slot: u32) {
-        let Some((host, _)) = self.packets.weigh(slot) else {
+        let Some(host) = self.packets.get(slot).map(|packet| packet.to as usize) else {
             return;
         };
         if self.states[host] == State::Frozen {
@@ -231,15 +203,16 @@ impl World<'_> {
         if self.states[host] != State::Alive {
             return;
         }
+        let side = usize::from(packet.side);
         match packet.body {
             Body::Hello { conn, hello } => {
-                if self.is_open(conn, host) {
+                if self.open[conn as usize][side] {
                     let (conn, hello) = (Self::input_conn(conn), *hello);
                     self.input(host, Input::Hello { conn, hello });
                 }
             }
             Body::Message { conn, message } => {
-                if self.is_open(conn, host) {
+                if self.open[conn as usize][side] {
                     let conn = Self::input_conn(conn);
                     self.input(host, Input::Message { conn, message });
                 }
@@ -256,8 +229,7 @@ impl World<'_> {
     }
 
     pub(crate) fn is_open(&self, conn: u32, host: usize) -> bool {
-        let it = &self.conns[conn as usize];
-        it.open[it.side_of(host)]
+        self.open[conn as usize][self.conns[conn as usize].side_of(host)]
     }
 }
 

@@ -5,6 +5,8 @@
 //! Of the settings tried here its own did best, last node over the bound in 8x100: 1.92; 64 KiB
 //! pieces 1.84; 16 upload slots 2.20; longer request queues 2.05; fastest-upload choking 2.07; the
 //! preset `high_performance_seed` 2.59; super-seeding 2.67, though with 1.06 copies from the seed.
+//! It connects to new peers at its ticks of half a second only, which one node alone shows: ticks of
+//! 100 ms give 1.35 instead of 1.77 in 1x1000, but 2.6 s instead of 1.6 s in 4xmax.
 
 use std::path::Path;
 use std::process::Command;
