@@ -20,7 +20,7 @@ impl Node {
         if self.role == Role::Seed || self.picker.is_complete() {
             return self.sate();
         }
-        while self.has_room(self.room() - self.kept_for_offers(), now) {
+        while self.has_room(self.room() - limits::KEPT_FOR_OFFERS, now) {
             let Some((conn, index)) = self.choose(now) else {
                 return self.starve(now);
             };
@@ -51,11 +51,6 @@ impl Node {
         } else {
             limits::IN_FLIGHT
         }
-    }
-
-    /// Places in flight that are not filled by asking. A node alone with a seed is offered nothing.
-    fn kept_for_offers(&self) -> usize {
-        limits::IN_FLIGHT - limits::IN_FLIGHT_PULLED
     }
 
     /// A flight that lasts longer is overdue.

@@ -2,9 +2,8 @@
 //!
 //! An uplink that idles is lost, and only its owner knows that it idles. So a node with a free slot
 //! offers the rarest chunk that a neighbour lacks, and among those that lack an equally rare one the
-//! neighbour that holds least. In the simulator that halves what the start of a swarm costs (chunks
-//! double their holders sooner, because the rarest goes first) and closes the gap between the median
-//! node and the last one, which asking alone left at 1.5 to 3 %. Whoever has more room than it is
+//! neighbour that holds least. In the simulator the last of 400 nodes (1 GB) ends at 1.042 of the bound
+//! instead of 1.071, and 0.2 % after the median one instead of 2 %. Whoever has more room than it is
 //! offered asks as before (see `fetching`).
 
 use super::{CloseReason, Node};

@@ -290,7 +290,7 @@ fn itself_and_too_many_are_sent_away() {
 fn a_corrupt_chunk_bans_its_sender_for_good() {
     let mut bench = Bench::new(Role::Peer, some(&[]));
     let asked = requests(&bench.meet(1, Role::Peer, Have::Everything));
-    assert_eq!(asked.len(), limits::IN_FLIGHT_PULLED);
+    assert_eq!(asked.len(), limits::IN_FLIGHT - limits::KEPT_FOR_OFFERS);
     bench.started(1, asked[0].1);
     let outputs = bench.ended(1, asked[0].1, ChunkOutcome::Corrupt);
     assert_eq!(closes(&outputs), [(1, CloseReason::Banned)]);
