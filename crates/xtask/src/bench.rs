@@ -13,6 +13,8 @@ use rootswarm_tests::packages;
 use rootswarm_tests::scratch::Scratch;
 use rootswarm_tests::vm::binaries::{Binaries, target_directory, workspace_root};
 
+use crate::print;
+
 /// The length of the Debian squashfs whose figures are known for other tools.
 const IMAGE_BYTES: u64 = 96_301_056;
 
@@ -66,7 +68,6 @@ pub struct Args {
 ///
 /// # Errors
 /// When something cannot be installed, built, read or written, or a run gave no figure.
-#[allow(clippy::print_stdout)] // A command that people run.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let report = if args.from.is_empty() {
         measure_all(args)?
@@ -74,7 +75,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let reports = args.from.iter().map(|path| Report::read(path));
         Report::merge(reports.collect::<Result<Vec<_>, _>>()?)?
     };
-    println!("{}", terminal(&report));
+    print::line(terminal(&report))?;
     if let Some(path) = &args.json {
         write(path, &report.to_json()?)?;
     }

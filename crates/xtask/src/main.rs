@@ -1,8 +1,10 @@
-//! `cargo xtask`: the demo, the tests, the bench, the simulator and the size check. This file only chooses between them.
+//! `cargo xtask`: the demo, the tests, the bench, the simulator and the size check. This file only
+//! chooses between them.
 
 mod bench;
 mod demo;
 mod predict;
+mod print;
 mod sim;
 mod size;
 mod test;
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if print::reader_is_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // One line: the causes after the effect.
             eprintln!("xtask: {error:#}");

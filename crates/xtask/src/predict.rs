@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use rootswarm_sim::{Plan, Source};
 use rootswarm_tests::bench::{Case, Outcome, Report, Spread, Tool, default_cases};
 
-use crate::bench;
+use crate::{bench, print};
 
 /// The cases that the simulator has to predict: the first so many of the bench's own.
 const CASES: usize = 3;
@@ -59,7 +59,6 @@ impl Prediction {
 ///
 /// # Errors
 /// A case that was not measured, a run that failed, or a deviation of more than 10 %.
-#[allow(clippy::print_stdout)] // A command that people run.
 pub fn run(args: Args) -> anyhow::Result<()> {
     ensure!(args.seeds > 0, "--seeds 0: expected at least 1");
     let cases: Vec<Case> = default_cases().into_iter().take(CASES).collect();
@@ -69,15 +68,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let reports = args.measured.iter().map(|path| Report::read(path));
         Report::merge(reports.collect::<Result<Vec<_>, _>>()?)?
     };
-    println!("measured: {}", report.machine);
-    println!(
+    print::line(format_args!("measured: {}", report.machine))?;
+    print::line(format_args!(
         "{:12} {:>24} {:>24} {:>10}",
         "case", "measured last/T*", "simulated last/T*", "deviation"
-    );
+    ))?;
     let mut beyond = Vec::new();
     for case in cases {
         let prediction = predict(&report, case, args.seeds)?;
-        println!(
+        print::line(format_args!(
             "{:12} {:>24} {:>24} {:>+9.1}%  {}",
             case.to_string(),
             show(&prediction.measured),
@@ -88,7 +87,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             } else {
                 "beyond 10 %"
             }
-        );
+        ))?;
         if !prediction.is_within() {
             beyond.push(case.to_string());
         }

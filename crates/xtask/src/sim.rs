@@ -16,6 +16,8 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use rootswarm_sim::{MIXED, Outcome, Override, Plan, Source, named_plans};
 
+use crate::print;
+
 /// The word in a plan's place that prints what plans there are.
 const LIST: &str = "list";
 
@@ -84,7 +86,6 @@ impl Run {
 /// # Errors
 /// A plan that cannot be read, a file that cannot be written, a run with a violation or with nodes
 /// that did not finish.
-#[allow(clippy::print_stdout, clippy::print_stderr)] // A command that people run.
 pub fn run(args: Args) -> anyhow::Result<()> {
     if args.plan == LIST {
         return list();
@@ -95,29 +96,31 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let source = Source::find(&args.plan, args.small, overrides)?;
     let first = source.plan(args.seed)?;
-    println!("$ {} --seeds {}", source.replay(args.seed), args.seeds);
-    println!("{}", table::describe(&first, &source));
+    let command = source.replay(args.seed);
+    print::line(format_args!("$ {command} --seeds {}", args.seeds))?;
+    print::line(table::describe(&first, &source))?;
     let jobs = args.jobs.map_or_else(|| jobs(&first), NonZeroUsize::get);
     let jobs = jobs.min(usize::try_from(args.seeds).unwrap_or(usize::MAX));
 
-    println!("{}", table::heading(&first));
+    print::line(table::heading(&first))?;
     let mut runs = Vec::new();
     run_all(&source, args.seed, args.seeds, jobs, |run| {
         if args.seeds <= ROWS_MAX || !run.is_sound() {
-            println!("{}", table::row(&run));
+            print::line(table::row(&run))?;
         }
         for violation in run.outcome.violations.iter().take(5) {
-            println!("    {violation}");
+            print::line(format_args!("    {violation}"))?;
         }
         if !run.is_sound() {
-            println!("    again: {}", source.replay(run.seed));
+            print::line(format_args!("    again: {}", source.replay(run.seed)))?;
         }
         runs.push(run);
+        Ok(())
     })?;
     if runs.len() > 1 {
-        println!("{}", table::worst(&runs));
+        print::line(table::worst(&runs))?;
     }
-    println!("{}", table::footer(&runs, jobs));
+    print::line(table::footer(&runs, jobs))?;
     if let (Some(path), Some(run)) = (&args.svg, runs.first()) {
         std::fs::write(path, plot::svg(run))
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -136,13 +139,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[allow(clippy::print_stdout)] // A command that people run.
 fn list() -> anyhow::Result<()> {
     for name in named_plans()? {
         let plan = Source::find(&name, false, Vec::new())?.plan(1)?;
-        println!("{name:20} {}", plan.about);
+        print::line(format_args!("{name:20} {}", plan.about))?;
     }
-    println!("{MIXED:20} a small swarm with a mixture of faults, another for each seed");
+    print::line(format_args!(
+        "{MIXED:20} a small swarm with a mixture of faults, another for each seed"
+    ))?;
     Ok(())
 }
 
@@ -152,7 +156,7 @@ fn run_all(
     first: u64,
     count: u64,
     jobs: usize,
-    mut finished: impl FnMut(Run),
+    mut finished: impl FnMut(Run) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let count = usize::try_from(count).context("more seeds than this machine can count")?;
     let next = AtomicUsize::new(0);
@@ -180,7 +184,7 @@ fn run_all(
         for (number, run) in receiver {
             early.insert(number, run?);
             while let Some(run) = early.remove(&due) {
-                finished(run);
+                finished(run)?;
                 due += 1;
             }
         }

@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use rootswarm_tests::vm::binaries::Binaries;
 
 use crate::bench::build_logs;
+use crate::print;
 
 /// Every node loads this on every boot, from one host.
 const LIMIT_BYTES: u64 = 2_500_000;
@@ -16,7 +17,6 @@ const LIMIT_BYTES: u64 = 2_500_000;
 pub struct Args {}
 
 /// Builds, compresses as an initrd is compressed, prints both sizes.
-#[allow(clippy::print_stdout)] // A command that people run.
 pub fn run(_args: Args) -> anyhow::Result<()> {
     rootswarm_tests::packages::ensure(&[("zstd", "zstd")])?;
     let agent = Binaries::build(&build_logs()?)?.agent;
@@ -34,10 +34,10 @@ pub fn run(_args: Args) -> anyhow::Result<()> {
         agent.display()
     );
     let compressed_bytes = compressed.stdout.len() as u64;
-    println!(
+    print::line(format_args!(
         "{}: {bytes} bytes, {compressed_bytes} bytes with zstd -19 (limit {LIMIT_BYTES})",
         agent.display()
-    );
+    ))?;
     if compressed_bytes > LIMIT_BYTES {
         bail!(
             "the agent is {} bytes over its limit",
