@@ -64,7 +64,9 @@ impl Classified for SwarmError {
             SwarmError::NoAnchor => Exit::Refused,
             SwarmError::Node(error) => exit_of_node(error),
             SwarmError::Join(error) => match error {
-                JoinError::Unreachable { .. } | JoinError::Protocol { .. } => Exit::Network,
+                JoinError::Unreachable { .. }
+                | JoinError::Undecided { .. }
+                | JoinError::Protocol { .. } => Exit::Network,
                 JoinError::NoSeeds => Exit::BadInput,
                 JoinError::Trust { .. } | JoinError::Tag { .. } | JoinError::PinMismatch { .. } => {
                     Exit::Refused

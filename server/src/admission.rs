@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use rootswarm_swarm::NodeId;
+
 use crate::network::{self, Cidr};
 use crate::token::{TokenRefusal, Tokens, Use, now_unix_s};
 
@@ -114,21 +116,21 @@ impl Admission {
         }
     }
 
-    /// Whether `token` would admit, where one is needed. Uses nothing up.
-    pub fn check_token(&self, token: Option<&str>) -> Result<(), NotAdmitted> {
+    /// Whether `token` would admit `node`, where one is needed. Uses nothing up.
+    pub fn check_token(&self, token: Option<&str>, node: NodeId) -> Result<(), NotAdmitted> {
         if self.mode == AdmissionMode::Open {
             return Ok(());
         }
-        self.decide(self.tokens.check(token, now_unix_s()))
+        self.decide(self.tokens.check(token, Some(node), now_unix_s()))
             .map(drop)
     }
 
-    /// Admits the bearer of `token`, where one is needed; a one-time token is used up by it.
-    pub fn consume_token(&self, token: Option<&str>) -> Result<(), NotAdmitted> {
+    /// Admits `node`, the bearer of `token`, where one is needed; a one-time token is used up by it.
+    pub fn consume_token(&self, token: Option<&str>, node: NodeId) -> Result<(), NotAdmitted> {
         if self.mode == AdmissionMode::Open {
             return Ok(());
         }
-        self.decide(self.tokens.consume(token, now_unix_s()))
+        self.decide(self.tokens.consume(token, node, now_unix_s()))
             .map(drop)
     }
 
@@ -138,7 +140,7 @@ impl Admission {
         if self.mode == AdmissionMode::Open {
             return Ok(());
         }
-        match self.decide(self.tokens.check(token, now_unix_s()))? {
+        match self.decide(self.tokens.check(token, None, now_unix_s()))? {
             Use::Reusable => Ok(()),
             Use::OneTime => Err(TokenRefusal::OneTime.into()),
         }
@@ -179,6 +181,8 @@ mod tests {
     use super::*;
     use crate::state::StateDir;
 
+    const NODE: NodeId = NodeId([7; 32]);
+
     fn admission(mode: AdmissionMode, allow: &[&str]) -> (tempfile::TempDir, Tokens, Admission) {
         let dir = tempfile::tempdir().unwrap();
         let tokens = Tokens::new(StateDir::open(dir.path()).unwrap());
@@ -206,7 +210,7 @@ mod tests {
                 "{address}"
             );
         }
-        assert_eq!(admission.check_token(None), Ok(()));
+        assert_eq!(admission.check_token(None, NODE), Ok(()));
     }
 
     #[test]
@@ -227,7 +231,7 @@ mod tests {
     fn token_mode_needs_a_token_and_uses_it_up_once() {
         let (_dir, tokens, admission) = admission(AdmissionMode::Token, &[]);
         assert_eq!(
-            admission.consume_token(None),
+            admission.consume_token(None, NODE),
             Err(NotAdmitted::Token(TokenRefusal::Missing))
         );
         let once = tokens.create(Use::OneTime, None, "", now_unix_s()).unwrap();
@@ -238,14 +242,17 @@ mod tests {
             admission.check_http_token(Some(&once)),
             Err(NotAdmitted::Token(TokenRefusal::OneTime))
         );
-        assert_eq!(admission.check_token(Some(&once)), Ok(()));
-        assert_eq!(admission.consume_token(Some(&once)), Ok(()));
+        assert_eq!(admission.check_token(Some(&once), NODE), Ok(()));
+        // Its answer may have been lost: the same node may ask again, and nobody else.
+        for _ in 0..2 {
+            assert_eq!(admission.consume_token(Some(&once), NODE), Ok(()));
+        }
         assert_eq!(
-            admission.consume_token(Some(&once)),
+            admission.consume_token(Some(&once), NodeId([8; 32])),
             Err(NotAdmitted::Token(TokenRefusal::Invalid))
         );
         for _ in 0..2 {
-            assert_eq!(admission.consume_token(Some(&always)), Ok(()));
+            assert_eq!(admission.consume_token(Some(&always), NODE), Ok(()));
             assert_eq!(admission.check_http_token(Some(&always)), Ok(()));
         }
     }
@@ -258,7 +265,7 @@ mod tests {
             .unwrap();
         std::fs::write(dir.path().join("tokens"), "garbage\n").unwrap();
         assert_eq!(
-            admission.consume_token(Some(&token)),
+            admission.consume_token(Some(&token), NODE),
             Err(NotAdmitted::CannotCheck)
         );
     }

@@ -18,6 +18,7 @@ pub mod durable;
 pub mod exit;
 pub mod http;
 pub mod network;
+pub mod node_name;
 pub mod progress;
 pub mod publish;
 pub mod pxe;

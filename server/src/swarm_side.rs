@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rootswarm_image::{ImageId, SwarmKey};
 use rootswarm_transport::limiter::RateLimiter;
 use rootswarm_transport::seed::{
-    Directory, Grant, JoinRequest, Refusal, Seed, SeedConfig, StartError,
+    Directory, Grant, JoinRequest, NodeId, Refusal, Seed, SeedConfig, StartError,
 };
 use rootswarm_transport::status::{NodeInfo, SwarmStatus};
 use rootswarm_transport::tuning::Tuning;
@@ -43,11 +43,16 @@ impl Tracker {
 impl Directory for Tracker {
     /// Admission comes first, so that a stranger does not learn which names there are; the token is
     /// used up last, so that a misspelt name does not cost it.
-    fn join(&self, from: SocketAddr, request: &JoinRequest) -> Result<Grant, Refusal> {
+    fn join(
+        &self,
+        from: SocketAddr,
+        node: NodeId,
+        request: &JoinRequest,
+    ) -> Result<Grant, Refusal> {
         let refused = |reason: NotAdmitted| Refusal::NotAdmitted(reason.to_string());
         self.admission.check_address(from.ip()).map_err(refused)?;
         let token = request.token.as_deref();
-        self.admission.check_token(token).map_err(refused)?;
+        self.admission.check_token(token, node).map_err(refused)?;
         let snapshot = self.catalogue.snapshot();
         let published = snapshot.image(&request.name).ok_or(Refusal::UnknownImage)?;
         let current = *published.copy.id();
@@ -55,7 +60,7 @@ impl Directory for Tracker {
             return Err(Refusal::PinMismatch { current });
         }
         // Using a token up syncs a file, which takes milliseconds.
-        off_the_reactor(|| self.admission.consume_token(token)).map_err(refused)?;
+        off_the_reactor(|| self.admission.consume_token(token, node)).map_err(refused)?;
         Ok(Grant {
             tag: published.tag.clone(),
         })

@@ -2,12 +2,15 @@
 //!
 //! A token is a secret of 128 random bits with a public number in front: `3f9a01c2-…`. The file
 //! `tokens` holds its BLAKE3 hash only; 128 bits cannot be guessed, so no slow hash is needed. A
-//! one-time token is taken out of the file, durably, before its bearer is told that it may join.
+//! one-time token is marked as used, durably, before its bearer is told that it may join, and bound to
+//! that node's key: the same node may show it again for a short time, because the answer may have been
+//! lost on its way, and nobody else may.
 //!
 //! Whether tokens are asked for at all is decided in [`crate::admission`].
 //!
-//! The file is text, version first: `rootswarm-tokens 1`, then one line a token:
-//! `ID HASH one-time|reusable CREATED EXPIRES|never NOTE`, times in seconds since 1970.
+//! The file is text, version first: `rootswarm-tokens 2`, then one line a token:
+//! `ID HASH one-time|reusable|used:NODE:WHEN CREATED EXPIRES|never NOTE`, times in seconds since 1970,
+//! NODE the 64 digits of a node id. Version 1, which had no `used`, is read too.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -15,10 +18,20 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use rootswarm_swarm::NodeId;
+
 use crate::exit::Exit;
+use crate::node_name::{node_hex, parse_node};
 use crate::state::{StateDir, StateError};
 
-const HEADER: &str = "rootswarm-tokens 1";
+const HEADER: &str = "rootswarm-tokens 2";
+
+/// What an earlier release wrote.
+const HEADER_1: &str = "rootswarm-tokens 1";
+
+/// How long the node that used a one-time token up may show it again: some attempts to join, with
+/// their timeouts and the waits between them.
+pub const REPEAT_FOR_S: u64 = 60;
 
 /// How many tokens the file may hold: it is read at each join, and 10,000 lines (1.2 MB) are read
 /// in about 2 ms.
@@ -93,13 +106,37 @@ pub struct TokenRecord {
     pub expires_unix_s: Option<u64>,
     /// What the admin wrote beside it.
     pub note: String,
+    /// Who has used it up, if it admits once.
+    pub used: Option<Used>,
     hash: blake3::Hash,
+}
+
+/// By whom and when a one-time token was used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// The node, which proved that it holds its key.
+    pub by: NodeId,
+    /// When, in seconds since 1970.
+    pub at_unix_s: u64,
 }
 
 impl TokenRecord {
     fn is_expired(&self, now_unix_s: u64) -> bool {
         self.expires_unix_s
             .is_some_and(|expires| expires <= now_unix_s)
+    }
+
+    /// Whether it will never admit anybody any more.
+    fn is_spent(&self, now_unix_s: u64) -> bool {
+        self.is_expired(now_unix_s)
+            || self
+                .used
+                .is_some_and(|used| used.at_unix_s.saturating_add(REPEAT_FOR_S) <= now_unix_s)
+    }
+
+    /// Whether it admits `bearer`; who shows it over HTTP is not known.
+    fn admits(&self, bearer: Option<NodeId>, now_unix_s: u64) -> bool {
+        !self.is_spent(now_unix_s) && self.used.is_none_or(|used| Some(used.by) == bearer)
     }
 }
 
@@ -163,7 +200,7 @@ impl Tokens {
         let token = format!("{id}-{secret}");
         let _lock = self.state.lock()?;
         let mut records = self.load()?;
-        records.retain(|record| !record.is_expired(now_unix_s));
+        records.retain(|record| !record.is_spent(now_unix_s));
         if records.len() >= MAX_TOKENS {
             return Err(TokenError::TooMany {
                 found: records.len(),
@@ -175,16 +212,17 @@ impl Tokens {
             created_unix_s: now_unix_s,
             expires_unix_s: lifetime.map(|lifetime| now_unix_s + lifetime.as_secs()),
             note: note.trim().to_owned(),
+            used: None,
             hash: blake3::hash(token.as_bytes()),
         });
         self.store(&records)?;
         Ok(token)
     }
 
-    /// The tokens that admit at `now_unix_s`.
+    /// The tokens that admit whoever shows them at `now_unix_s`.
     pub fn list(&self, now_unix_s: u64) -> Result<Vec<TokenRecord>, TokenError> {
         let mut records = self.load()?;
-        records.retain(|record| !record.is_expired(now_unix_s));
+        records.retain(|record| record.admits(None, now_unix_s));
         Ok(records)
     }
 
@@ -201,26 +239,28 @@ impl Tokens {
         self.store(&records)
     }
 
-    /// Whether `token` admits now. Uses nothing up.
+    /// Whether `token` admits `bearer` now. Uses nothing up.
     pub fn check(
         &self,
         token: Option<&str>,
+        bearer: Option<NodeId>,
         now_unix_s: u64,
     ) -> Result<Result<Use, TokenRefusal>, TokenError> {
         let Some(token) = token else {
             return Ok(Err(TokenRefusal::Missing));
         };
         let records = self.load()?;
-        Ok(find(&records, token, now_unix_s)
+        Ok(find(&records, token, bearer, now_unix_s)
             .map(|index| records[index].usage)
             .ok_or(TokenRefusal::Invalid))
     }
 
-    /// Admits the bearer of `token`, and takes a one-time token out of the file first: of two nodes
-    /// that show the same one at the same time, one is admitted.
+    /// Admits `bearer`, and marks a one-time token as used by it first: of two nodes that show the
+    /// same one at the same time, one is admitted.
     pub fn consume(
         &self,
         token: Option<&str>,
+        bearer: NodeId,
         now_unix_s: u64,
     ) -> Result<Result<Use, TokenRefusal>, TokenError> {
         let Some(token) = token else {
@@ -228,13 +268,17 @@ impl Tokens {
         };
         let _lock = self.state.lock()?;
         let mut records = self.load()?;
-        let Some(index) = find(&records, token, now_unix_s) else {
+        let Some(index) = find(&records, token, Some(bearer), now_unix_s) else {
             return Ok(Err(TokenRefusal::Invalid));
         };
-        let usage = records[index].usage;
-        if usage == Use::OneTime {
-            records.remove(index);
-            records.retain(|record| !record.is_expired(now_unix_s));
+        let record = &mut records[index];
+        let usage = record.usage;
+        if usage == Use::OneTime && record.used.is_none() {
+            record.used = Some(Used {
+                by: bearer,
+                at_unix_s: now_unix_s,
+            });
+            records.retain(|record| !record.is_spent(now_unix_s));
             self.store(&records)?;
         }
         Ok(Ok(usage))
@@ -253,8 +297,11 @@ impl Tokens {
             reason,
         };
         let mut lines = text.lines();
-        if lines.next() != Some(HEADER) {
-            return Err(damaged(1, "expected the header \"rootswarm-tokens 1\""));
+        if !lines
+            .next()
+            .is_some_and(|header| [HEADER, HEADER_1].contains(&header))
+        {
+            return Err(damaged(1, "expected the header \"rootswarm-tokens 2\""));
         }
         lines
             .enumerate()
@@ -266,9 +313,12 @@ impl Tokens {
     fn store(&self, records: &[TokenRecord]) -> Result<(), TokenError> {
         let mut text = format!("{HEADER}\n");
         for record in records {
-            let usage = match record.usage {
-                Use::OneTime => "one-time",
-                Use::Reusable => "reusable",
+            let usage = match (record.usage, record.used) {
+                (Use::Reusable, _) => "reusable".to_owned(),
+                (Use::OneTime, None) => "one-time".to_owned(),
+                (Use::OneTime, Some(used)) => {
+                    format!("used:{}:{}", node_hex(&used.by), used.at_unix_s)
+                }
             };
             let expires = record
                 .expires_unix_s
@@ -284,17 +334,31 @@ impl Tokens {
     }
 }
 
-/// The record of `token`, compared by hash in constant time (`blake3::Hash` is) and against every
-/// record, so that the time tells nothing about which one came close.
-fn find(records: &[TokenRecord], token: &str, now_unix_s: u64) -> Option<usize> {
+/// The record of `token` that admits `bearer`, compared by hash in constant time (`blake3::Hash` is)
+/// and against every record, so that the time tells nothing about which one came close.
+fn find(
+    records: &[TokenRecord],
+    token: &str,
+    bearer: Option<NodeId>,
+    now_unix_s: u64,
+) -> Option<usize> {
     let hash = blake3::hash(token.as_bytes());
     let mut found = None;
     for (index, record) in records.iter().enumerate() {
-        if record.hash == hash && !record.is_expired(now_unix_s) {
+        if record.hash == hash && record.admits(bearer, now_unix_s) {
             found = Some(index);
         }
     }
     found
+}
+
+/// `NODE:WHEN`, as it stands behind `used:`.
+fn parse_used(text: &str) -> Option<Used> {
+    let (node, at) = text.split_once(':')?;
+    Some(Used {
+        by: parse_node(node)?,
+        at_unix_s: at.parse().ok()?,
+    })
 }
 
 fn parse_record(line: &str) -> Result<TokenRecord, &'static str> {
@@ -307,10 +371,13 @@ fn parse_record(line: &str) -> Result<TokenRecord, &'static str> {
     let id = field()?.to_owned();
     let hash =
         blake3::Hash::from_hex(field()?).map_err(|_| "bad hash: expected 64 hexadecimal digits")?;
-    let usage = match field()? {
-        "one-time" => Use::OneTime,
-        "reusable" => Use::Reusable,
-        _ => return Err("bad use: expected one-time or reusable"),
+    let (usage, used) = match field()? {
+        "one-time" => (Use::OneTime, None),
+        "reusable" => (Use::Reusable, None),
+        text => match text.strip_prefix("used:").and_then(parse_used) {
+            Some(used) => (Use::OneTime, Some(used)),
+            None => return Err("bad use: expected one-time, reusable or used:NODE:WHEN"),
+        },
     };
     let created_unix_s = field()?
         .parse()
@@ -329,6 +396,7 @@ fn parse_record(line: &str) -> Result<TokenRecord, &'static str> {
         created_unix_s,
         expires_unix_s,
         note,
+        used,
         hash,
     })
 }
@@ -345,28 +413,87 @@ mod tests {
     }
 
     const NOW: u64 = 1_000_000;
+    const NODE: NodeId = NodeId([7; 32]);
+    const OTHER: NodeId = NodeId([8; 32]);
     const TEN_MINUTES: Option<Duration> = Some(Duration::from_secs(600));
 
     #[test]
-    fn a_one_time_token_admits_once() {
+    fn a_one_time_token_admits_one_node_once_and_again_for_a_minute() {
         let (_dir, tokens) = tokens();
         let token = tokens
             .create(Use::OneTime, TEN_MINUTES, "rack 7", NOW)
             .unwrap();
+        let check = |node, at| tokens.check(Some(&token), Some(node), at).unwrap();
+        let consume = |node, at| tokens.consume(Some(&token), node, at).unwrap();
+        let refused = Err(TokenRefusal::Invalid);
         assert_eq!(
-            tokens.check(Some(&token), NOW).unwrap(),
+            check(NODE, NOW),
             Ok(Use::OneTime),
             "checking uses nothing up"
         );
-        assert_eq!(
-            tokens.consume(Some(&token), NOW + 1).unwrap(),
-            Ok(Use::OneTime)
+        assert_eq!(check(OTHER, NOW), Ok(Use::OneTime));
+        assert_eq!(consume(NODE, NOW + 1), Ok(Use::OneTime));
+        assert_eq!(tokens.list(NOW + 1).unwrap(), [], "it admits nobody else");
+        // The answer was lost: the node asks again. Whoever saw the token has another key.
+        for at in [NOW + 2, NOW + 60] {
+            assert_eq!(consume(NODE, at), Ok(Use::OneTime), "{at}");
+            assert_eq!(check(NODE, at), Ok(Use::OneTime), "{at}");
+            assert_eq!(consume(OTHER, at), refused, "{at}");
+            assert_eq!(check(OTHER, at), refused, "{at}");
+            assert_eq!(
+                tokens.check(Some(&token), None, at).unwrap(),
+                refused,
+                "over HTTP"
+            );
+        }
+        // Asking again does not make it last longer.
+        assert_eq!(consume(NODE, NOW + 61), refused);
+        assert_eq!(check(NODE, NOW + 61), refused);
+    }
+
+    #[test]
+    fn asking_again_does_not_outlive_the_token() {
+        let (_dir, tokens) = tokens();
+        let token = tokens.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap();
+        assert!(
+            tokens
+                .consume(Some(&token), NODE, NOW + 590)
+                .unwrap()
+                .is_ok()
         );
-        assert_eq!(
-            tokens.consume(Some(&token), NOW + 2).unwrap(),
-            Err(TokenRefusal::Invalid)
+        assert!(
+            tokens
+                .consume(Some(&token), NODE, NOW + 599)
+                .unwrap()
+                .is_ok()
         );
-        assert_eq!(tokens.list(NOW).unwrap(), []);
+        assert!(
+            tokens
+                .consume(Some(&token), NODE, NOW + 600)
+                .unwrap()
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_file_of_the_first_version_is_read() {
+        let (dir, tokens) = tokens();
+        let token = "00000001-abc";
+        let hash = blake3::hash(token.as_bytes());
+        let text = format!("rootswarm-tokens 1\n00000001 {hash} one-time 1 2000000 a note\n");
+        fs::write(dir.path().join("tokens"), text).unwrap();
+        assert!(tokens.consume(Some(token), NODE, NOW).unwrap().is_ok());
+        let text = fs::read_to_string(dir.path().join("tokens")).unwrap();
+        let used = format!("used:{}:{NOW}", "07".repeat(32));
+        let expected = format!("rootswarm-tokens 2\n00000001 {hash} {used} 1 2000000 a note\n");
+        assert_eq!(text, expected);
+        assert!(tokens.consume(Some(token), NODE, NOW + 1).unwrap().is_ok());
+        assert!(
+            tokens
+                .consume(Some(token), OTHER, NOW + 1)
+                .unwrap()
+                .is_err()
+        );
     }
 
     #[test]
@@ -375,14 +502,14 @@ mod tests {
         let token = tokens.create(Use::Reusable, None, "", NOW).unwrap();
         for later in [0, 1, 10_000_000_000] {
             assert_eq!(
-                tokens.consume(Some(&token), NOW + later).unwrap(),
+                tokens.consume(Some(&token), NODE, NOW + later).unwrap(),
                 Ok(Use::Reusable)
             );
         }
         let id = tokens.list(NOW).unwrap()[0].id.clone();
         tokens.revoke(&id).unwrap();
         assert_eq!(
-            tokens.consume(Some(&token), NOW).unwrap(),
+            tokens.consume(Some(&token), NODE, NOW).unwrap(),
             Err(TokenRefusal::Invalid)
         );
         assert!(matches!(tokens.revoke(&id), Err(TokenError::Unknown(_))));
@@ -393,20 +520,20 @@ mod tests {
         let (_dir, tokens) = tokens();
         let token = tokens.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap();
         assert_eq!(
-            tokens.consume(Some(&token), NOW + 600).unwrap(),
+            tokens.consume(Some(&token), NODE, NOW + 600).unwrap(),
             Err(TokenRefusal::Invalid)
         );
         let mut wrong = token.clone();
         wrong.pop();
         for text in ["", "x", &wrong, &token.to_uppercase(), &format!("{token} ")] {
             assert_eq!(
-                tokens.consume(Some(text), NOW).unwrap(),
+                tokens.consume(Some(text), NODE, NOW).unwrap(),
                 Err(TokenRefusal::Invalid),
                 "{text:?}"
             );
         }
         assert_eq!(
-            tokens.consume(None, NOW).unwrap(),
+            tokens.consume(None, NODE, NOW).unwrap(),
             Err(TokenRefusal::Missing)
         );
     }
@@ -417,7 +544,11 @@ mod tests {
         let token = tokens.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap();
         let admitted = std::thread::scope(|scope| {
             let bearers: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| tokens.consume(Some(&token), NOW).unwrap().is_ok()))
+                .map(|number| {
+                    let (tokens, token) = (&tokens, &token);
+                    let node = NodeId([number; 32]);
+                    scope.spawn(move || tokens.consume(Some(token), node, NOW).unwrap().is_ok())
+                })
                 .collect();
             bearers
                 .into_iter()
@@ -441,7 +572,7 @@ mod tests {
         assert_eq!(
             text,
             format!(
-                "rootswarm-tokens 1\n{} {} reusable 1000000 1000600 a note of words\n",
+                "rootswarm-tokens 2\n{} {} reusable 1000000 1000600 a note of words\n",
                 &token[..8],
                 blake3::hash(token.as_bytes())
             )
@@ -459,9 +590,10 @@ mod tests {
         let hash = blake3::hash(b"x");
         for (text, line) in [
             ("".to_owned(), 1),
-            ("rootswarm-tokens 2\n".to_owned(), 1),
+            ("rootswarm-tokens 3\n".to_owned(), 1),
             (format!("{HEADER}\n0 {hash} one-time 1 2 \n\n"), 3),
             (format!("{HEADER}\n0 {hash} sometimes 1 2 \n"), 2),
+            (format!("{HEADER}\n0 {hash} used:12:3 1 2 \n"), 2),
             (format!("{HEADER}\n0 abc one-time 1 2 \n"), 2),
             (format!("{HEADER}\n0 {hash} one-time x 2 \n"), 2),
             (format!("{HEADER}\n0 {hash} one-time 1 soon \n"), 2),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use quinn::{Endpoint, ServerConfig};
 
 use crate::identity::IdentityError;
+use crate::resets::ResetKey;
 use crate::socket::{Bind, BindError, BoundSocket};
 use crate::tls::TlsError;
 use crate::tuning::Tuning;
@@ -34,19 +35,24 @@ pub enum StartError {
 }
 
 /// Binds a socket and runs QUIC on it; also says the address that it really has. Without a server
-/// configuration it accepts nobody until it gets one.
+/// configuration it accepts nobody until it gets one; with a reset key those who were connected to
+/// an earlier process learn at once that it is gone.
 pub(crate) fn open(
     bind: Bind,
     tuning: &Tuning,
     server: Option<ServerConfig>,
+    resets: Option<ResetKey>,
 ) -> Result<(Endpoint, SocketAddr), StartError> {
     let bound = BoundSocket::bind(bind)?;
     let address = bound.local_addr;
     let runtime = Arc::new(quinn::TokioRuntime);
     let failed = |source| StartError::Endpoint { address, source };
     let socket = Arc::new(ModeratedSocket::new(bound.socket).map_err(failed)?);
+    let mut config = tuning.endpoint_config();
+    if let Some(resets) = resets {
+        resets.apply(&mut config);
+    }
     let endpoint =
-        Endpoint::new_with_abstract_socket(tuning.endpoint_config(), server, socket, runtime)
-            .map_err(failed)?;
+        Endpoint::new_with_abstract_socket(config, server, socket, runtime).map_err(failed)?;
     Ok((endpoint, address))
 }

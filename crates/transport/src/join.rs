@@ -55,8 +55,10 @@ pub enum Refusal {
         /// What the name means at the seed.
         current: ImageId,
     },
-    /// Too many at once: come again.
-    #[error("the seed is busy")]
+    /// Come again: too many at once, or a mirror that leaves one-time tokens to its primary.
+    #[error(
+        "the seed cannot answer this now: it is busy, or a mirror that leaves one-time tokens to its primary"
+    )]
     Busy,
 }
 

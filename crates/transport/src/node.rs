@@ -8,8 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, VarInt};
-use rootswarm_image::{Bitfield, ImageId, Manifest, SignedTag, Tag, TagError, Verifier};
+use quinn::Endpoint;
+use rootswarm_image::{Bitfield, ImageId, Manifest, Tag, TagError, Verifier};
 use rootswarm_swarm::Role;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -17,10 +17,9 @@ use tokio::time::timeout;
 use crate::driver::{self, Command, Setup};
 use crate::endpoint;
 pub use crate::endpoint::StartError;
-use crate::framing;
 use crate::identity::{Identity, NodeKey};
-use crate::join::{self, ANSWER_BYTES_MAX, Answer, SignedRequest};
 pub use crate::join::{JoinRequest, Refusal};
+use crate::joining;
 use crate::limiter::RateLimiter;
 use crate::link::{self, Opened};
 use crate::seed_keeper::SeedKeeper;
@@ -28,7 +27,7 @@ use crate::socket::{Bind, canonical};
 pub use crate::status::{Phase, SwarmStatus};
 use crate::store::{ChunkSource, ChunkStore};
 pub use crate::swarm_handle::{OfferError, SwarmError, SwarmHandle};
-use crate::tls::{ConnectError, Dialer, Listener, Purpose};
+use crate::tls::{Dialer, Listener, Purpose};
 pub use crate::trust::SeedTrust;
 use crate::trust::{SwarmTrust, TrustError};
 use crate::tuning::Tuning;
@@ -36,8 +35,8 @@ use crate::tuning::Tuning;
 /// For reaching one seed.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// For its answer, the manifest (at most 4 MiB) included.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a peer to say who it is and what it wants.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Handshakes from peers under way at once.
 const NEWCOMERS: usize = 64;
@@ -116,6 +115,14 @@ pub enum JoinError {
         /// What.
         reason: String,
     },
+    /// Some seeds refused and the others did not answer: it is too early to give up.
+    #[error("{refused}; {network}")]
+    Undecided {
+        /// The first refusal.
+        refused: Box<JoinError>,
+        /// Why another seed said nothing.
+        network: Box<JoinError>,
+    },
     /// This machine's side.
     #[error(transparent)]
     Local(#[from] StartError),
@@ -127,6 +134,7 @@ impl JoinError {
         matches!(
             self,
             JoinError::Unreachable { .. }
+                | JoinError::Undecided { .. }
                 | JoinError::Refused {
                     refusal: Refusal::Busy,
                     ..
@@ -139,8 +147,8 @@ impl JoinError {
 pub struct Node {
     pub(crate) endpoint: Endpoint,
     local_addr: SocketAddr,
-    key: Arc<NodeKey>,
-    trust: SwarmTrust,
+    pub(crate) key: Arc<NodeKey>,
+    pub(crate) trust: SwarmTrust,
     pub(crate) tuning: Tuning,
     limiter: Arc<RateLimiter>,
 }
@@ -152,8 +160,8 @@ pub struct Joined {
     /// The image's chunks; they merge to the tag's id.
     pub manifest: Arc<Manifest>,
     pub(crate) identity: Identity,
-    seeds: Vec<SocketAddr>,
-    request: JoinRequest,
+    pub(crate) seeds: Vec<SocketAddr>,
+    pub(crate) request: JoinRequest,
 }
 
 impl Node {
@@ -167,7 +175,7 @@ impl Node {
             Some(ip) => Bind::Address(SocketAddr::new(ip, config.port)),
             None => Bind::Any { port: config.port },
         };
-        let (endpoint, local_addr) = endpoint::open(bind, &config.tuning, None)?;
+        let (endpoint, local_addr) = endpoint::open(bind, &config.tuning, None, None)?;
         Ok(Node {
             endpoint,
             local_addr,
@@ -183,144 +191,17 @@ impl Node {
         self.local_addr
     }
 
-    /// Asks each seed in turn, once, until one lets this node join.
+    /// Asks each seed once, each a little after the one before it, until one lets this node join.
     ///
     /// # Errors
-    /// The last seed's [`JoinError`], or the first that is not a matter of the network.
+    /// The first seed's [`JoinError`] that is not a matter of the network, if all of them answered;
+    /// [`JoinError::Undecided`] if some did not; else the last seed's.
     pub async fn join(
         &self,
         seeds: &[SocketAddr],
         request: &JoinRequest,
     ) -> Result<Joined, JoinError> {
-        let mut worst = JoinError::NoSeeds;
-        for seed in seeds {
-            match self.join_one(*seed, seeds, request).await {
-                Ok(joined) => return Ok(joined),
-                Err(error) => {
-                    tracing::debug!(%seed, %error, "join failed");
-                    // Nothing came of this seed: it must not keep us from the others.
-                    self.trust.forget();
-                    if worst.is_retryable() || matches!(worst, JoinError::NoSeeds) {
-                        worst = error;
-                    }
-                }
-            }
-        }
-        Err(worst)
-    }
-
-    pub(crate) async fn join_one(
-        &self,
-        seed: SocketAddr,
-        seeds: &[SocketAddr],
-        request: &JoinRequest,
-    ) -> Result<Joined, JoinError> {
-        let dialer = Dialer::join(self.trust.clone(), &self.tuning);
-        let unreachable = |reason: String| JoinError::Unreachable { seed, reason };
-        let (connection, _) = timeout(
-            CONNECT_TIMEOUT,
-            dialer.connect(&self.endpoint, seed, Role::Seed),
-        )
-        .await
-        .map_err(|_| unreachable(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())))?
-        .map_err(|error| from_connect(seed, error))?;
-        let asked = timeout(ANSWER_TIMEOUT, self.ask(&connection, seed, request)).await;
-        connection.close(VarInt::from_u32(0), b"joined");
-        let (certificate, tag, manifest) = asked.map_err(|_| {
-            unreachable(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))
-        })??;
-
-        let protocol = |reason: String| JoinError::Protocol { seed, reason };
-        let swarm = self
-            .trust
-            .key()
-            .ok_or_else(|| protocol("no swarm key".to_owned()))?;
-        let signed = SignedTag::decode(&tag).map_err(|source| JoinError::Tag { seed, source })?;
-        let tag = signed
-            .verify(&swarm, &request.name)
-            .map_err(|source| JoinError::Tag { seed, source })?;
-        if let Some(expected) = request.pin.filter(|pin| *pin != tag.id) {
-            return Err(JoinError::PinMismatch {
-                seed,
-                expected,
-                found: tag.id,
-            });
-        }
-        let manifest = tag
-            .decode_manifest(&manifest)
-            .map_err(|error| protocol(error.to_string()))?;
-        let identity = Identity::node(&self.key, certificate, &swarm)
-            .map_err(|error| protocol(error.to_string()))?;
-        Ok(Joined {
-            tag,
-            manifest: Arc::new(manifest),
-            identity,
-            seeds: seeds.to_vec(),
-            request: request.clone(),
-        })
-    }
-
-    /// One request and its answer: certificate, tag and manifest, none of them checked yet.
-    async fn ask(
-        &self,
-        connection: &Connection,
-        seed: SocketAddr,
-        request: &JoinRequest,
-    ) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>), JoinError> {
-        let unreachable = |reason: String| JoinError::Unreachable { seed, reason };
-        let proof = self
-            .key
-            .prove(connection)
-            .map_err(|error| unreachable(error.to_string()))?;
-        let signed = SignedRequest {
-            key: self.key.public(),
-            proof: proof.to_vec(),
-            request: request.clone(),
-        };
-        let exchange = async {
-            let (mut send, mut receive) = connection
-                .open_bi()
-                .await
-                .map_err(|error| error.to_string())?;
-            framing::write_frame(&mut send, &join::encode_request(&signed))
-                .await
-                .map_err(|error| error.to_string())?;
-            send.finish().map_err(|error| error.to_string())?;
-            let frame = framing::read_frame(&mut receive, ANSWER_BYTES_MAX)
-                .await
-                .map_err(|error| error.to_string())?;
-            Ok::<_, String>((frame, receive))
-        };
-        let (frame, mut receive) = exchange.await.map_err(unreachable)?;
-        match join::decode_answer(&frame) {
-            Ok(Answer::Granted { certificate, tag }) => {
-                let most = SignedTag::decode(&tag)
-                    .ok()
-                    .and_then(|tag| {
-                        Manifest::max_encoded_len(
-                            tag.unverified().length,
-                            tag.unverified().chunk_size,
-                        )
-                        .ok()
-                    })
-                    .unwrap_or(0);
-                let manifest = receive
-                    .read_to_end(most)
-                    .await
-                    .map_err(|error| unreachable(error.to_string()))?;
-                Ok((certificate, tag, manifest))
-            }
-            Ok(Answer::Refused(Refusal::PinMismatch { current })) => Err(JoinError::PinMismatch {
-                seed,
-                expected: request.pin.unwrap_or(current),
-                found: current,
-            }),
-            Ok(Answer::Refused(refusal)) => Err(JoinError::Refused { seed, refusal }),
-            Err(error) => Err(JoinError::Protocol {
-                seed,
-                reason: error.to_string(),
-            }),
-        }
+        joining::first_of(self, seeds, request).await
     }
 
     /// Fetches the image into `store` and serves it meanwhile and afterwards.
@@ -400,28 +281,6 @@ impl Node {
     }
 }
 
-fn from_connect(seed: SocketAddr, error: ConnectError) -> JoinError {
-    match error {
-        ConnectError::Untrusted { source, .. } => JoinError::Trust { seed, source },
-        ConnectError::RefusedByPeer { reason, .. } => JoinError::Refused {
-            seed,
-            refusal: Refusal::NotAdmitted(reason),
-        },
-        ConnectError::NoCommonProtocol { .. } | ConnectError::Tls(_) => JoinError::Protocol {
-            seed,
-            reason: error.to_string(),
-        },
-        ConnectError::Unreachable { source, .. } => JoinError::Unreachable {
-            seed,
-            reason: source.to_string(),
-        },
-        ConnectError::Dial { source, .. } => JoinError::Unreachable {
-            seed,
-            reason: source.to_string(),
-        },
-    }
-}
-
 /// Lets peers in.
 async fn accept(endpoint: Endpoint, image: ImageId, commands: mpsc::Sender<Command>) {
     let listener = Arc::new(Listener::new(VALIDATE_ABOVE));
@@ -435,7 +294,7 @@ async fn accept(endpoint: Endpoint, image: ImageId, commands: mpsc::Sender<Comma
         tokio::spawn(async move {
             let from = canonical(incoming.remote_address());
             let welcome = welcome(&listener, incoming, from, image, &commands);
-            match timeout(ANSWER_TIMEOUT, welcome).await {
+            match timeout(WELCOME_TIMEOUT, welcome).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%from, %error, "peer not let in"),
                 Err(_) => tracing::debug!(%from, "peer not let in: too slow"),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{Connection, Endpoint, Incoming, VarInt};
 use rootswarm_image::{Bitfield, ImageId, Manifest, SignedTag, SwarmKey};
+pub use rootswarm_swarm::NodeId;
 use rootswarm_swarm::Role;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -25,6 +26,7 @@ use crate::join::{self, Answer, REQUEST_BYTES_MAX};
 pub use crate::join::{JoinRequest, Refusal};
 use crate::limiter::RateLimiter;
 use crate::link::{self, Opened};
+use crate::resets::{self, ResetKey};
 use crate::socket::{Bind, canonical};
 use crate::status::SwarmStatus;
 use crate::store::{ChunkSource, FileStore};
@@ -47,11 +49,13 @@ const CLOSE_NO_IMAGE: VarInt = VarInt::from_u32(0x6e69);
 
 /// Who may join, and what names mean.
 pub trait Directory: Send + Sync + 'static {
-    /// Decides about a node at `from`. It holds the key it claims to hold.
+    /// Decides about `node`, which asks from `from` and has proved that it holds its key. It may ask
+    /// again when an answer was lost on its way.
     ///
     /// # Errors
     /// The refusal that the node is told.
-    fn join(&self, from: SocketAddr, request: &JoinRequest) -> Result<Grant, Refusal>;
+    fn join(&self, from: SocketAddr, node: NodeId, request: &JoinRequest)
+    -> Result<Grant, Refusal>;
 }
 
 /// A node may join.
@@ -110,11 +114,13 @@ impl Seed {
         config: SeedConfig,
         directory: Arc<dyn Directory>,
     ) -> Result<Seed, StartError> {
+        let resets = ResetKey::of(&config.key, &resets::this_place(config.listen));
         let ca = SwarmCa::new(config.key);
         let identity = Identity::seed(&ca, config.epoch)?;
         let server = Listener::server_config(&identity, &config.tuning)?;
         let bind = Bind::Address(config.listen);
-        let (endpoint, local_addr) = endpoint::open(bind, &config.tuning, Some(server))?;
+        let (endpoint, local_addr) =
+            endpoint::open(bind, &config.tuning, Some(server), Some(resets))?;
         let inner = Arc::new(Inner {
             endpoint,
             listener: Listener::new(VALIDATE_ABOVE),
@@ -265,7 +271,7 @@ async fn answer(inner: &Inner, connection: &Connection, from: SocketAddr) -> Res
 
     let decision = inner
         .directory
-        .join(from, &signed.request)
+        .join(from, node, &signed.request)
         .and_then(|grant| {
             let images = inner.images.read().unwrap_or_else(PoisonError::into_inner);
             match images.get(&grant.tag.unverified().id) {

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use crate::driver::{self, Command};
 use crate::identity::Identity;
 use crate::join::JoinRequest;
+use crate::joining::Attempt;
 use crate::node::{CONNECT_TIMEOUT, Node};
 use crate::tls::{self, Dialer, Listener};
 
@@ -80,8 +81,13 @@ impl SeedKeeper {
             pin: Some(self.image),
             ..self.request.clone()
         };
-        let Ok(joined) = self.node.join_one(self.seed, &[self.seed], &request).await else {
-            return;
+        let attempt = Attempt::new(&self.node, self.seed, &[self.seed], &request);
+        let joined = match attempt.run(None).await {
+            Ok((joined, _)) => joined,
+            Err(error) => {
+                tracing::debug!(seed = %self.seed, %error, "not let in again");
+                return;
+            }
         };
         let Ok(server) = Listener::server_config(&joined.identity, &self.node.tuning) else {
             return;

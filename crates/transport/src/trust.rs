@@ -177,13 +177,25 @@ impl SwarmTrust {
         }
     }
 
-    /// Forgets a key learnt at first use; does nothing to a key that was given.
+    /// The same trust with what was learnt so far, for an attempt that may come to nothing: what it
+    /// learns stays its own until [`SwarmTrust::adopt`].
     ///
-    /// For one case: the first seed that answered turned out not to have the pinned image. Without
-    /// this, whoever answers first, rightly or not, could keep the node from every other seed for
-    /// as long as it is up. It risks nothing else, because the image is held to its pin.
-    pub fn forget(&self) {
-        *self.learnt.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Without this, whoever answers first, rightly or not, could keep the node from every other seed
+    /// for as long as it is up.
+    #[must_use]
+    pub fn detached(&self) -> SwarmTrust {
+        SwarmTrust {
+            rule: self.rule,
+            learnt: Arc::new(Mutex::new(self.key())),
+        }
+    }
+
+    /// Keeps what an attempt that succeeded has learnt, unless something was learnt before.
+    pub fn adopt(&self, attempt: &SwarmTrust) {
+        if let (SeedTrust::FirstUse, Some(key)) = (self.rule, attempt.key()) {
+            let mut learnt = self.learnt.lock().unwrap_or_else(PoisonError::into_inner);
+            learnt.get_or_insert(key);
+        }
     }
 
     /// The key to hold a seed to which presents `certificate`: the one that holds, or at first use

@@ -11,7 +11,7 @@ use rootswarm_image::{
     hash_image,
 };
 use rootswarm_transport::node::{JoinError, JoinRequest, Node, NodeConfig, SeedTrust, SwarmHandle};
-use rootswarm_transport::seed::{Directory, Grant, Refusal, Seed, SeedConfig};
+use rootswarm_transport::seed::{Directory, Grant, NodeId, Refusal, Seed, SeedConfig};
 use rootswarm_transport::store::{ChunkSource, ChunkStore, FileStore};
 use rootswarm_transport::tuning::Tuning;
 
@@ -22,7 +22,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct OneImage(SignedTag);
 
 impl Directory for OneImage {
-    fn join(&self, _from: SocketAddr, request: &JoinRequest) -> Result<Grant, Refusal> {
+    fn join(
+        &self,
+        _from: SocketAddr,
+        _node: NodeId,
+        request: &JoinRequest,
+    ) -> Result<Grant, Refusal> {
         let tag = self.0.unverified();
         if request.name != tag.name {
             return Err(Refusal::UnknownImage);

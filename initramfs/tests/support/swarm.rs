@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rootswarm_image::{Geometry, Manifest, SignedTag, SwarmKey, Tag};
-use rootswarm_transport::seed::{Directory, Grant, JoinRequest, Refusal, Seed, SeedConfig};
+use rootswarm_transport::seed::{Directory, Grant, JoinRequest, NodeId, Refusal, Seed, SeedConfig};
 use rootswarm_transport::store::FileStore;
 use rootswarm_transport::tuning::Tuning;
 
@@ -88,7 +88,7 @@ struct OneImage {
 }
 
 impl Directory for OneImage {
-    fn join(&self, _: SocketAddr, request: &JoinRequest) -> Result<Grant, Refusal> {
+    fn join(&self, _: SocketAddr, _: NodeId, request: &JoinRequest) -> Result<Grant, Refusal> {
         let tag = self.tag.unverified();
         let mut racks = self.racks.lock().expect("no test panics with it");
         racks.push(request.rack.clone());

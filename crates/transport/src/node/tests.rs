@@ -2,10 +2,12 @@
 
 use std::net::Ipv4Addr;
 
-use rootswarm_image::{ChunkSize, SwarmKey, all_cores, hash_image};
-use rootswarm_swarm::{Have, Hello, decode_hello, encode_hello};
+use rootswarm_image::{ChunkSize, SignedTag, SwarmKey, all_cores, hash_image};
+use rootswarm_swarm::limits::FRAME_BYTES_MAX;
+use rootswarm_swarm::{Have, Hello, NodeId, decode_hello, encode_hello};
 
 use super::*;
+use crate::framing;
 use crate::seed::{Directory, Grant, Seed, SeedConfig};
 use crate::store::FileStore;
 
@@ -14,7 +16,12 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 struct OneImage(SignedTag);
 
 impl Directory for OneImage {
-    fn join(&self, _from: SocketAddr, _request: &JoinRequest) -> Result<Grant, Refusal> {
+    fn join(
+        &self,
+        _from: SocketAddr,
+        _node: NodeId,
+        _request: &JoinRequest,
+    ) -> Result<Grant, Refusal> {
         Ok(Grant {
             tag: self.0.clone(),
         })
@@ -86,9 +93,77 @@ async fn the_hello_says_which_rack() {
         };
         let frame = encode_hello(&own);
         framing::write_frame(&mut send, &frame).await.unwrap();
-        let frame = framing::read_frame(&mut receive, ANSWER_BYTES_MAX).await;
+        let frame = framing::read_frame(&mut receive, FRAME_BYTES_MAX).await;
         let hello = decode_hello(&frame.unwrap()).unwrap();
         assert_eq!(hello.rack.as_deref(), rack);
         assert_eq!(hello.have, Have::Everything);
     }
+}
+
+/// A seed that was killed and started again answers what its old connections send with resets, so
+/// that nodes do not sit out the idle timeout.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_seed_that_is_back_resets_its_old_connections() {
+    let key = Arc::new(SwarmKey::generate().unwrap());
+    let ca = crate::identity::SwarmCa::new(key.clone());
+    let start = |listen: SocketAddr| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let config = SeedConfig {
+            listen,
+            key: key.clone(),
+            epoch: 1,
+            upload_limit_bytes_per_s: None,
+            tuning: Tuning::default(),
+        };
+        let tag = Tag {
+            name: "none".parse().unwrap(),
+            id: ImageId::from_bytes([0; 32]),
+            length: 1,
+            chunk_size: ChunkSize::from_bytes(64 * 1024).unwrap(),
+            version: 1,
+            epoch: 1,
+        };
+        let directory = Arc::new(OneImage(tag.sign(&key)));
+        // A thread that runs tasks may not wait for another runtime.
+        let binding = runtime.spawn(Seed::bind(config, directory));
+        (runtime, binding)
+    };
+    // A fixed address of this test's own: the reset key belongs to it.
+    let port = std::net::UdpSocket::bind((LOOPBACK, 0)).unwrap();
+    let addr = port.local_addr().unwrap();
+    drop(port);
+    let (runtime, binding) = start(addr);
+    let seed = binding.await.unwrap().unwrap();
+    let node_key = NodeKey::generate().unwrap();
+    let certificate = ca.issue_node(&node_key.public(), 1).unwrap().to_vec();
+    let identity = Identity::node(&node_key, certificate, &key.public()).unwrap();
+    let bind = Bind::Address(SocketAddr::new(LOOPBACK, 0));
+    let (endpoint, _) = endpoint::open(bind, &Tuning::default(), None, None).unwrap();
+    let dialer = Dialer::data(identity, &Tuning::default());
+    let (connection, _) = dialer.connect(&endpoint, addr, Role::Seed).await.unwrap();
+    // Without the seed's own end of it: its process is gone.
+    std::thread::spawn(move || {
+        // First what could still send something, then the socket.
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        drop(seed);
+    })
+    .join()
+    .unwrap();
+    let (runtime, binding) = start(addr);
+    let seed = binding.await.unwrap().unwrap();
+    // Any packet will do; keep-alives would, two seconds later.
+    let _ = connection
+        .open_uni()
+        .await
+        .unwrap()
+        .write_all(b"anybody there?")
+        .await;
+    let closed = connection.closed().await;
+    assert!(matches!(closed, quinn::ConnectionError::Reset), "{closed}");
+    drop(seed);
+    runtime.shutdown_background();
 }

@@ -285,13 +285,20 @@ async fn the_first_key_used_is_the_only_one() {
     });
     assert_eq!(trust.key(), Some(first.public()));
 
-    trust.forget();
-    dial(&join(&trust), &other, Role::Seed).await.unwrap();
-    assert_eq!(trust.key(), Some(second.public()));
+    // What an attempt learns is its own until it is adopted, and the first one adopted stays.
+    let undecided = SwarmTrust::new(SeedTrust::FirstUse);
+    let (left, right) = (undecided.detached(), undecided.detached());
+    dial(&join(&left), &one, Role::Seed).await.unwrap();
+    dial(&join(&right), &other, Role::Seed).await.unwrap();
+    assert_eq!(undecided.key(), None);
+    undecided.adopt(&right);
+    undecided.adopt(&left);
+    assert_eq!(undecided.key(), Some(second.public()));
+    assert_eq!(undecided.detached().key(), Some(second.public()));
 
-    // A key that was given is not forgotten.
+    // A key that was given stays whatever is adopted.
     let given = trusting(first.public());
-    given.forget();
+    given.adopt(&right);
     assert_eq!(given.key(), Some(first.public()));
 }
 

@@ -1,0 +1,294 @@
+//! One attempt to join: which of several seeds is asked, and when.
+//!
+//! *Connecting* is a race. Each seed has a head start of [`HEAD_START`] over the next one, so that the
+//! first of the rooturl is taken where it is there, and one that is dead costs a fraction of a second.
+//! A seed that fails, or that is not to be trusted, lets the next one begin at once.
+//!
+//! *Asking* is not: a request shows a token, and a one-time token must not be used up at two seeds.
+//! Whoever is connected asks only when nobody else is waiting for an answer, or has been for too long.
+//!
+//! A refusal is final only when every seed has refused: the one that would have let this node in may
+//! just be rebooting.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, Endpoint, VarInt};
+use rootswarm_image::{Manifest, SignedTag};
+use rootswarm_swarm::Role;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::framing;
+use crate::identity::{Identity, NodeKey};
+use crate::join::{self, ANSWER_BYTES_MAX, Answer, JoinRequest, Refusal, SignedRequest};
+use crate::node::{CONNECT_TIMEOUT, JoinError, Joined, Node};
+use crate::tls::{ConnectError, Dialer};
+use crate::trust::SwarmTrust;
+use crate::tuning::Tuning;
+
+/// How long a seed has to itself before the next one is tried beside it. A handshake on a LAN takes
+/// a few milliseconds; a first packet that was lost is sent again within this time.
+const HEAD_START: Duration = Duration::from_millis(300);
+
+/// For a seed's answer, the manifest (at most 4 MiB) included.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a seed may think before the next one is asked as well, where no token is shown.
+const ANSWER_HEAD_START: Duration = Duration::from_secs(1);
+
+/// The same where a token is shown: longer, because the first seed may have used it up. It is bound
+/// to this node's key then, so that not even both together let a second machine in.
+const ANSWER_HEAD_START_TOKEN: Duration = Duration::from_secs(4);
+
+/// Asks `seeds` until one lets this node join.
+pub(crate) async fn first_of(
+    node: &Node,
+    seeds: &[SocketAddr],
+    request: &JoinRequest,
+) -> Result<Joined, JoinError> {
+    let floor = Arc::new(Mutex::new(()));
+    let mut attempts = JoinSet::new();
+    let mut waiting = seeds.iter().enumerate();
+    let mut failed: Vec<(usize, JoinError)> = Vec::new();
+    let mut next_at = Instant::now();
+    let mut more = true;
+    loop {
+        tokio::select! {
+            biased;
+            Some(ended) = attempts.join_next() => match ended {
+                Ok((_, Ok(joined))) => {
+                    let (joined, trust): (Joined, SwarmTrust) = joined;
+                    node.trust.adopt(&trust);
+                    return Ok(joined);
+                }
+                Ok((place, Err(error))) => {
+                    tracing::debug!(seed = %seeds[place], %error, "join failed");
+                    failed.push((place, error));
+                    next_at = Instant::now();
+                }
+                // An attempt is cancelled only by the end of this function; a panic is a bug that
+                // ends the others' waiting as well.
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            },
+            () = sleep_until(next_at), if more => match waiting.next() {
+                Some((place, seed)) => {
+                    let attempt = Attempt::new(node, *seed, seeds, request);
+                    let floor = floor.clone();
+                    attempts.spawn(async move { (place, attempt.run(Some(&floor)).await) });
+                    next_at = Instant::now() + HEAD_START;
+                }
+                None => more = false,
+            },
+            else => return Err(verdict(failed)),
+        }
+    }
+}
+
+/// What failed attempts come to.
+fn verdict(mut failed: Vec<(usize, JoinError)>) -> JoinError {
+    failed.sort_by_key(|(place, _)| *place);
+    let (network, refused): (Vec<_>, Vec<_>) = failed
+        .into_iter()
+        .map(|(_, error)| error)
+        .partition(JoinError::is_retryable);
+    match (network.into_iter().last(), refused.into_iter().next()) {
+        (Some(network), Some(refused)) => JoinError::Undecided {
+            refused: Box::new(refused),
+            network: Box::new(network),
+        },
+        (Some(error), None) | (None, Some(error)) => error,
+        (None, None) => JoinError::NoSeeds,
+    }
+}
+
+/// One seed, asked once.
+pub(crate) struct Attempt {
+    endpoint: Endpoint,
+    key: Arc<NodeKey>,
+    trust: SwarmTrust,
+    tuning: Tuning,
+    request: JoinRequest,
+    seed: SocketAddr,
+    seeds: Vec<SocketAddr>,
+}
+
+impl Attempt {
+    /// What is learnt of the seed's key is this attempt's own: a seed of which nothing comes does
+    /// not keep the node from the others.
+    pub(crate) fn new(
+        node: &Node,
+        seed: SocketAddr,
+        seeds: &[SocketAddr],
+        request: &JoinRequest,
+    ) -> Attempt {
+        Attempt {
+            endpoint: node.endpoint.clone(),
+            key: node.key.clone(),
+            trust: node.trust.detached(),
+            tuning: node.tuning,
+            request: request.clone(),
+            seed,
+            seeds: seeds.to_vec(),
+        }
+    }
+
+    /// Connects, waits for the floor if others want to ask too, asks, and checks the answer.
+    pub(crate) async fn run(
+        self,
+        floor: Option<&Mutex<()>>,
+    ) -> Result<(Joined, SwarmTrust), JoinError> {
+        let seed = self.seed;
+        let dialer = Dialer::join(self.trust.clone(), &self.tuning);
+        let (connection, _) = timeout(
+            CONNECT_TIMEOUT,
+            dialer.connect(&self.endpoint, seed, Role::Seed),
+        )
+        .await
+        .map_err(|_| self.silent(CONNECT_TIMEOUT))?
+        .map_err(|error| from_connect(seed, error))?;
+        let patience = match self.request.token {
+            Some(_) => ANSWER_HEAD_START_TOKEN,
+            None => ANSWER_HEAD_START,
+        };
+        let _floor = match floor {
+            Some(floor) => timeout(patience, floor.lock()).await.ok(),
+            None => None,
+        };
+        let asked = timeout(ANSWER_TIMEOUT, self.ask(&connection)).await;
+        connection.close(VarInt::from_u32(0), b"joined");
+        let (certificate, tag, manifest) = asked.map_err(|_| self.silent(ANSWER_TIMEOUT))??;
+        let joined = self.check(certificate, &tag, &manifest)?;
+        Ok((joined, self.trust))
+    }
+
+    fn unreachable(&self, reason: String) -> JoinError {
+        let seed = self.seed;
+        JoinError::Unreachable { seed, reason }
+    }
+
+    fn silent(&self, limit: Duration) -> JoinError {
+        self.unreachable(format!("no answer within {} s", limit.as_secs()))
+    }
+
+    fn protocol(&self, reason: String) -> JoinError {
+        let seed = self.seed;
+        JoinError::Protocol { seed, reason }
+    }
+
+    /// Holds what a seed sent to the swarm key, the request and each other.
+    fn check(
+        &self,
+        certificate: Vec<u8>,
+        tag: &[u8],
+        manifest: &[u8],
+    ) -> Result<Joined, JoinError> {
+        let seed = self.seed;
+        let swarm = self
+            .trust
+            .key()
+            .ok_or_else(|| self.protocol("no swarm key".to_owned()))?;
+        let signed = SignedTag::decode(tag).map_err(|source| JoinError::Tag { seed, source })?;
+        let tag = signed
+            .verify(&swarm, &self.request.name)
+            .map_err(|source| JoinError::Tag { seed, source })?;
+        if let Some(expected) = self.request.pin.filter(|pin| *pin != tag.id) {
+            return Err(JoinError::PinMismatch {
+                seed,
+                expected,
+                found: tag.id,
+            });
+        }
+        let manifest = tag
+            .decode_manifest(manifest)
+            .map_err(|error| self.protocol(error.to_string()))?;
+        let identity = Identity::node(&self.key, certificate, &swarm)
+            .map_err(|error| self.protocol(error.to_string()))?;
+        Ok(Joined {
+            tag,
+            manifest: Arc::new(manifest),
+            identity,
+            seeds: self.seeds.clone(),
+            request: self.request.clone(),
+        })
+    }
+
+    /// One request and its answer: certificate, tag and manifest, none of them checked yet.
+    async fn ask(&self, connection: &Connection) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>), JoinError> {
+        let seed = self.seed;
+        let proof = self
+            .key
+            .prove(connection)
+            .map_err(|error| self.unreachable(error.to_string()))?;
+        let signed = SignedRequest {
+            key: self.key.public(),
+            proof: proof.to_vec(),
+            request: self.request.clone(),
+        };
+        let exchange = async {
+            let (mut send, mut receive) = connection
+                .open_bi()
+                .await
+                .map_err(|error| error.to_string())?;
+            framing::write_frame(&mut send, &join::encode_request(&signed))
+                .await
+                .map_err(|error| error.to_string())?;
+            send.finish().map_err(|error| error.to_string())?;
+            let frame = framing::read_frame(&mut receive, ANSWER_BYTES_MAX)
+                .await
+                .map_err(|error| error.to_string())?;
+            Ok::<_, String>((frame, receive))
+        };
+        let (frame, mut receive) = exchange.await.map_err(|reason| self.unreachable(reason))?;
+        match join::decode_answer(&frame) {
+            Ok(Answer::Granted { certificate, tag }) => {
+                let most = SignedTag::decode(&tag)
+                    .ok()
+                    .and_then(|tag| {
+                        Manifest::max_encoded_len(
+                            tag.unverified().length,
+                            tag.unverified().chunk_size,
+                        )
+                        .ok()
+                    })
+                    .unwrap_or(0);
+                let manifest = receive
+                    .read_to_end(most)
+                    .await
+                    .map_err(|error| self.unreachable(error.to_string()))?;
+                Ok((certificate, tag, manifest))
+            }
+            Ok(Answer::Refused(Refusal::PinMismatch { current })) => Err(JoinError::PinMismatch {
+                seed,
+                expected: self.request.pin.unwrap_or(current),
+                found: current,
+            }),
+            Ok(Answer::Refused(refusal)) => Err(JoinError::Refused { seed, refusal }),
+            Err(error) => Err(self.protocol(error.to_string())),
+        }
+    }
+}
+
+fn from_connect(seed: SocketAddr, error: ConnectError) -> JoinError {
+    match error {
+        ConnectError::Untrusted { source, .. } => JoinError::Trust { seed, source },
+        ConnectError::RefusedByPeer { reason, .. } => JoinError::Refused {
+            seed,
+            refusal: Refusal::NotAdmitted(reason),
+        },
+        ConnectError::NoCommonProtocol { .. } | ConnectError::Tls(_) => JoinError::Protocol {
+            seed,
+            reason: error.to_string(),
+        },
+        ConnectError::Unreachable { source, .. } => JoinError::Unreachable {
+            seed,
+            reason: source.to_string(),
+        },
+        ConnectError::Dial { source, .. } => JoinError::Unreachable {
+            seed,
+            reason: source.to_string(),
+        },
+    }
+}
