@@ -41,6 +41,8 @@ pub(crate) struct Peer {
     failures: u32,
     declines: u32,
     pub(crate) connected_at: Instant,
+    /// What it held when its hello came.
+    pub(crate) held_at_first: u32,
     pub(crate) complete_since: Option<Instant>,
     pub(crate) asked_for_peers_at: Option<Instant>,
 }
@@ -75,6 +77,7 @@ impl Peer {
             failures: 0,
             declines: 0,
             connected_at: now,
+            held_at_first: 0,
             complete_since: None,
             asked_for_peers_at: None,
         }
@@ -83,6 +86,14 @@ impl Peer {
     /// How many chunks it is known to hold.
     pub(crate) fn chunks(&self) -> u32 {
         self.progress.max(self.have.count())
+    }
+
+    /// How fast it has been fetching since its hello, in chunks in 10^12 microseconds.
+    pub(crate) fn pace(&self, now: Instant) -> u64 {
+        let fetched = u64::from(self.chunks().saturating_sub(self.held_at_first));
+        let micros = now.since(self.connected_at).as_micros() as u64;
+        // At most 2^17 * 10^12: it fits.
+        fetched * 1_000_000_000_000 / micros.max(1)
     }
 
     pub(crate) fn is_complete(&self) -> bool {

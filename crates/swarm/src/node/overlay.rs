@@ -92,6 +92,7 @@ impl Node {
             },
         };
         peer.active = true;
+        peer.held_at_first = peer.have.count();
         self.may_offer_more = true;
         let (node, role) = (peer.node, peer.role);
         self.membership.greeted(node);

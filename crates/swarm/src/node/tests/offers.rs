@@ -43,6 +43,22 @@ fn a_new_chunk_is_offered_first_to_who_holds_least() {
     assert_eq!(offers(&outputs), [(2, vec![3]), (1, vec![3])]);
 }
 
+/// Neighbour 1 came long ago and holds more than 2, a newcomer that fetches much faster.
+#[test]
+fn a_new_chunk_is_offered_first_to_who_is_slow() {
+    let mut bench = Bench::new(Role::Peer, some(&[]));
+    bench.meet(9, Role::Seed, Have::Everything);
+    bench.meet(1, Role::Peer, bits(&[10, 11]));
+    bench.later(Duration::from_secs(10));
+    bench.say(1, Message::Have(run(12, 5)));
+    bench.meet(2, Role::Peer, bits(&[10]));
+    bench.later(Duration::from_secs(1));
+    bench.say(2, Message::Have(run(11, 3)));
+    bench.started(9, 3);
+    let outputs = bench.ended(9, 3, ChunkOutcome::Verified);
+    assert_eq!(offers(&outputs), [(1, vec![3]), (2, vec![3])]);
+}
+
 #[test]
 fn an_accepted_offer_is_an_upload_and_no_second_one_is_made() {
     let (mut bench, _) = with_a_new_chunk();
