@@ -29,6 +29,8 @@ pub(crate) struct Flight {
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
     flights: Vec<Flight>,
+    /// The earliest deadline: it is asked for at every turn.
+    next_deadline: Option<Instant>,
 }
 
 impl Flights {
@@ -39,26 +41,60 @@ impl Flights {
     pub(crate) fn add(&mut self, flight: Flight) {
         debug_assert!(self.find(flight.conn, flight.index).is_none());
         self.flights.push(flight);
+        let first = self.next_deadline.unwrap_or(flight.deadline);
+        self.next_deadline = Some(first.min(flight.deadline));
     }
 
-    pub(crate) fn find(&mut self, conn: ConnId, index: ChunkIndex) -> Option<&mut Flight> {
+    pub(crate) fn find(&self, conn: ConnId, index: ChunkIndex) -> Option<&Flight> {
+        let position = self.position(conn, index)?;
+        Some(&self.flights[position])
+    }
+
+    /// A chunk has begun to arrive, and has until `deadline`. Says whether it was under way.
+    pub(crate) fn start(&mut self, conn: ConnId, index: ChunkIndex, deadline: Instant) -> bool {
+        let Some(position) = self.position(conn, index) else {
+            return false;
+        };
+        let flight = &mut self.flights[position];
+        flight.started = true;
+        let old = std::mem::replace(&mut flight.deadline, deadline);
+        self.has_left(old);
+        self.next_deadline = self.next_deadline.map(|first| first.min(deadline));
+        true
+    }
+
+    fn position(&self, conn: ConnId, index: ChunkIndex) -> Option<usize> {
         self.flights
-            .iter_mut()
-            .find(|flight| flight.conn == conn && flight.index == index)
+            .iter()
+            .position(|flight| flight.conn == conn && flight.index == index)
+    }
+
+    fn take(&mut self, position: usize) -> Flight {
+        let flight = self.flights.swap_remove(position);
+        self.has_left(flight.deadline);
+        flight
+    }
+
+    /// A deadline counts no longer.
+    fn has_left(&mut self, deadline: Instant) {
+        if self.next_deadline == Some(deadline) {
+            self.next_deadline = self.flights.iter().map(|flight| flight.deadline).min();
+        }
     }
 
     pub(crate) fn remove(&mut self, conn: ConnId, index: ChunkIndex) -> Option<Flight> {
-        let position = self
-            .flights
-            .iter()
-            .position(|f| f.conn == conn && f.index == index)?;
-        Some(self.flights.swap_remove(position))
+        let position = self.position(conn, index)?;
+        Some(self.take(position))
     }
 
     /// Takes out every flight for which `condition` holds, in a fixed order.
     pub(crate) fn extract(&mut self, condition: impl Fn(&Flight) -> bool) -> Vec<Flight> {
+        if !self.flights.iter().any(&condition) {
+            return Vec::new();
+        }
         let (out, keep) = self.flights.drain(..).partition(|flight| condition(flight));
         self.flights = keep;
+        self.next_deadline = self.flights.iter().map(|flight| flight.deadline).min();
         out
     }
 
@@ -81,7 +117,7 @@ impl Flights {
             .flights
             .iter()
             .position(|flight| flight.deadline <= now)?;
-        Some(self.flights.swap_remove(position))
+        Some(self.take(position))
     }
 
     /// Flights that have begun and are not older than `patience`, and those that have not and are
@@ -108,7 +144,7 @@ impl Flights {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.flights.iter().map(|flight| flight.deadline).min()
+        self.next_deadline
     }
 
     /// The flights that are alone with their chunk and older than `age`, oldest first: what the
@@ -122,5 +158,45 @@ impl Flights {
             .collect();
         old.sort_by_key(|flight| (flight.since, flight.index));
         old
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    /// The deadline that is kept is the earliest there is, whatever comes, starts and goes.
+    #[test]
+    fn the_next_deadline_is_the_earliest() {
+        let (mut flights, mut rng) = (Flights::default(), Rng::new(1));
+        for step in 0..2_000u64 {
+            let (conn, index) = (ConnId(rng.between(0, 4)), ChunkIndex(rng.below(5) as u32));
+            let deadline = Instant(step + rng.between(1, 40));
+            match rng.below(5) {
+                0 | 1 if flights.find(conn, index).is_none() => flights.add(Flight {
+                    conn,
+                    index,
+                    origin: Origin::Pull,
+                    since: Instant(step),
+                    deadline,
+                    started: false,
+                }),
+                2 => {
+                    flights.start(conn, index, deadline);
+                }
+                3 => {
+                    flights.take_expired(Instant(step));
+                }
+                _ if step % 7 == 0 => {
+                    flights.extract(|flight| flight.conn == conn);
+                }
+                _ => {
+                    flights.remove(conn, index);
+                }
+            }
+            let earliest = flights.flights.iter().map(|flight| flight.deadline).min();
+            assert_eq!(flights.next_deadline(), earliest, "step {step}");
+        }
     }
 }

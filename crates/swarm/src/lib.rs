@@ -37,6 +37,7 @@ mod message;
 mod node;
 mod peers;
 mod picker;
+mod replicas;
 mod rng;
 mod seeding;
 mod status;

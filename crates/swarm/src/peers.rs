@@ -7,43 +7,45 @@ use rootswarm_image::{Bitfield, ChunkIndex};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-/// One connected node.
+/// One connected node. What every announcement and every look at all peers reads comes first and
+/// fits into the first two cache lines: most of what a large simulation costs is waiting for them.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Peer {
     pub(crate) conn: ConnId,
-    pub(crate) node: NodeId,
-    pub(crate) addr: SocketAddr,
+    pub(crate) have: Bitfield,
     pub(crate) role: Role,
-    /// This side dialed.
-    pub(crate) dialed: bool,
     /// Its hello came: chunks may be exchanged.
     pub(crate) active: bool,
-    pub(crate) have: Bitfield,
-    /// What it last reported as held; kept where its haves are not asked for.
-    pub(crate) progress: u32,
     /// It wants to hear what this node holds.
     pub(crate) wants_haves: bool,
     /// A seed hands chunks to it (seeds only).
     pub(crate) is_fed: bool,
-    /// Pushed chunks whose bytes it acknowledged, but which it has not announced: its network has
-    /// them, its store may not. In the order of their arrival there.
-    pub(crate) unconfirmed: Vec<(ChunkIndex, Instant)>,
-    /// Chunks that it was offered and has not answered yet, and until when that counts.
-    pub(crate) offered: Option<(Vec<ChunkIndex>, Instant)>,
-    /// It is not offered anything before this.
-    pub(crate) offer_after: Instant,
-    /// Chunks that it declined because they were under way to it: they will be announced soon.
-    pub(crate) not_needed: Bitfield,
+    /// What it last reported as held; kept where its haves are not asked for.
+    pub(crate) progress: u32,
     /// Requests of ours that it has not finished.
     pub(crate) outstanding: usize,
     /// It is not asked, and nothing is pushed to it, before this.
     pub(crate) backoff_until: Instant,
-    failures: u32,
-    declines: u32,
+    /// It is not offered anything before this.
+    pub(crate) offer_after: Instant,
     pub(crate) connected_at: Instant,
     /// What it held when its hello came.
     pub(crate) held_at_first: u32,
+    /// Chunks that it was offered and has not answered yet, and until when that counts.
+    pub(crate) offered: Option<(Vec<ChunkIndex>, Instant)>,
+    /// Chunks that it declined because they were under way to it: they will be announced soon.
+    pub(crate) not_needed: Bitfield,
+    /// Pushed chunks whose bytes it acknowledged, but which it has not announced: its network has
+    /// them, its store may not. In the order of their arrival there.
+    pub(crate) unconfirmed: Vec<(ChunkIndex, Instant)>,
+    failures: u32,
+    declines: u32,
     pub(crate) complete_since: Option<Instant>,
+    pub(crate) node: NodeId,
+    pub(crate) addr: SocketAddr,
+    /// This side dialed.
+    pub(crate) dialed: bool,
     pub(crate) asked_for_peers_at: Option<Instant>,
 }
 
@@ -125,7 +127,9 @@ impl Peer {
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     list: Vec<Peer>,
-    by_conn: BTreeMap<ConnId, usize>,
+    /// Where each connection is in `list`, by connection. Connections are named in ascending order,
+    /// so what is inserted goes to the end; and a peer's few fit into a handful of cache lines.
+    by_conn: Vec<(ConnId, usize)>,
     by_node: BTreeMap<NodeId, ConnId>,
 }
 
@@ -147,11 +151,12 @@ impl Peers {
     }
 
     pub(crate) fn get(&self, conn: ConnId) -> Option<&Peer> {
-        Some(&self.list[*self.by_conn.get(&conn)?])
+        Some(&self.list[self.position(conn)?])
     }
 
     pub(crate) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Peer> {
-        Some(&mut self.list[*self.by_conn.get(&conn)?])
+        let position = self.position(conn)?;
+        Some(&mut self.list[position])
     }
 
     pub(crate) fn conn_of(&self, node: NodeId) -> Option<ConnId> {
@@ -159,20 +164,37 @@ impl Peers {
     }
 
     pub(crate) fn insert(&mut self, peer: Peer) {
-        self.by_conn.insert(peer.conn, self.list.len());
+        let entry = (peer.conn, self.list.len());
+        match self.place(peer.conn) {
+            Ok(place) => self.by_conn[place] = entry,
+            Err(place) => self.by_conn.insert(place, entry),
+        }
         self.by_node.insert(peer.node, peer.conn);
         self.list.push(peer);
     }
 
     pub(crate) fn remove(&mut self, conn: ConnId) -> Option<Peer> {
-        let position = self.by_conn.remove(&conn)?;
+        let place = self.place(conn).ok()?;
+        let (_, position) = self.by_conn.remove(place);
         let peer = self.list.swap_remove(position);
-        if let Some(moved) = self.list.get(position) {
-            self.by_conn.insert(moved.conn, position);
+        if let Some(moved) = self.list.get(position)
+            && let Ok(place) = self.place(moved.conn)
+        {
+            self.by_conn[place].1 = position;
         }
         if self.by_node.get(&peer.node) == Some(&conn) {
             self.by_node.remove(&peer.node);
         }
         Some(peer)
+    }
+
+    fn position(&self, conn: ConnId) -> Option<usize> {
+        let place = self.place(conn).ok()?;
+        Some(self.by_conn[place].1)
+    }
+
+    /// Where the connection is in `by_conn`, or where it belongs.
+    fn place(&self, conn: ConnId) -> Result<usize, usize> {
+        self.by_conn.binary_search_by_key(&conn, |entry| entry.0)
     }
 }

@@ -3,6 +3,7 @@
 //! It knows what this node holds, what is under way, and how many neighbours announced each
 //! chunk. It does not know peers: the caller brings the bit field of the one it wants to ask.
 
+use crate::replicas::Replicas;
 use crate::rng::Rng;
 use rootswarm_image::{Bitfield, ChunkIndex};
 
@@ -11,8 +12,8 @@ use rootswarm_image::{Bitfield, ChunkIndex};
 pub(crate) struct Picker {
     have: Bitfield,
     in_flight: Bitfield,
-    /// Neighbours, seeds not counted, that announced the chunk.
-    replicas: Vec<u16>,
+    /// Neighbours, seeds not counted, that announced each chunk.
+    replicas: Replicas,
     /// Chunks that a reader waits for, in its order: these go before anything else.
     wanted: Vec<ChunkIndex>,
 }
@@ -23,7 +24,7 @@ impl Picker {
         Self {
             have,
             in_flight: Bitfield::new(chunks),
-            replicas: vec![0; chunks as usize],
+            replicas: Replicas::new(chunks),
             wanted: Vec::new(),
         }
     }
@@ -46,20 +47,18 @@ impl Picker {
     }
 
     pub(crate) fn replicas(&self, index: ChunkIndex) -> u16 {
-        self.replicas[index.0 as usize]
+        self.replicas.of(index)
     }
 
     /// A neighbour announced the chunk.
     pub(crate) fn announced(&mut self, index: ChunkIndex) {
-        let count = &mut self.replicas[index.0 as usize];
-        *count = count.saturating_add(1);
+        self.replicas.increment(index);
     }
 
     /// A neighbour that had announced the chunk is gone. Says whether it was the last.
     pub(crate) fn withdrawn(&mut self, index: ChunkIndex) -> bool {
-        let count = &mut self.replicas[index.0 as usize];
-        *count = count.saturating_sub(1);
-        *count == 0
+        self.replicas.decrement(index);
+        self.replicas.of(index) == 0
     }
 
     pub(crate) fn begin(&mut self, index: ChunkIndex) {
@@ -97,24 +96,25 @@ impl Picker {
         let mut best: Option<(u16, ChunkIndex)> = None;
         let mut ties = 0usize;
         for (position, word) in self.candidates(theirs) {
-            let mut rest = word;
-            while rest != 0 {
-                let index = position as u32 * 64 + rest.trailing_zeros();
-                rest &= rest - 1;
-                let replicas = self.replicas[index as usize];
-                match best {
-                    Some((fewest, _)) if replicas > fewest => {}
-                    Some((fewest, _)) if replicas == fewest => {
-                        ties += 1;
-                        if rng.below(ties) == 0 {
-                            best = Some((replicas, ChunkIndex(index)));
-                        }
-                    }
-                    _ => {
-                        ties = 1;
-                        best = Some((replicas, ChunkIndex(index)));
-                    }
-                }
+            if word == 0 {
+                continue;
+            }
+            let (replicas, rarest) = self.replicas.rarest(position, word);
+            let fewest = best.map_or(u16::MAX, |(fewest, _)| fewest);
+            if replicas > fewest {
+                continue;
+            }
+            if replicas < fewest {
+                ties = 0;
+            }
+            // One of all ties, each as likely: of those in this word, if it is drawn before those
+            // of the words before it.
+            let here = rarest.count_ones() as usize;
+            ties += here;
+            let draw = rng.below(ties);
+            if draw < here {
+                let bit = nth_one(rarest, draw);
+                best = Some((replicas, ChunkIndex(position as u32 * 64 + bit)));
             }
         }
         best.map(|(_, index)| index)
@@ -128,8 +128,10 @@ impl Picker {
     /// The fewest replicas that a chunk has which is held here and in neither of `theirs` and
     /// `beside`.
     pub(crate) fn fewest_lacking(&self, theirs: &Bitfield, beside: &Bitfield) -> Option<u16> {
-        let lacking = self.lacking(theirs, beside);
-        lacking.map(|index| self.replicas(index)).min()
+        let words = self.lacking(theirs, beside);
+        words
+            .map(|(position, word)| self.replicas.rarest(position, word).0)
+            .min()
     }
 
     /// Up to `count` of those chunks, rarest first; ties fall as `salt` has it.
@@ -141,37 +143,46 @@ impl Picker {
         salt: u32,
     ) -> Vec<ChunkIndex> {
         let mut rarest: Vec<(u16, u32, ChunkIndex)> = Vec::with_capacity(count + 1);
-        for index in self.lacking(theirs, beside) {
-            // Multiplicative hashing (Knuth, TAOCP 3, 6.4): as good as a shuffle, without one.
-            let tie = (index.0 ^ salt).wrapping_mul(0x9e37_79b1);
-            let entry = (self.replicas(index), tie, index);
-            if rarest.len() == count && rarest.last().is_some_and(|last| *last <= entry) {
-                continue;
+        for (position, mut word) in self.lacking(theirs, beside) {
+            while word != 0 {
+                let (replicas, ties) = self.replicas.rarest(position, word);
+                let is_full = rarest.len() == count;
+                if is_full && rarest.last().is_some_and(|last| last.0 < replicas) {
+                    break;
+                }
+                word &= !ties;
+                let mut rest = ties;
+                while rest != 0 {
+                    let index = ChunkIndex(position as u32 * 64 + rest.trailing_zeros());
+                    rest &= rest - 1;
+                    // Multiplicative hashing (Knuth, TAOCP 3, 6.4): as good as a shuffle, without
+                    // one.
+                    let tie = (index.0 ^ salt).wrapping_mul(0x9e37_79b1);
+                    let entry = (replicas, tie, index);
+                    let place = rarest.partition_point(|other| *other < entry);
+                    if place < count {
+                        rarest.insert(place, entry);
+                        rarest.truncate(count);
+                    }
+                }
             }
-            let place = rarest.partition_point(|other| *other < entry);
-            rarest.insert(place, entry);
-            rarest.truncate(count);
         }
         rarest.into_iter().map(|(_, _, index)| index).collect()
     }
 
+    /// The words, with their positions, of the chunks that are held here and in neither of these,
+    /// where there are any.
     fn lacking<'a>(
         &'a self,
         theirs: &'a Bitfield,
         beside: &'a Bitfield,
-    ) -> impl Iterator<Item = ChunkIndex> + 'a {
+    ) -> impl Iterator<Item = (usize, u64)> + 'a {
         let theirs = theirs.words().iter().zip(beside.words());
         let words = self.have.words().iter().zip(theirs);
         words
+            .map(|(mine, (theirs, beside))| mine & !theirs & !beside)
             .enumerate()
-            .flat_map(|(position, (mine, (theirs, beside)))| {
-                let mut rest = mine & !theirs & !beside;
-                std::iter::from_fn(move || {
-                    let bit = (rest != 0).then(|| rest.trailing_zeros())?;
-                    rest &= rest - 1;
-                    Some(ChunkIndex(position as u32 * 64 + bit))
-                })
-            })
+            .filter(|(_, word)| *word != 0)
     }
 
     fn candidates<'a>(&'a self, theirs: &'a Bitfield) -> impl Iterator<Item = (usize, u64)> + 'a {
@@ -183,6 +194,13 @@ impl Picker {
             .map(|(theirs, (have, in_flight))| theirs & !have & !in_flight)
             .enumerate()
     }
+}
+
+/// The position of a word's `number`th one, counted from 0, of which it has more than that.
+fn nth_one(word: u64, number: usize) -> u32 {
+    (0..number)
+        .fold(word, |rest, _| rest & rest.wrapping_sub(1))
+        .trailing_zeros()
 }
 
 #[cfg(test)]

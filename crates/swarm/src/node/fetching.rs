@@ -187,9 +187,7 @@ impl Node {
         if !self.geometry.contains(index) {
             return self.close(conn, CloseReason::Protocol("a chunk beyond the image"), now);
         }
-        if let Some(flight) = self.flights.find(conn, index) {
-            flight.started = true;
-            flight.deadline = deadline;
+        if self.flights.start(conn, index, deadline) {
             return;
         }
         // Not asked for. Seeds may push; from a peer it is the answer to a request that was
