@@ -10,6 +10,7 @@ use std::time::Duration;
 use rootswarm_image::SwarmPublicKey;
 
 use crate::args;
+use crate::console;
 use crate::exit::{Classified, Exit};
 use crate::mount::Mode;
 use crate::rack;
@@ -150,13 +151,17 @@ fn read_if_there(path: &Path) -> Result<Option<String>, BakedError> {
     }
 }
 
-fn parse_conf(text: &str, path: &Path) -> Result<Settings, BakedError> {
+/// Reads the text of an `agent.conf`; `path` is for messages.
+///
+/// # Errors
+/// [`BakedError::Line`], with the first line that is not understood.
+pub fn parse_conf(text: &str, path: &Path) -> Result<Settings, BakedError> {
     let mut settings = Settings::default();
     for (index, line) in text.lines().enumerate() {
         let line_error = |reason: String| BakedError::Line {
             path: path.to_owned(),
             line: index + 1,
-            reason,
+            reason: console::printable(&reason),
         };
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -178,6 +183,13 @@ fn parse_conf(text: &str, path: &Path) -> Result<Settings, BakedError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Found by fuzzing: the value stood in the message as it was.
+    #[test]
+    fn an_error_is_one_line_whatever_is_in_the_file() {
+        let error = parse_conf("mode=\u{1b}[2J", Path::new("agent.conf")).unwrap_err();
+        assert!(!error.to_string().contains('\u{1b}'), "{error}");
+    }
 
     #[test]
     fn nothing_baked_in_is_fine() {

@@ -8,6 +8,7 @@ use rootswarm_image::{RootUrl, RootUrlError};
 
 use crate::args::DEFAULT_PATIENCE;
 use crate::baked::{Baked, Settings};
+use crate::console;
 use crate::exit::{Classified, Exit};
 use crate::mount::Mode;
 use crate::plan::{self, Anchors, FetchPlan, TrustError};
@@ -79,8 +80,8 @@ pub fn plan(text: &str, baked: &Baked) -> Result<BootPlan, CmdlineError> {
 
     for (name, value) in parameters(text) {
         let bad = |reason: String| CmdlineError::BadParameter {
-            name: name.clone(),
-            value: value.clone().unwrap_or_default(),
+            name: console::printable(&name),
+            value: console::printable(value.as_deref().unwrap_or_default()),
             reason,
         };
         let text = value.as_deref().unwrap_or_default();
@@ -102,7 +103,8 @@ pub fn plan(text: &str, baked: &Baked) -> Result<BootPlan, CmdlineError> {
                 };
                 if !line.set(setting, text).map_err(bad)? {
                     warnings.push(format!(
-                        "unknown parameter {name} on the kernel command line"
+                        "unknown parameter {} on the kernel command line",
+                        console::printable(&name)
                     ));
                 }
             }
@@ -359,6 +361,21 @@ mod tests {
         check(&other, &with_key, Exit::Refused, "never move it");
         let verify = "rooturl=http://h/x rootswarm.require-verify";
         check(verify, &none, Exit::Refused, "has no pin");
+    }
+
+    /// Found by fuzzing: a quoted value may hold a line break, and its error had two lines.
+    #[test]
+    fn an_error_is_one_line_whatever_is_quoted() {
+        for text in ["rootswarm.mode=\"a\nb\"", "rootswarm.key=\"\u{1b}[2J\""] {
+            let error = plan(text, &baked(None)).unwrap_err().to_string();
+            assert!(!error.contains(char::is_control), "{error:?}");
+        }
+        let line = "rooturl=http://h/x \"rootswarm.a\nb=c\"";
+        let warnings = plan(line, &baked(None)).unwrap().warnings;
+        assert_eq!(
+            warnings,
+            ["unknown parameter rootswarm.a\\nb on the kernel command line"]
+        );
     }
 
     #[test]

@@ -16,6 +16,18 @@ pub fn use_kernel_log() {
     KERNEL_LOG.store(true, Ordering::Relaxed);
 }
 
+/// `text` with its control characters spelt out. What a seed, a peer or a command line said goes to
+/// a terminal: it may not move its cursor, nor pass for a line of its own.
+pub fn printable(text: &str) -> String {
+    let spell = |c: char| -> String {
+        match c.is_control() {
+            true => c.escape_default().collect(),
+            false => c.into(),
+        }
+    };
+    text.chars().map(spell).collect()
+}
+
 /// One line to standard error. A console that cannot be written to (a closed pipe, a hung serial
 /// line) must not stop a boot, so errors are ignored here and only here.
 pub fn line(text: &str) {
@@ -25,7 +37,7 @@ pub fn line(text: &str) {
     } else {
         ""
     };
-    let record = format!("{priority}{text}\n");
+    let record = format!("{priority}{}\n", printable(text));
     let _ = std::io::stderr().write_all(record.as_bytes());
 }
 
@@ -45,4 +57,18 @@ pub fn print_out(text: &str) -> Result<(), Failure> {
                 format!("cannot write to standard output: {e}"),
             )
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn what_was_said_stays_on_its_line() {
+        assert_eq!(printable("40 % of 1 GB · µs"), "40 % of 1 GB · µs");
+        assert_eq!(
+            printable("no\u{1b}[2J\nrootswarm: booted\r"),
+            "no\\u{1b}[2J\\nrootswarm: booted\\r"
+        );
+    }
 }

@@ -506,7 +506,7 @@ fn text_of(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 }
 
 /// `bytes 100-199/1000` into the first byte and the whole length, if that is known.
-fn parse_content_range(text: &str) -> Option<(u64, Option<u64>)> {
+pub fn parse_content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);

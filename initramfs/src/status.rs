@@ -111,7 +111,8 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
     console::print_out(&describe(&document))
 }
 
-fn describe(d: &Document) -> String {
+/// The document as `rootswarm-agent status` prints it.
+pub fn describe(d: &Document) -> String {
     use crate::units::size;
     let t = &d.transfer;
     let phase = format!("{:?}", d.phase).to_lowercase();

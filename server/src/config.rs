@@ -105,16 +105,26 @@ impl ConfigFile {
                 });
             }
         };
-        toml::from_str(&text).map_err(|error| {
+        ConfigFile::parse(&text, path)
+    }
+
+    /// Reads the text of a configuration; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`ConfigError::Parse`], with the line.
+    pub fn parse(text: &str, path: &Path) -> Result<ConfigFile, ConfigError> {
+        toml::from_str(text).map_err(|error| {
             let offset = error.span().map_or(0, |span| span.start);
             let line = 1 + text
                 .bytes()
                 .take(offset)
                 .filter(|byte| *byte == b'\n')
                 .count();
-            // toml's own text may have several lines; ours has one.
+            // toml's own text may have several lines, and repeats what stands in the file; ours has
+            // one line, and no control characters.
             let reason = error
                 .message()
+                .replace(|c: char| c.is_control(), " ")
                 .split_whitespace()
                 .collect::<Vec<_>>()
                 .join(" ");
@@ -225,6 +235,15 @@ mod tests {
         let path = dir.path().join("rootswarm.toml");
         fs::write(&path, text).unwrap();
         ConfigFile::read(Some(&path))
+    }
+
+    /// Found by fuzzing: what the file says stood in the message as it was.
+    #[test]
+    fn an_error_has_no_control_characters() {
+        let error = read("admission = \"a\\u001b[2Jb\"")
+            .unwrap_err()
+            .to_string();
+        assert!(!error.contains(char::is_control), "{error:?}");
     }
 
     #[test]

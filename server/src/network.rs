@@ -37,7 +37,14 @@ pub struct Cidr {
 
 impl Cidr {
     /// The block of `prefix` bits that holds `address`; `prefix` is cut to the address's length.
+    ///
+    /// A block of IPv4 addresses in IPv6 clothes (`::ffff:10.0.0.0/104`) is the IPv4 block that it
+    /// means: addresses are compared as what they are, and it would hold none of them.
     pub fn new(address: IpAddr, prefix: u8) -> Cidr {
+        let (address, prefix) = match address.to_canonical() {
+            v4 @ IpAddr::V4(_) if address.is_ipv6() && prefix >= 96 => (v4, prefix - 96),
+            _ => (address, prefix),
+        };
         match address {
             IpAddr::V4(v4) => {
                 let prefix = prefix.min(32);
@@ -232,6 +239,13 @@ mod tests {
             ),
             ("fd00::1/64", "fd00::/64", "fd00::ffff", "fd00:0:0:1::"),
             ("::/0", "::/0", "2001:db8::1", "10.0.0.1"),
+            // Found by fuzzing: it held nobody.
+            (
+                "::ffff:10.0.0.0/104",
+                "10.0.0.0/8",
+                "10.1.2.3",
+                "::ffff:11.1.2.3",
+            ),
         ] {
             let cidr: Cidr = text.parse().unwrap();
             assert_eq!(cidr.to_string(), shown);

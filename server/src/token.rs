@@ -291,52 +291,61 @@ impl Tokens {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(StateError::io("read", &path)(e).into()),
         };
-        let damaged = |line, reason| TokenError::Damaged {
-            path: path.clone(),
-            line,
-            reason,
-        };
-        let mut lines = text.lines();
-        if !lines
-            .next()
-            .is_some_and(|header| [HEADER, HEADER_1].contains(&header))
-        {
-            return Err(damaged(1, "expected the header \"rootswarm-tokens 2\""));
-        }
-        lines
-            .enumerate()
-            .map(|(index, line)| parse_record(line).map_err(|reason| damaged(index + 2, reason)))
-            .collect()
+        parse(&text).map_err(|(line, reason)| TokenError::Damaged { path, line, reason })
     }
 
     /// Called with the lock held.
     fn store(&self, records: &[TokenRecord]) -> Result<(), TokenError> {
-        let mut text = format!("{HEADER}\n");
-        for record in records {
-            let usage = match (record.usage, record.used) {
-                (Use::Reusable, _) => "reusable".to_owned(),
-                (Use::OneTime, None) => "one-time".to_owned(),
-                (Use::OneTime, Some(used)) => {
-                    format!("used:{}:{}", node_hex(&used.by), used.at_unix_s)
-                }
-            };
-            let expires = record
-                .expires_unix_s
-                .map_or("never".to_owned(), |expires| expires.to_string());
-            // Writing to a String cannot fail.
-            let _ = writeln!(
-                text,
-                "{} {} {usage} {} {expires} {}",
-                record.id, record.hash, record.created_unix_s, record.note
-            );
-        }
+        let text = format(records);
         Ok(self.state.replace(&self.path(), text.as_bytes(), 0o600)?)
     }
 }
 
+/// Reads the text of a token file.
+///
+/// # Errors
+/// The first line that is not understood, counted from 1, and what is wrong with it.
+pub fn parse(text: &str) -> Result<Vec<TokenRecord>, (usize, &'static str)> {
+    let mut lines = text.lines();
+    if !lines
+        .next()
+        .is_some_and(|header| [HEADER, HEADER_1].contains(&header))
+    {
+        return Err((1, "expected the header \"rootswarm-tokens 2\""));
+    }
+    lines
+        .enumerate()
+        .map(|(index, line)| parse_record(line).map_err(|reason| (index + 2, reason)))
+        .collect()
+}
+
+/// The text of a token file.
+pub fn format(records: &[TokenRecord]) -> String {
+    let mut text = format!("{HEADER}\n");
+    for record in records {
+        let usage = match (record.usage, record.used) {
+            (Use::Reusable, _) => "reusable".to_owned(),
+            (Use::OneTime, None) => "one-time".to_owned(),
+            (Use::OneTime, Some(used)) => {
+                format!("used:{}:{}", node_hex(&used.by), used.at_unix_s)
+            }
+        };
+        let expires = record
+            .expires_unix_s
+            .map_or("never".to_owned(), |expires| expires.to_string());
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{} {} {usage} {} {expires} {}",
+            record.id, record.hash, record.created_unix_s, record.note
+        );
+    }
+    text
+}
+
 /// The record of `token` that admits `bearer`, compared by hash in constant time (`blake3::Hash` is)
 /// and against every record, so that the time tells nothing about which one came close.
-fn find(
+pub fn find(
     records: &[TokenRecord],
     token: &str,
     bearer: Option<NodeId>,

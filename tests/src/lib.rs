@@ -7,6 +7,8 @@
 
 pub mod bench;
 pub mod cargo;
+pub mod cgroup;
+pub mod hostile;
 pub mod keeper;
 pub mod netns;
 pub mod packages;

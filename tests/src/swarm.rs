@@ -79,7 +79,7 @@ pub enum SwarmError {
 
 type Result<T> = std::result::Result<T, SwarmError>;
 
-/// Builds both programs, once a process, with the profile that the tests were built with.
+/// Builds both programs, once a process, with the profile that the caller was built with.
 ///
 /// # Errors
 /// When they do not build: a test never passes because its subject is missing.
@@ -92,11 +92,12 @@ pub fn programs() -> Result<&'static Binaries> {
 }
 
 fn build() -> std::result::Result<Binaries, String> {
-    // Tests are in TARGET/PROFILE/deps.
+    // Tests are in TARGET/PROFILE/deps, commands beside it.
     let this = std::env::current_exe().map_err(|error| format!("this test's path: {error}"))?;
     let profile = this
         .ancestors()
-        .nth(2)
+        .skip(1)
+        .find(|directory| !directory.ends_with("deps"))
         .ok_or("the test is in no target directory")?;
     let target = profile
         .parent()

@@ -8,18 +8,19 @@
 //! their layout is in JOIN.md. Who may join is decided by the seed's `Directory`.
 
 use rootswarm_image::{ImageId, ImageName};
+use rootswarm_swarm::bounded_sequence;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{NodePublicKey, PROOF_BYTES};
 
 /// The longest request: the fixed fields are 200 bytes, a name 64, a token and a rack name.
-pub(crate) const REQUEST_BYTES_MAX: usize = 2048;
+pub const REQUEST_BYTES_MAX: usize = 2048;
 
 /// The longest answer: a certificate of about 400 bytes and a signed tag of about 250.
-pub(crate) const ANSWER_BYTES_MAX: usize = 8192;
+pub const ANSWER_BYTES_MAX: usize = 8192;
 
 /// The longest token.
-pub(crate) const TOKEN_BYTES_MAX: usize = 256;
+pub const TOKEN_BYTES_MAX: usize = 256;
 
 const CONFIG: bincode::config::Configuration<
     bincode::config::LittleEndian,
@@ -76,6 +77,7 @@ pub enum JoinFrameError {
 #[derive(Serialize, Deserialize)]
 struct WireRequest {
     public_key: [u8; 32],
+    #[serde(deserialize_with = "bounded_sequence::<_, u8, PROOF_BYTES>")]
     proof: Vec<u8>,
     name: String,
     pin: Option<[u8; 32]>,
@@ -85,29 +87,47 @@ struct WireRequest {
 
 #[derive(Serialize, Deserialize)]
 enum WireAnswer {
-    Granted { certificate: Vec<u8>, tag: Vec<u8> },
+    Granted {
+        #[serde(deserialize_with = "bounded_sequence::<_, u8, ANSWER_BYTES_MAX>")]
+        certificate: Vec<u8>,
+        #[serde(deserialize_with = "bounded_sequence::<_, u8, ANSWER_BYTES_MAX>")]
+        tag: Vec<u8>,
+    },
     UnknownImage,
     NotAdmitted(String),
-    PinMismatch { current: [u8; 32] },
+    PinMismatch {
+        current: [u8; 32],
+    },
     Busy,
 }
 
 /// A seed's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    Granted { certificate: Vec<u8>, tag: Vec<u8> },
+pub enum Answer {
+    /// The node may join; neither part has been checked yet.
+    Granted {
+        /// The node's certificate, in DER.
+        certificate: Vec<u8>,
+        /// The signed tag of the image.
+        tag: Vec<u8>,
+    },
+    /// It may not.
     Refused(Refusal),
 }
 
 /// A request with the key and the proof that go with it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct SignedRequest {
-    pub(crate) key: NodePublicKey,
-    pub(crate) proof: Vec<u8>,
-    pub(crate) request: JoinRequest,
+pub struct SignedRequest {
+    /// The node's key.
+    pub key: NodePublicKey,
+    /// The signature that shows that the sender holds it, [`PROOF_BYTES`] long.
+    pub proof: Vec<u8>,
+    /// What is asked.
+    pub request: JoinRequest,
 }
 
-pub(crate) fn encode_request(signed: &SignedRequest) -> Vec<u8> {
+/// The bytes of a request frame, without the length in front.
+pub fn encode_request(signed: &SignedRequest) -> Vec<u8> {
     encode(&WireRequest {
         public_key: signed.key.0,
         proof: signed.proof.clone(),
@@ -118,7 +138,11 @@ pub(crate) fn encode_request(signed: &SignedRequest) -> Vec<u8> {
     })
 }
 
-pub(crate) fn decode_request(frame: &[u8]) -> Result<SignedRequest, JoinFrameError> {
+/// Reads a request frame of at most [`REQUEST_BYTES_MAX`] bytes.
+///
+/// # Errors
+/// Anything but exactly one legal request.
+pub fn decode_request(frame: &[u8]) -> Result<SignedRequest, JoinFrameError> {
     let wire: WireRequest = decode(frame)?;
     if wire.proof.len() != PROOF_BYTES {
         return Err(JoinFrameError::Malformed(format!(
@@ -158,7 +182,8 @@ pub(crate) fn decode_request(frame: &[u8]) -> Result<SignedRequest, JoinFrameErr
     })
 }
 
-pub(crate) fn encode_answer(answer: &Answer) -> Vec<u8> {
+/// The bytes of an answer frame, without the length in front.
+pub fn encode_answer(answer: &Answer) -> Vec<u8> {
     encode(&match answer {
         Answer::Granted { certificate, tag } => WireAnswer::Granted {
             certificate: certificate.clone(),
@@ -173,7 +198,11 @@ pub(crate) fn encode_answer(answer: &Answer) -> Vec<u8> {
     })
 }
 
-pub(crate) fn decode_answer(frame: &[u8]) -> Result<Answer, JoinFrameError> {
+/// Reads an answer frame of at most [`ANSWER_BYTES_MAX`] bytes.
+///
+/// # Errors
+/// Anything but exactly one legal answer.
+pub fn decode_answer(frame: &[u8]) -> Result<Answer, JoinFrameError> {
     Ok(match decode(frame)? {
         WireAnswer::Granted { certificate, tag } => Answer::Granted { certificate, tag },
         WireAnswer::UnknownImage => Answer::Refused(Refusal::UnknownImage),

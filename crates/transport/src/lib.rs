@@ -25,7 +25,7 @@ mod driver;
 mod endpoint;
 mod framing;
 pub mod identity;
-mod join;
+pub mod join;
 mod joining;
 pub mod limiter;
 mod link;

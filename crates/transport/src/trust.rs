@@ -431,7 +431,10 @@ pub(crate) fn check(
 }
 
 /// Verifies the certificate that a seed sent this node: good for both ends, and a node's.
-pub(crate) fn check_own(
+///
+/// # Errors
+/// What does not hold, as [`TrustError`] says.
+pub fn check_own(
     certificate: &CertificateDer<'_>,
     swarm: &SwarmPublicKey,
 ) -> Result<PeerIdentity, TrustError> {

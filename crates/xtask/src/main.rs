@@ -1,8 +1,10 @@
-//! `cargo xtask`: the demo, the tests, the bench, the simulator and the size check. This file only
-//! chooses between them.
+//! `cargo xtask`: the demo, the tests, the bench, the simulator, the fuzzer, the attacks and the size
+//! check. This file only chooses between them.
 
 mod bench;
 mod demo;
+mod fuzz;
+mod hostile;
 mod predict;
 mod print;
 mod sim;
@@ -35,6 +37,10 @@ enum Command {
     Predict(predict::Args),
     /// Install what the tests need and run all of them (needs root)
     Test(test::Args),
+    /// Fuzz every decoder, or one, for a given time
+    Fuzz(fuzz::Args),
+    /// Attack the programs in every way there is, one after the other, and print what it cost (needs root)
+    Hostile(hostile::Args),
     /// Build the static agent and hold its size against the limit
     Size(size::Args),
 }
@@ -47,6 +53,8 @@ fn main() -> ExitCode {
         Command::Sim(args) => sim::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Test(args) => test::run(args),
+        Command::Fuzz(args) => fuzz::run(&args),
+        Command::Hostile(args) => hostile::run(&args),
         Command::Size(args) => size::run(args),
     };
     match result {

@@ -194,6 +194,13 @@ impl Dialer {
         }
     }
 
+    /// The same with other QUIC settings than the tuning's, as a peer of another make has.
+    #[must_use]
+    pub fn with_transport(mut self, transport: Arc<quinn::TransportConfig>) -> Dialer {
+        self.transport = transport;
+        self
+    }
+
     /// Connects to `address`, which must turn out to be a seed or a node as `expected` says, and
     /// says who it is.
     ///

@@ -1,0 +1,100 @@
+//! Clients of other versions: protocol names that nobody speaks, or no longer.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::QuicClientConfig;
+use rustls::DigitallySignedStruct;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::time::timeout;
+
+use super::member::{OutlawError, endpoint};
+
+/// Versions before and after this one, other protocols, and none.
+const NAMES: &[&[u8]] = &[
+    b"rootswarm/1",
+    b"rootswarm/99",
+    b"rootswarm-join/0",
+    b"h3",
+    b"rootswarm",
+];
+
+/// Believes whatever the server presents: what it says is all that is looked at.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        vec![rustls::SignatureScheme::ED25519]
+    }
+}
+
+/// Tries to connect with each protocol name of another version, and with none, and returns how it
+/// was refused each time.
+///
+/// # Errors
+/// When one of them is let in, or when nobody answers.
+pub async fn old_versions(from: IpAddr, to: SocketAddr) -> Result<Vec<String>, OutlawError> {
+    let other = |error: &dyn std::fmt::Display| OutlawError::Other(error.to_string());
+    let endpoint = endpoint(from)?;
+    let mut refusals = Vec::new();
+    let none: [&[&[u8]]; 1] = [&[]];
+    for names in NAMES.chunks(1).chain(none) {
+        let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(
+            rustls::crypto::ring::default_provider(),
+        ))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| other(&error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_no_client_auth();
+        config.alpn_protocols = names.iter().map(|name| name.to_vec()).collect();
+        let config = QuicClientConfig::try_from(config).map_err(|error| other(&error))?;
+        let config = quinn::ClientConfig::new(Arc::new(config));
+        let connecting = endpoint
+            .connect_with(config, to, "rootswarm.invalid")
+            .map_err(|error| other(&error))?;
+        match timeout(Duration::from_secs(5), connecting).await {
+            Ok(Ok(_)) => {
+                let said = names
+                    .first()
+                    .map_or("none", |name| std::str::from_utf8(name).unwrap_or("?"));
+                return Err(OutlawError::Other(format!("let in with protocol {said}")));
+            }
+            Ok(Err(error)) => refusals.push(error.to_string()),
+            Err(_) => return Err(OutlawError::Other("no answer".to_owned())),
+        }
+    }
+    Ok(refusals)
+}
