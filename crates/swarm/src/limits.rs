@@ -112,8 +112,13 @@ const _: () = assert!(UPLOAD_SLOTS_FIRST <= UPLOAD_SLOTS);
 /// Chunks a seed has under way to one node while it has other nodes to feed.
 pub const SEED_PER_NODE: usize = 2;
 
-/// Have-deltas are collected this long before they are sent.
-pub const HAVE_BATCH: Duration = Duration::from_millis(5);
+/// Have-deltas are collected for at least so long before they are sent, so that chunks that arrive
+/// together are announced together.
+pub const HAVE_BATCH_MIN: Duration = Duration::from_millis(5);
+/// The same where chunks take long. In the simulator (400 nodes, 1 GB, 1 Gbit/s; p99 over the bound
+/// with 5, 10, 20 and 40 ms): chunks of 1 MiB 1.148, 1.149, 1.155, 1.161, of 512 KiB 1.109 and 1.113
+/// with 5 and 10 ms; 10 ms make a fifth of all control traffic superfluous.
+pub const HAVE_BATCH_MAX: Duration = Duration::from_millis(10);
 
 /// A peer that said `Busy` is left alone for a time in this range (microseconds), drawn anew
 /// each time so that those it sent away do not come back together.

@@ -281,8 +281,14 @@ pub struct Node {
     may_offer_more: bool,
     /// Offers that have not been answered.
     offers: usize,
-    /// Something changed that the picker should look at.
-    is_stale: bool,
+    /// What the picker should look at.
+    look: fetching::Look,
+    /// While it starves: peers that may have become useful, and chunks that may be asked for again.
+    news_of: Vec<ConnId>,
+    freed: Vec<ChunkIndex>,
+    /// When it last looked at all peers, and at those that had been left alone.
+    looked_at: Instant,
+    rested_at: Instant,
     housekeeping_at: Instant,
     /// The address book changed, or a dial has ended: there may be somebody to dial.
     may_dial: bool,
@@ -333,7 +339,11 @@ impl Node {
             offer_again_at: None,
             may_offer_more: false,
             offers: 0,
-            is_stale: true,
+            look: fetching::Look::All,
+            news_of: Vec::new(),
+            freed: Vec::new(),
+            looked_at: now,
+            rested_at: now,
             may_dial: false,
             banned: BTreeSet::new(),
             bans: Vec::new(),
@@ -373,7 +383,7 @@ impl Node {
             Input::Want { index } => {
                 if self.geometry.contains(index) {
                     self.picker.want(index);
-                    self.is_stale = true;
+                    self.look_at_all();
                 }
             }
             Input::UploadEnded {
@@ -381,7 +391,7 @@ impl Node {
                 index,
                 outcome,
             } => self.upload_ended(conn, index, outcome, now),
-            Input::Timeout => self.is_stale = true,
+            Input::Timeout => self.timed_out(now),
         }
         self.run(now);
     }
@@ -466,8 +476,9 @@ impl Node {
             self.keep_house(now);
             self.may_dial = true;
         }
-        if std::mem::take(&mut self.is_stale) {
-            self.request_chunks(now);
+        let look = std::mem::take(&mut self.look);
+        if look != fetching::Look::Nothing {
+            self.request_chunks(look, now);
             self.feed(now);
         }
         if self.may_offer_more || self.offer_again_at.is_some_and(|at| at <= now) {

@@ -10,25 +10,164 @@ use crate::flight::{Flight, Origin};
 use crate::id::{ConnId, Role};
 use crate::limits;
 use crate::message::{ChunkRun, Message};
+use crate::peers::Peer;
 use crate::time::Instant;
 use rootswarm_image::ChunkIndex;
 use std::time::Duration;
 
+/// What the picker should look at, the least first. To look at all peers costs more than anything else
+/// that a node does, and while it starves nearly nothing that happens makes more than one of them useful.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Look {
+    #[default]
+    Nothing,
+    /// The peers in `news_of` and the chunks in `freed`.
+    News,
+    /// The peers whose time of being left alone has ended since the last look at such.
+    Rested,
+    All,
+}
+
 impl Node {
-    /// Fills the room in flight.
-    pub(super) fn request_chunks(&mut self, now: Instant) {
-        if self.role == Role::Seed || self.picker.is_complete() {
-            return self.sate();
+    pub(super) fn look_at_all(&mut self) {
+        self.look = Look::All;
+    }
+
+    /// Something happened that can only have made this peer more useful. A node that does not starve
+    /// looks at everybody once there is room in flight.
+    fn look_at(&mut self, conn: ConnId) {
+        if self.role == Role::Peer && self.starved_since.is_some() {
+            self.look = self.look.max(Look::News);
+            self.news_of.push(conn);
+        } else {
+            self.look_at_all();
         }
-        while self.has_room(self.room() - limits::KEPT_FOR_OFFERS, now) {
-            let Some((conn, index)) = self.choose(now) else {
-                return self.starve(now);
+    }
+
+    /// The same for a chunk that is no longer under way.
+    fn look_for(&mut self, index: ChunkIndex) {
+        if self.role == Role::Peer && self.starved_since.is_some() {
+            self.look = self.look.max(Look::News);
+            self.freed.push(index);
+        } else {
+            self.look_at_all();
+        }
+    }
+
+    /// A timer of this node, or of its owner, has fired.
+    pub(super) fn timed_out(&mut self, now: Instant) {
+        if self.role == Role::Seed || self.starved_since.is_none() {
+            return self.look_at_all();
+        }
+        if self.look_again_at.is_some_and(|at| at <= now) {
+            // Now and then at everybody: what makes peers useful is time, too.
+            let is_long_ago = now.since(self.looked_at) >= limits::SEED_PATIENCE;
+            let look = if is_long_ago || self.picker.nothing_left_to_ask() {
+                Look::All
+            } else {
+                Look::Rested
+            };
+            self.look = self.look.max(look);
+        }
+    }
+
+    /// Fills the room in flight.
+    pub(super) fn request_chunks(&mut self, look: Look, now: Instant) {
+        let mut news_of = std::mem::take(&mut self.news_of);
+        let mut freed = std::mem::take(&mut self.freed);
+        if self.role == Role::Seed || self.picker.is_complete() {
+            self.sate();
+        } else if look == Look::News {
+            self.follow_news(&news_of, &freed, now);
+        } else {
+            let rested_since = (look == Look::Rested).then_some(self.rested_at);
+            self.fill(rested_since, now);
+            // As is known after having looked in vain; with room left nobody has anything.
+            self.rested_at = now;
+            if look == Look::All {
+                self.looked_at = now;
+            }
+            self.settle(now);
+        }
+        // Emptied, their memory is used again.
+        news_of.clear();
+        freed.clear();
+        (self.news_of, self.freed) = (news_of, freed);
+    }
+
+    fn has_room_to_ask(&self, now: Instant) -> bool {
+        self.has_room(self.room() - limits::KEPT_FOR_OFFERS, now)
+    }
+
+    fn fill(&mut self, rested_since: Option<Instant>, now: Instant) {
+        while self.has_room_to_ask(now) {
+            let Some((conn, index)) = self.choose(rested_since, now) else {
+                return;
             };
             self.ask(conn, index, now);
+        }
+    }
+
+    /// The room is full, or nobody has anything to fill it with.
+    fn settle(&mut self, now: Instant) {
+        if self.has_room_to_ask(now) {
+            return self.starve(now);
         }
         self.sate();
         // All that is in flight may be stuck with peers that fell silent.
         self.look_again_at = self.flights.next_overdue(now, self.patience());
+    }
+
+    /// A starving node asks those of whom there is news, and for the chunks that are free again.
+    fn follow_news(&mut self, peers: &[ConnId], freed: &[ChunkIndex], now: Instant) {
+        let requests = self.counters.requests;
+        for conn in peers {
+            while self.has_room_to_ask(now)
+                && let Some(index) = self.pick_from(*conn, now)
+            {
+                self.ask(*conn, index, now);
+            }
+        }
+        for index in freed {
+            if self.has_room_to_ask(now)
+                && self.picker.needs(*index)
+                && let Some(conn) = self.choose_for(*index, now)
+            {
+                self.ask(conn, *index, now);
+            }
+        }
+        // Whether the room is full now, and whether all is under way, must be known at once.
+        if self.counters.requests > requests || !self.has_room_to_ask(now) {
+            self.settle(now);
+        }
+    }
+
+    fn pick_from(&mut self, conn: ConnId, now: Instant) -> Option<ChunkIndex> {
+        let (per_peer, patience) = (self.per_peer(), self.patience());
+        let peer = self.peers.get(conn)?;
+        if !self.may_ask(peer, per_peer, patience, now) {
+            return None;
+        }
+        self.picker.pick(&peer.have, &mut self.rng)
+    }
+
+    /// The first peer, from one drawn by chance, that may be asked and holds this chunk.
+    fn choose_for(&mut self, index: ChunkIndex, now: Instant) -> Option<ConnId> {
+        let count = self.peers.len();
+        let start = self.rng.below(count);
+        let (per_peer, patience) = (self.per_peer(), self.patience());
+        (0..count)
+            .map(|step| self.peers.at((start + step) % count))
+            .find(|peer| self.may_ask(peer, per_peer, patience, now) && peer.have.get(index))
+            .map(|peer| peer.conn)
+    }
+
+    fn may_ask(&self, peer: &Peer, per_peer: usize, patience: Duration, now: Instant) -> bool {
+        peer.active
+            && peer.role == Role::Peer
+            && peer.outstanding < per_peer
+            && peer.backoff_until <= now
+            && (peer.outstanding == 0 || !self.flights.is_stuck(peer.conn, now, patience))
     }
 
     /// Whether fewer than `room` chunks are in flight. Within reason, what is overdue does not
@@ -63,19 +202,25 @@ impl Node {
         self.look_again_at = None;
     }
 
-    /// The first peer, from one drawn by chance, that may be asked and can give something.
-    fn choose(&mut self, now: Instant) -> Option<(ConnId, ChunkIndex)> {
+    /// The first peer, from one drawn by chance, that may be asked and can give something; of those
+    /// alone that were left alone until after `rested_since`, if that is given.
+    fn choose(
+        &mut self,
+        rested_since: Option<Instant>,
+        now: Instant,
+    ) -> Option<(ConnId, ChunkIndex)> {
+        if self.picker.nothing_left_to_ask() {
+            return None;
+        }
         let count = self.peers.len();
         let start = self.rng.below(count);
         let (per_peer, patience) = (self.per_peer(), self.patience());
         for step in 0..count {
             let peer = self.peers.at((start + step) % count);
-            let may_ask = peer.active
-                && peer.role == Role::Peer
-                && peer.outstanding < per_peer
-                && peer.backoff_until <= now
-                && (peer.outstanding == 0 || !self.flights.is_stuck(peer.conn, now, patience));
-            if may_ask && let Some(index) = self.picker.pick(&peer.have, &mut self.rng) {
+            if rested_since.is_none_or(|since| peer.backoff_until > since)
+                && self.may_ask(peer, per_peer, patience, now)
+                && let Some(index) = self.picker.pick(&peer.have, &mut self.rng)
+            {
                 return Some((peer.conn, index));
             }
         }
@@ -224,11 +369,11 @@ impl Node {
         outcome: ChunkOutcome,
         now: Instant,
     ) {
-        self.is_stale = true;
         let flight = self.flights.remove(conn, index);
         if let Some(flight) = &flight {
             self.release(flight);
         }
+        self.look_at(conn);
         match outcome {
             ChunkOutcome::Verified => {
                 self.count_arrival(conn, index);
@@ -264,7 +409,6 @@ impl Node {
 
     /// The chunk is in the store.
     pub(super) fn stored(&mut self, index: ChunkIndex, now: Instant) {
-        self.is_stale = true;
         if !self.geometry.contains(index) || !self.picker.complete(index) {
             return;
         }
@@ -278,7 +422,7 @@ impl Node {
             self.outputs.push_back(Output::Complete);
             self.announce();
         }
-        self.announce_at = self.announce_at.or(Some(now + limits::HAVE_BATCH));
+        self.announce_at = self.announce_at.or(Some(now + self.have_batch()));
     }
 
     /// Ends a flight that is no longer wanted; it is out of the list already.
@@ -299,14 +443,16 @@ impl Node {
         {
             peer.outstanding = peer.outstanding.saturating_sub(1);
         }
+        self.look_at(flight.conn);
         if self.flights.of_chunk(flight.index).next().is_none() {
             self.picker.abandon(flight.index);
+            self.look_for(flight.index);
         }
     }
 
     /// Gives up what took too long.
     pub(super) fn expire(&mut self, now: Instant) {
-        self.is_stale = true;
+        self.look_at_all();
         // If nothing arrives at all it may be this node's own link. Asking again and again at the
         // old pace would fill it with chunks that are given up before they are through: wait twice
         // as long, as RFC 6298 does after a timeout, until one arrives.
@@ -343,8 +489,10 @@ impl Node {
             };
             let wait = self.rng.between(low, high) << peer.declined();
             peer.backoff_until = Instant(now.0 + wait);
+            if let Some(at) = &mut self.look_again_at {
+                *at = peer.backoff_until.min(*at);
+            }
         }
-        self.is_stale = true;
     }
 
     pub(super) fn peer_has(&mut self, conn: ConnId, runs: &[ChunkRun], now: Instant) {
@@ -363,11 +511,13 @@ impl Node {
         let Some(peer) = self.peers.get_mut(conn) else {
             return;
         };
+        let mut is_news = self.role == Role::Seed;
         for run in runs {
             for index in (run.first.0..run.first.0 + run.count).map(ChunkIndex) {
                 if peer.have.set(index) && peer.role == Role::Peer {
                     self.picker.announced(index);
                 }
+                is_news |= self.picker.needs(index);
                 if let Some(at) = peer
                     .unconfirmed
                     .iter()
@@ -379,7 +529,16 @@ impl Node {
             }
         }
         self.note_completion(conn, now);
-        self.is_stale = true;
+        // Time may have made room where there was none.
+        if is_news || self.starved_since.is_none() {
+            self.look_at(conn);
+        }
+    }
+
+    /// How long chunks are collected before they are announced: about two chunks at the pace at which
+    /// they arrive, eight being under way.
+    fn have_batch(&self) -> Duration {
+        (self.chunk_time / 4).clamp(limits::HAVE_BATCH_MIN, limits::HAVE_BATCH_MAX)
     }
 
     /// Tells the neighbours what arrived since the last time.

@@ -108,7 +108,7 @@ impl Node {
             (Role::Peer, Role::Peer) => self.tell_peers(conn, now),
             _ => {}
         }
-        self.is_stale = true;
+        self.look_at_all();
     }
 
     /// A seed places a newcomer.
@@ -166,7 +166,7 @@ impl Node {
         let Some(peer) = self.peers.remove(conn) else {
             return;
         };
-        self.is_stale = true;
+        self.look_at_all();
         for flight in self.flights.extract(|flight| flight.conn == conn) {
             if self.flights.of_chunk(flight.index).next().is_none() {
                 self.picker.abandon(flight.index);

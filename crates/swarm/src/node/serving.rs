@@ -40,7 +40,9 @@ impl Node {
         outcome: UploadOutcome,
         now: Instant,
     ) {
-        self.is_stale = true;
+        if self.role == Role::Seed {
+            self.look_at_all();
+        }
         self.may_offer_more = true;
         let is_delivered = outcome == UploadOutcome::Delivered;
         self.uploads.ended(conn, index, is_delivered, now);
@@ -53,7 +55,6 @@ impl Node {
                     // that a peer that verifies slowly is not pushed more than it can take.
                     if self.role == Role::Seed && !peer.have.get(index) {
                         peer.unconfirmed.push((index, now));
-                        self.is_stale = true;
                         return;
                     }
                 }
@@ -86,7 +87,9 @@ impl Node {
                 !late
             });
         }
-        self.is_stale |= !lost.is_empty();
+        if !lost.is_empty() {
+            self.look_at_all();
+        }
         for index in lost {
             self.seeding.ended(index, &self.picker);
         }
