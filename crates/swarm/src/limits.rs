@@ -24,15 +24,29 @@ pub const RACK_BYTES_MAX: usize = 64;
 /// simulator; above 24 the have-deltas cost more than the choice is worth.
 pub const DEGREE: usize = 16;
 
-/// The most connections a peer keeps, the seeds' not counted. Twice and a half [`DEGREE`], so that a
-/// node that just lost neighbours finds somebody who takes it.
-pub const PEERS_MAX: usize = 40;
+/// A rack of up to so many nodes is a full mesh when there are several racks: then each node knows
+/// what its whole rack holds, and one of them can be told off to bring each chunk over the core. 48
+/// machines fill a rack.
+pub const RACK_MESH_MAX: usize = 48;
+
+/// Rings through the whole swarm in which everybody stands when there are several racks: so many
+/// times two neighbours in other racks.
+pub const FAR_RINGS: usize = 4;
+
+/// The most connections a peer keeps, the seeds' not counted: those of the largest mesh within a rack,
+/// and outside twice [`DEGREE`], for the first nodes of a swarm also keep each other. What is left is
+/// for those who just lost neighbours and look for somebody who takes them.
+pub const PEERS_MAX: usize = 96;
 
 /// The most connections a seed accepts for one image. The tracker keeps one for each live node.
 pub const SEED_PEERS_MAX: usize = 16 * 1024;
 
 /// How many nodes a seed hands chunks to at a time; the others it only tracks.
 pub const SEED_NEIGHBOURS: usize = 64;
+
+/// The same where there are more racks than that: one of each rack. Each of them announces all it
+/// gets to the seed.
+pub const SEED_NEIGHBOURS_MAX: usize = 256;
 
 /// Nodes remembered beside those connected.
 pub const KNOWN_MAX: usize = 256;
@@ -59,6 +73,21 @@ pub const KEPT_FOR_OFFERS: usize = 1;
 /// The most chunks that are ever in flight: links on which chunks are fast ([`FAST_CHUNK`]) have
 /// twice as many, and what is overdue or not answered is let off up to as many again.
 pub const IN_FLIGHT_MAX: usize = IN_FLIGHT * 4;
+
+/// A chunk that has been seen in another rack, and not in this one, for so many times as long as
+/// chunks take is fetched by somebody whose duty it was not.
+pub const TAKE_OVER_CHUNKS: u32 = 4;
+/// But never before this: a chunk is not announced before it is complete, and 5 ms later.
+pub const TAKE_OVER_MIN: Duration = Duration::from_millis(100);
+
+/// A node to which no chunk has come for so many times as long as chunks take fetches what it lacks
+/// wherever it can.
+pub const CUT_OFF_CHUNKS: u32 = 16;
+/// But never before this.
+pub const CUT_OFF_MIN: Duration = Duration::from_millis(500);
+
+/// Uploads beyond the slots for those who ask from another rack: each brings a chunk for all in it.
+pub const SLOTS_FOR_OTHER_RACKS: usize = 2;
 
 /// The most chunks in one `Offer`: the answer is on its way for a round trip, and the first ones may
 /// have arrived by another way meanwhile.
@@ -198,7 +227,8 @@ pub const COMPLETE_LINGER: Duration = Duration::from_secs(5);
 const _: () = assert!(CHUNKS_MAX as usize / 8 + 256 <= FRAME_BYTES_MAX);
 const _: () = assert!(HAVE_RUNS_MAX * 10 + 16 <= FRAME_BYTES_MAX);
 const _: () = assert!(ADDRESSES_MAX * 64 + 16 <= FRAME_BYTES_MAX);
-const _: () = assert!(PEERS_MAX > DEGREE && KNOWN_MAX > PEERS_MAX);
+const _: () = assert!(PEERS_MAX > RACK_MESH_MAX + 2 * DEGREE && KNOWN_MAX > PEERS_MAX);
+const _: () = assert!(FAR_RINGS > 0 && FAR_RINGS * 2 <= DEGREE);
 const _: () = assert!(SEED_UPLOAD_SLOTS <= PUSHES_MAX);
 const _: () = assert!(PER_PEER_MIN + KEPT_FOR_OFFERS <= IN_FLIGHT);
 

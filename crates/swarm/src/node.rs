@@ -1,10 +1,11 @@
 //! One machine's part in a swarm: inputs in, outputs out.
 //!
 //! This file holds the interface, the dispatch and the timers. What is decided lies in its
-//! parts: `fetching` (what to ask of whom), `offering` (what to offer whom), `serving` (uploads and the
+//! parts: `fetching` (what to ask of whom), `locality` (what to fetch from other racks), `offering` (what to offer whom), `serving` (uploads and the
 //! seed's pushes) and `overlay` (whom to be connected to). How bytes travel and where they are kept is the owner's.
 
 mod fetching;
+mod locality;
 mod offering;
 mod overlay;
 mod serving;
@@ -14,6 +15,7 @@ mod tests;
 use crate::flight::Flights;
 use crate::id::{ConnId, NodeId, Role};
 use crate::limits::{self, HOUSEKEEPING};
+use crate::locality::Locality;
 use crate::membership::Membership;
 use crate::message::{Hello, Message};
 use crate::peers::Peers;
@@ -251,7 +253,7 @@ pub struct Node {
     role: Role,
     image: ImageId,
     geometry: Geometry,
-    rack: Option<String>,
+    locality: Locality,
     rng: Rng,
     peers: Peers,
     picker: Picker,
@@ -269,6 +271,9 @@ pub struct Node {
     /// How many times as long as usual an answer may take: doubled each time that requests run out
     /// of time and nothing has arrived in between.
     leniency: u32,
+    /// When a chunk last came, or this node began. What comes to a node that is cut off counts only if
+    /// it comes from its rack.
+    last_arrival: Instant,
     /// Since when there was room in flight that no peer could fill.
     starved_since: Option<Instant>,
     /// When the picker runs again although nothing happened.
@@ -316,7 +321,7 @@ impl Node {
             role: config.role,
             image: config.image,
             geometry: config.geometry,
-            rack: config.rack,
+            locality: Locality::new(config.node, config.rack),
             seeding: Seeding::new(if is_seed { chunks } else { 0 }, &mut rng),
             tracker: Tracker::default(),
             housekeeping_at: now + HOUSEKEEPING,
@@ -333,6 +338,7 @@ impl Node {
             announce_at: None,
             chunk_time: Duration::from_millis(20),
             leniency: 1,
+            last_arrival: now,
             starved_since: None,
             look_again_at: None,
             feed_again_at: None,
@@ -452,6 +458,7 @@ impl Node {
                     node: peer.node,
                     addr: peer.addr,
                     role: peer.role,
+                    rack: peer.rack.clone(),
                     chunks_have: peer.chunks(),
                     is_complete: peer.is_complete(),
                     connected_for: now.since(peer.connected_at),

@@ -15,6 +15,8 @@ pub(crate) struct Peer {
     pub(crate) conn: ConnId,
     pub(crate) have: Bitfield,
     pub(crate) role: Role,
+    /// A peer, or a seed that knows where it stands, of this node's rack.
+    pub(crate) is_near: bool,
     /// Its hello came: chunks may be exchanged.
     pub(crate) active: bool,
     /// It wants to hear what this node holds.
@@ -44,6 +46,8 @@ pub(crate) struct Peer {
     pub(crate) complete_since: Option<Instant>,
     pub(crate) node: NodeId,
     pub(crate) addr: SocketAddr,
+    /// Where it says it stands.
+    pub(crate) rack: Option<String>,
     /// This side dialed.
     pub(crate) dialed: bool,
     pub(crate) asked_for_peers_at: Option<Instant>,
@@ -64,6 +68,8 @@ impl Peer {
             node,
             addr,
             role,
+            rack: None,
+            is_near: false,
             dialed,
             active: false,
             have: Bitfield::new(chunks),
@@ -114,6 +120,11 @@ impl Peer {
     pub(crate) fn delivered(&mut self) {
         self.failures = 0;
         self.declines = 0;
+    }
+
+    /// Whether what it announces is taken for true: it does not let one request after the other down.
+    pub(crate) fn is_credible(&self) -> bool {
+        self.failures < 2 && self.declines < 4 * BUSY_PATIENCE
     }
 
     /// It declined a request. Returns how often to double the time for which it is left alone.

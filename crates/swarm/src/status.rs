@@ -42,6 +42,8 @@ pub struct PeerReport {
     pub addr: SocketAddr,
     /// Seed or peer.
     pub role: Role,
+    /// Where it says it stands.
+    pub rack: Option<String>,
     /// Chunks it is known to hold.
     pub chunks_have: u32,
     /// Whether it holds them all.

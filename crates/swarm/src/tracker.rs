@@ -6,13 +6,28 @@
 //! neighbours it has: stragglers are the nodes with few. A newcomer is put at a random place of
 //! each ring, dials the two nodes there, and the edge it broke is dropped. While the swarm is
 //! small it is a full mesh.
+//!
+//! Nodes say where they stand, and each rack has rings of its own. As long as there is one rack, that
+//! is all. When there are several, a rack of up to [`RACK_MESH_MAX`] nodes is a full mesh, so that
+//! each of its nodes knows what the whole rack holds; and rings through the whole swarm join the
+//! racks: [`FAR_RINGS`] for everybody, more for those who find few near neighbours when they come.
+//! Only the edges between two racks count there. A rack that outgrows the mesh gives up all edges
+//! but those of its rings.
+//!
+//! A rack is a name that a node gives itself: a hint. The worst that a wrong one does is to join
+//! nodes that are far from each other. Nodes without a name count as one rack.
 
 use crate::id::NodeId;
-use crate::limits::DEGREE;
+use crate::limits::{DEGREE, FAR_RINGS, RACK_MESH_MAX};
+use crate::ring::Ring;
 use crate::rng::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 
 const RINGS: usize = DEGREE / 2;
+
+/// Places tried for a newcomer in a ring through the whole swarm, in search of one between two
+/// nodes of other racks: where half of the nodes are of its rack, 7 of 8 newcomers find one.
+const FAR_DRAWS: usize = 8;
 
 /// What a join or a leave changes in the overlay.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,78 +41,55 @@ pub(crate) struct Rewiring {
 #[derive(Debug)]
 struct Member {
     node: NodeId,
+    rack: Option<String>,
     /// Where it stands in `live`.
     place: usize,
-    before: [usize; RINGS],
-    behind: [usize; RINGS],
 }
 
-/// The rings. Members are named by their index in `members`; indexes of the departed are reused.
+#[derive(Debug, Default)]
+struct Rack {
+    /// All in it, in no particular order.
+    members: BTreeSet<u32>,
+    rings: [Ring; RINGS],
+    /// All are neighbours of all; the rings are kept for when there are too many.
+    is_mesh: bool,
+}
+
+/// Edges between members, by their numbers.
+type Edges = BTreeSet<(u32, u32)>;
+
+/// All nodes of a swarm. Members are numbers: indexes in `members`. Those of the departed are reused.
 #[derive(Debug, Default)]
 pub(crate) struct Tracker {
     members: Vec<Member>,
-    by_node: BTreeMap<NodeId, usize>,
-    live: Vec<usize>,
-    departed: Vec<usize>,
+    by_node: BTreeMap<NodeId, u32>,
+    live: Vec<u32>,
+    departed: Vec<u32>,
+    racks: BTreeMap<Option<String>, Rack>,
+    /// The rings through the whole swarm; none before there is a second rack.
+    far: Option<[Ring; RINGS]>,
 }
 
 impl Tracker {
-    #[cfg(test)]
-    fn len(&self) -> usize {
-        self.live.len()
-    }
-
-    /// Puts a node into the rings.
-    pub(crate) fn join(&mut self, node: NodeId, rng: &mut Rng) -> Rewiring {
+    /// Puts a node into the overlay.
+    pub(crate) fn join(&mut self, node: NodeId, rack: Option<&str>, rng: &mut Rng) -> Rewiring {
         if self.by_node.contains_key(&node) {
             return Rewiring::default();
         }
-        let new = self.departed.pop().unwrap_or(self.members.len());
-        let member = Member {
-            node,
-            place: self.live.len(),
-            before: [new; RINGS],
-            behind: [new; RINGS],
-        };
-        if new == self.members.len() {
-            self.members.push(member);
-        } else {
-            self.members[new] = member;
+        let everybody = (self.live.len() <= DEGREE).then(|| self.live.clone());
+        let (mut dial, mut drop) = (Edges::new(), Edges::new());
+        let new = self.admit(node, rack.map(str::to_owned));
+        let near = self.join_rack(new, &mut dial, &mut drop, rng);
+        if self.far.is_none() && self.racks.len() > 1 {
+            self.begin_far(new, &mut dial, rng);
         }
-        let mut broken = Vec::new();
-        if !self.live.is_empty() {
-            for ring in 0..RINGS {
-                let before = self.live[rng.below(self.live.len())];
-                let behind = self.members[before].behind[ring];
-                self.members[before].behind[ring] = new;
-                self.members[behind].before[ring] = new;
-                self.members[new].before[ring] = before;
-                self.members[new].behind[ring] = behind;
-                broken.push((before, behind));
-            }
+        self.join_far(new, near, &mut dial, &mut drop, rng);
+        if let Some(others) = everybody {
+            dial.extend(others.into_iter().map(|other| (new, other)));
+            drop.clear();
         }
-        let mesh = self.live.len() <= DEGREE;
-        let neighbours: BTreeSet<usize> = if mesh {
-            self.live.iter().copied().collect()
-        } else {
-            self.neighbours(new)
-        };
-        self.live.push(new);
-        self.by_node.insert(node, new);
-
-        let name = |member: usize| self.members[member].node;
-        let mut rewiring = Rewiring::default();
-        rewiring
-            .dial
-            .extend(neighbours.into_iter().map(|other| (node, name(other))));
-        if !mesh {
-            let edges: BTreeSet<_> = broken.into_iter().filter(|(a, b)| a != b).collect();
-            let gone = edges
-                .into_iter()
-                .filter(|(a, b)| !self.neighbours(*a).contains(b));
-            rewiring.drop.extend(gone.map(|(a, b)| (name(a), name(b))));
-        }
-        rewiring
+        drop.retain(|(a, b)| !self.are_neighbours(*a, *b));
+        self.rewiring(dial, drop)
     }
 
     /// Takes a node out; those around it become neighbours.
@@ -105,33 +97,34 @@ impl Tracker {
         let Some(old) = self.by_node.remove(&node) else {
             return Rewiring::default();
         };
-        let mut joined = BTreeSet::new();
-        for ring in 0..RINGS {
-            let (before, behind) = (
-                self.members[old].before[ring],
-                self.members[old].behind[ring],
-            );
-            self.members[before].behind[ring] = behind;
-            self.members[behind].before[ring] = before;
-            if before != behind {
-                joined.insert((before, behind));
+        let mut dial = Edges::new();
+        let rack_name = self.members[old as usize].rack.take();
+        if let Some(rack) = self.racks.get_mut(&rack_name) {
+            rack.members.remove(&old);
+            for ring in &mut rack.rings {
+                let joined = ring.remove(old);
+                dial.extend(joined.filter(|_| !rack.is_mesh));
+            }
+            if rack.members.is_empty() {
+                self.racks.remove(&rack_name);
             }
         }
-        let place = self.members[old].place;
+        for ring in self.far.iter_mut().flatten() {
+            let joined = ring.remove(old);
+            let members = &self.members;
+            let rack = |member: u32| &members[member as usize].rack;
+            dial.extend(joined.filter(|(a, b)| rack(*a) != rack(*b)));
+        }
+        if self.racks.len() <= 1 {
+            self.far = None;
+        }
+        let place = self.members[old as usize].place;
         self.live.swap_remove(place);
         if let Some(moved) = self.live.get(place) {
-            self.members[*moved].place = place;
+            self.members[*moved as usize].place = place;
         }
         self.departed.push(old);
-        let name = |member: usize| self.members[member].node;
-        let dial = joined
-            .into_iter()
-            .map(|(a, b)| (name(a), name(b)))
-            .collect();
-        Rewiring {
-            dial,
-            drop: Vec::new(),
-        }
+        self.rewiring(dial, Edges::new())
     }
 
     /// Up to `count` distinct nodes, `except` one, by chance.
@@ -141,7 +134,7 @@ impl Tracker {
             if self.live.is_empty() || chosen.len() == count {
                 break;
             }
-            let node = self.members[self.live[rng.below(self.live.len())]].node;
+            let node = self.name(self.live[rng.below(self.live.len())]);
             if node != except {
                 chosen.insert(node);
             }
@@ -149,121 +142,131 @@ impl Tracker {
         chosen.into_iter().collect()
     }
 
-    fn neighbours(&self, member: usize) -> BTreeSet<usize> {
-        let m = &self.members[member];
-        m.before
+    /// Gives a newcomer its number.
+    fn admit(&mut self, node: NodeId, rack: Option<String>) -> u32 {
+        let place = self.live.len();
+        let member = Member { node, rack, place };
+        let new = match self.departed.pop() {
+            Some(free) => {
+                self.members[free as usize] = member;
+                free
+            }
+            None => {
+                self.members.push(member);
+                // A seed keeps far fewer connections than that.
+                (self.members.len() - 1) as u32
+            }
+        };
+        self.live.push(new);
+        self.by_node.insert(node, new);
+        new
+    }
+
+    /// Puts a newcomer among those of its rack. Returns how many near neighbours it finds.
+    fn join_rack(&mut self, new: u32, dial: &mut Edges, drop: &mut Edges, rng: &mut Rng) -> usize {
+        let rack_name = self.members[new as usize].rack.clone();
+        let alone = self.racks.is_empty();
+        let rack = self.racks.entry(rack_name).or_insert_with(|| Rack {
+            is_mesh: !alone,
+            ..Rack::default()
+        });
+        let broken = rack
+            .rings
+            .iter_mut()
+            .filter_map(|ring| ring.insert(new, 1, |_| true, rng));
+        let broken: Edges = broken.filter(|(a, b)| a != b).collect();
+        if rack.is_mesh && rack.members.len() < RACK_MESH_MAX {
+            dial.extend(rack.members.iter().map(|other| (new, *other)));
+        } else if rack.is_mesh {
+            rack.is_mesh = false;
+            for a in &rack.members {
+                drop.extend(rack.members.range(a + 1..).map(|b| (*a, *b)));
+            }
+        } else {
+            drop.extend(broken);
+        }
+        let around = rack.rings.iter().flat_map(|ring| ring.neighbours(new));
+        dial.extend(around.map(|other| (new, other)));
+        rack.members.insert(new);
+        match rack.is_mesh {
+            true => rack.members.len() - 1,
+            false => DEGREE.min(rack.members.len() - 1),
+        }
+    }
+
+    /// There is a second rack, that of `new`: those who are there already take their places in the
+    /// rings through the whole swarm, and their rack becomes a mesh if it may be one.
+    fn begin_far(&mut self, new: u32, dial: &mut Edges, rng: &mut Rng) {
+        let mut rings: [Ring; RINGS] = Default::default();
+        for member in self.live.iter().filter(|member| **member != new) {
+            for ring in &mut rings {
+                ring.insert(*member, 1, |_| true, rng);
+            }
+        }
+        self.far = Some(rings);
+        for rack in self.racks.values_mut() {
+            if !rack.is_mesh && rack.members.len() <= RACK_MESH_MAX {
+                rack.is_mesh = true;
+                for a in &rack.members {
+                    dial.extend(rack.members.range(a + 1..).map(|b| (*a, *b)));
+                }
+            }
+        }
+    }
+
+    /// Puts a newcomer with so many near neighbours into the rings through the whole swarm.
+    fn join_far(
+        &mut self,
+        new: u32,
+        near: usize,
+        dial: &mut Edges,
+        drop: &mut Edges,
+        rng: &mut Rng,
+    ) {
+        let members = &self.members;
+        let is_far = |other: u32| members[other as usize].rack != members[new as usize].rack;
+        let count = (DEGREE.saturating_sub(near) / 2).clamp(FAR_RINGS, RINGS);
+        for ring in self.far.iter_mut().flatten().take(count) {
+            let Some((before, behind)) = ring.insert(new, FAR_DRAWS, is_far, rng) else {
+                continue;
+            };
+            let far = [before, behind].into_iter().filter(|other| is_far(*other));
+            dial.extend(far.map(|other| (new, other)));
+            // Within a rack it was no edge, or not one of this ring.
+            if members[before as usize].rack != members[behind as usize].rack {
+                drop.insert((before, behind));
+            }
+        }
+    }
+
+    fn are_neighbours(&self, a: u32, b: u32) -> bool {
+        let rack_name = &self.members[a as usize].rack;
+        let is_near = *rack_name == self.members[b as usize].rack;
+        let rings = match self.racks.get(rack_name) {
+            Some(rack) if is_near && rack.is_mesh => return true,
+            Some(rack) if is_near => rack.rings.as_slice(),
+            _ => self.far.as_ref().map_or(&[][..], |rings| rings.as_slice()),
+        };
+        rings
             .iter()
-            .chain(&m.behind)
-            .copied()
-            .filter(|other| *other != member)
-            .collect()
+            .any(|ring| ring.neighbours(a).any(|other| other == b))
+    }
+
+    fn name(&self, member: u32) -> NodeId {
+        self.members[member as usize].node
+    }
+
+    fn rewiring(&self, dial: Edges, drop: Edges) -> Rewiring {
+        let names = |edges: Edges| {
+            let names = edges.into_iter().map(|(a, b)| (self.name(a), self.name(b)));
+            names.collect()
+        };
+        Rewiring {
+            dial: names(dial),
+            drop: names(drop),
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(number: usize) -> NodeId {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&(number as u64).to_be_bytes());
-        NodeId(bytes)
-    }
-
-    /// The overlay as the nodes see it: they do as they are told, no more.
-    #[derive(Default)]
-    struct Graph(BTreeMap<NodeId, BTreeSet<NodeId>>);
-
-    impl Graph {
-        fn apply(&mut self, rewiring: &Rewiring) {
-            for (a, b) in &rewiring.dial {
-                self.0.entry(*a).or_default().insert(*b);
-                self.0.entry(*b).or_default().insert(*a);
-            }
-            for (a, b) in &rewiring.drop {
-                self.0.entry(*a).or_default().remove(b);
-                self.0.entry(*b).or_default().remove(a);
-            }
-        }
-
-        fn remove(&mut self, node: NodeId) {
-            for other in self.0.remove(&node).unwrap_or_default() {
-                self.0.entry(other).or_default().remove(&node);
-            }
-        }
-
-        fn is_connected(&self) -> bool {
-            let mut seen = BTreeSet::new();
-            let mut stack: Vec<_> = self.0.keys().take(1).copied().collect();
-            while let Some(node) = stack.pop() {
-                if seen.insert(node) {
-                    stack.extend(&self.0[&node]);
-                }
-            }
-            seen.len() == self.0.len()
-        }
-    }
-
-    #[test]
-    fn small_swarms_are_a_full_mesh() {
-        let (mut tracker, mut graph, mut rng) = (Tracker::default(), Graph::default(), Rng::new(1));
-        for number in 0..=DEGREE {
-            graph.apply(&tracker.join(id(number), &mut rng));
-        }
-        assert!(
-            graph
-                .0
-                .values()
-                .all(|neighbours| neighbours.len() == DEGREE)
-        );
-    }
-
-    #[test]
-    fn large_swarms_have_an_even_degree_and_hold_together() {
-        for seed in 0..5 {
-            let (mut tracker, mut graph, mut rng) =
-                (Tracker::default(), Graph::default(), Rng::new(seed));
-            for number in 0..1000 {
-                graph.apply(&tracker.join(id(number), &mut rng));
-            }
-            let degrees: Vec<usize> = graph.0.values().map(BTreeSet::len).collect();
-            let (least, most) = (
-                *degrees.iter().min().unwrap(),
-                *degrees.iter().max().unwrap(),
-            );
-            assert!(
-                least >= DEGREE - 5 && most <= DEGREE * 2,
-                "seed {seed}: {least}..{most}"
-            );
-            assert!(graph.is_connected(), "seed {seed}");
-
-            for number in (0..1000).step_by(2) {
-                graph.remove(id(number));
-                graph.apply(&tracker.leave(id(number)));
-            }
-            assert_eq!(tracker.len(), 500);
-            assert!(graph.is_connected(), "seed {seed}, after half left");
-            assert!(
-                graph
-                    .0
-                    .values()
-                    .all(|neighbours| neighbours.len() >= DEGREE / 2)
-            );
-        }
-    }
-
-    #[test]
-    fn joining_twice_and_leaving_twice_change_nothing() {
-        let (mut tracker, mut rng) = (Tracker::default(), Rng::new(1));
-        tracker.join(id(1), &mut rng);
-        tracker.join(id(2), &mut rng);
-        assert_eq!(tracker.join(id(2), &mut rng), Rewiring::default());
-        tracker.leave(id(2));
-        assert_eq!(tracker.leave(id(2)), Rewiring::default());
-        assert_eq!(tracker.sample(5, id(1), &mut rng), []);
-        assert_eq!(tracker.sample(5, id(9), &mut rng), [id(1)]);
-        tracker.leave(id(1));
-        assert_eq!(tracker.len(), 0);
-        assert_eq!(tracker.join(id(3), &mut rng), Rewiring::default());
-    }
-}
+mod tests;

@@ -67,6 +67,11 @@ impl Uploads {
         self.slots
     }
 
+    /// To whom each upload goes.
+    pub(crate) fn receivers(&self) -> impl Iterator<Item = ConnId> + '_ {
+        self.active.iter().map(|upload| upload.conn)
+    }
+
     /// How many go to this connection.
     pub(crate) fn to(&self, conn: ConnId) -> usize {
         self.active

@@ -167,11 +167,13 @@ mod tests {
     /// A rack's link is shared by all in it: at 8:1 eight nodes have the rate of one between them.
     #[test]
     fn the_core_is_a_bottleneck() {
-        let mut wide = plan(16, 2, 1.0);
-        wide.seed_link = Link::mbit(1_000.0);
-        let mut narrow = plan(16, 2, 8.0);
-        narrow.seed_link = Link::mbit(1_000.0);
-        let (wide, narrow) = (run(&wide, 1), run(&narrow, 1));
+        let behind = |oversubscription, known| {
+            let mut plan = plan(16, 2, oversubscription);
+            plan.seed_link = Link::mbit(1_000.0);
+            plan.racks = plan.racks.map(|racks| Racks { known, ..racks });
+            run(&plan, 1)
+        };
+        let (wide, narrow) = (behind(1.0, false), behind(8.0, false));
         let (most, bound_s) = (narrow.rack_copies[0], narrow.bound_s);
         let least_s = narrow.rack_copies[0] * 8.388_608 * 8.0 / (100.0 * narrow.efficiency);
         let last_s = narrow.quantile_s(1.0);
@@ -180,6 +182,11 @@ mod tests {
             "{most} copies in {last_s} s, the bound is {bound_s} s"
         );
         assert!(last_s > 2.0 * wide.quantile_s(1.0));
+        // Nodes that know where they stand do not need more than they have.
+        let known = behind(8.0, true);
+        let (known_s, copies) = (known.quantile_s(1.0), known.rack_copies);
+        assert!(known_s < 0.7 * last_s, "{known_s} s of {last_s} s");
+        assert!(copies.iter().all(|copies| *copies < 1.7), "{copies:?}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{ChunkOutcome, CloseReason, Node, Output};
 use crate::flight::{Flight, Origin};
 use crate::id::{ConnId, Role};
 use crate::limits;
+use crate::locality::Errand;
 use crate::message::{ChunkRun, Message};
 use crate::peers::Peer;
 use crate::time::Instant;
@@ -101,7 +102,11 @@ impl Node {
 
     fn fill(&mut self, rested_since: Option<Instant>, now: Instant) {
         while self.has_room_to_ask(now) {
-            let Some((conn, index)) = self.choose(rested_since, now) else {
+            let chosen = self
+                .choose_outside(Errand::Duty, now)
+                .or_else(|| self.choose(rested_since, now))
+                .or_else(|| self.choose_outside(Errand::TakenOver, now));
+            let Some((conn, index)) = chosen else {
                 return;
             };
             self.ask(conn, index, now);
@@ -148,6 +153,12 @@ impl Node {
         if !self.may_ask(peer, per_peer, patience, now) {
             return None;
         }
+        if !peer.is_near && self.minds_racks(now) {
+            self.look_around(now);
+            return self
+                .errand(conn, Errand::Duty)
+                .or_else(|| self.errand(conn, Errand::TakenOver));
+        }
         self.picker.pick(&peer.have, &mut self.rng)
     }
 
@@ -156,13 +167,22 @@ impl Node {
         let count = self.peers.len();
         let start = self.rng.below(count);
         let (per_peer, patience) = (self.per_peer(), self.patience());
+        let only_near = !self.may_bring(index, now);
         (0..count)
             .map(|step| self.peers.at((start + step) % count))
+            .filter(|peer| peer.is_near || !only_near)
             .find(|peer| self.may_ask(peer, per_peer, patience, now) && peer.have.get(index))
             .map(|peer| peer.conn)
     }
 
-    fn may_ask(&self, peer: &Peer, per_peer: usize, patience: Duration, now: Instant) -> bool {
+    /// Whether a request may go to this peer now.
+    pub(super) fn may_ask(
+        &self,
+        peer: &Peer,
+        per_peer: usize,
+        patience: Duration,
+        now: Instant,
+    ) -> bool {
         peer.active
             && peer.role == Role::Peer
             && peer.outstanding < per_peer
@@ -193,7 +213,7 @@ impl Node {
     }
 
     /// A flight that lasts longer is overdue.
-    fn patience(&self) -> Duration {
+    pub(super) fn patience(&self) -> Duration {
         (self.chunk_time * 4).max(limits::FLIGHT_PATIENCE_MIN)
     }
 
@@ -215,9 +235,11 @@ impl Node {
         let count = self.peers.len();
         let start = self.rng.below(count);
         let (per_peer, patience) = (self.per_peer(), self.patience());
+        let minds_racks = self.minds_racks(now);
         for step in 0..count {
             let peer = self.peers.at((start + step) % count);
             if rested_since.is_none_or(|since| peer.backoff_until > since)
+                && (peer.is_near || !minds_racks)
                 && self.may_ask(peer, per_peer, patience, now)
                 && let Some(index) = self.picker.pick(&peer.have, &mut self.rng)
             {
@@ -229,7 +251,7 @@ impl Node {
 
     /// Chunks in flight from one peer: two, or more when there are few peers, but never more
     /// than a sender takes in.
-    fn per_peer(&self) -> usize {
+    pub(super) fn per_peer(&self) -> usize {
         (self.room() / self.peers.len().max(1)).clamp(limits::PER_PEER_MIN, limits::UPLOAD_SLOTS)
     }
 
@@ -294,6 +316,12 @@ impl Node {
                 && peer.outstanding < limits::PER_PEER_MIN
                 && peer.backoff_until <= now
         })?;
+        if !seed.is_near && self.minds_racks(now) {
+            let errands = self
+                .locality
+                .errands(&seed.have, Errand::Duty, &self.picker)?;
+            return Some((seed.conn, self.picker.pick(&errands, &mut self.rng)?));
+        }
         Some((seed.conn, self.picker.pick(&seed.have, &mut self.rng)?))
     }
 
@@ -301,10 +329,17 @@ impl Node {
     /// (Cohen 2003, "endgame mode"). The slower of the two is cancelled.
     fn endgame(&mut self, now: Instant) {
         let overdue = (self.chunk_time * 3).max(Duration::from_millis(30));
+        let minds_racks = self.locality.matters();
         for slow in self.flights.stragglers(now, overdue) {
             if self.flights.len() >= limits::IN_FLIGHT * 2 {
                 return;
             }
+            // Near neighbours first, then other racks, then a seed.
+            let delay = |peer: &Peer| match peer.role {
+                Role::Seed => 3,
+                Role::Peer if minds_racks && !peer.is_near => 2,
+                Role::Peer => 1,
+            };
             let count = self.peers.len();
             let start = self.rng.below(count);
             let other = (0..count)
@@ -315,7 +350,7 @@ impl Node {
                         && peer.have.get(slow.index)
                         && peer.outstanding < limits::PER_PEER_MIN
                         && peer.backoff_until <= now
-                        && (peer.role == Role::Peer || now.since(slow.since) >= overdue * 3)
+                        && now.since(slow.since) >= overdue * delay(peer)
                 });
             if let Some(conn) = other.map(|peer| peer.conn) {
                 self.ask(conn, slow.index, now);
@@ -376,7 +411,7 @@ impl Node {
         self.look_at(conn);
         match outcome {
             ChunkOutcome::Verified => {
-                self.count_arrival(conn, index);
+                self.count_arrival(conn, index, now);
                 self.leniency = 1;
                 if let Some(flight) = flight.filter(|flight| flight.origin == Origin::Pull) {
                     // The smoothing of RFC 6298: an eighth of what is new.
@@ -390,7 +425,11 @@ impl Node {
         }
     }
 
-    fn count_arrival(&mut self, conn: ConnId, index: ChunkIndex) {
+    fn count_arrival(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
+        // Cut off, a node gets what it can from outside. That does not mean that its rack is there.
+        if !self.is_cut_off(now) || self.peers.get(conn).is_some_and(|peer| peer.is_near) {
+            self.last_arrival = now;
+        }
         let from_seed = match self.peers.get_mut(conn) {
             Some(peer) => {
                 peer.delivered();

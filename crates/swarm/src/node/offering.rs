@@ -80,6 +80,7 @@ impl Node {
         let count = self.peers.len();
         let start = self.rng.below(count);
         let is_seed = self.role == Role::Seed;
+        let minds_racks = !is_seed && self.locality.matters();
         let mut best: Option<((u16, u64, u32), ConnId)> = None;
         for step in 0..count {
             let peer = self.peers.at((start + step) % count);
@@ -88,6 +89,8 @@ impl Node {
                 && (peer.is_fed || !is_seed)
                 && peer.offered.is_none()
                 && !peer.is_complete()
+                // Other racks ask for what they may take.
+                && (peer.is_near || !minds_racks)
                 && self.uploads.to(peer.conn) == 0;
             if !may_have {
                 continue;
@@ -117,9 +120,12 @@ impl Node {
                 now,
             );
         }
-        let needed = chunks.iter().find(|index| self.picker.needs(**index));
+        let needed = chunks
+            .iter()
+            .copied()
+            .find(|index| self.picker.needs(*index) && self.may_take(conn, *index, now));
         match needed {
-            Some(index) if self.has_room(self.room(), now) => self.ask(conn, *index, now),
+            Some(index) if self.has_room(self.room(), now) => self.ask(conn, index, now),
             Some(_) => self.send(conn, Message::NoRoom),
             None => self.send(conn, Message::NotNeeded),
         }

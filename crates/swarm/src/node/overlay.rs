@@ -8,6 +8,7 @@ use crate::peers::Peer;
 use crate::time::Instant;
 use crate::tracker::Rewiring;
 use rootswarm_image::Bitfield;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 impl Node {
@@ -53,7 +54,7 @@ impl Node {
         let hello = Hello {
             image: self.image,
             have,
-            rack: self.rack.clone(),
+            rack: self.locality.rack().map(str::to_owned),
         };
         self.outputs.push_back(Output::Hello { conn, hello });
         let chunks = self.geometry.chunk_count();
@@ -93,6 +94,13 @@ impl Node {
         };
         peer.active = true;
         peer.held_at_first = peer.have.count();
+        peer.rack = hello.rack.clone();
+        // A seed that does not know where it stands is not taken to stand here.
+        peer.is_near = self.locality.is_near(peer.rack.as_deref())
+            && (peer.role == Role::Peer || peer.rack.is_some());
+        if peer.role == Role::Peer {
+            self.locality.met(peer.is_near);
+        }
         self.may_offer_more = true;
         let (node, role) = (peer.node, peer.role);
         self.membership.greeted(node);
@@ -113,13 +121,25 @@ impl Node {
 
     /// A seed places a newcomer.
     fn track(&mut self, conn: ConnId, node: NodeId, now: Instant) {
-        let rewiring = self.tracker.join(node, &mut self.rng);
+        let Some(peer) = self.peers.get(conn) else {
+            return;
+        };
+        let rewiring = self.tracker.join(node, peer.rack.as_deref(), &mut self.rng);
+        let (mut fed, mut beside) = (0, 0);
+        for other in self.peers.iter().filter(|other| other.is_fed) {
+            fed += 1;
+            beside += usize::from(other.rack == peer.rack);
+        }
         self.rewire(rewiring);
-        let fed = self.peers.iter().filter(|peer| peer.is_fed).count();
         let Some(peer) = self.peers.get_mut(conn) else {
             return;
         };
-        peer.is_fed = fed < limits::SEED_NEIGHBOURS && !peer.is_complete();
+        // A rack that comes late has its share too.
+        let most = match beside {
+            0 => limits::SEED_NEIGHBOURS_MAX,
+            _ => limits::SEED_NEIGHBOURS,
+        };
+        peer.is_fed = fed < most && !peer.is_complete();
         if !peer.is_fed {
             self.send(conn, Message::WantHaves(false));
         }
@@ -167,6 +187,9 @@ impl Node {
             return;
         };
         self.look_at_all();
+        if peer.active && peer.role == Role::Peer {
+            self.locality.parted(peer.is_near);
+        }
         for flight in self.flights.extract(|flight| flight.conn == conn) {
             if self.flights.of_chunk(flight.index).next().is_none() {
                 self.picker.abandon(flight.index);
@@ -198,14 +221,20 @@ impl Node {
         }
     }
 
-    /// A place among the fed nodes is free: the one that holds least gets it.
+    /// A place among the fed nodes is free: the one that holds least gets it, those first in whose
+    /// rack nobody is fed.
     fn feed_another(&mut self) {
+        let mut fed: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+        for peer in self.peers.iter().filter(|peer| peer.is_fed) {
+            *fed.entry(peer.rack.as_deref()).or_default() += 1;
+        }
         let waiting = self
             .peers
             .iter()
             .filter(|peer| peer.active && !peer.is_fed && !peer.is_complete());
+        let is_rack_fed = |peer: &&Peer| fed.contains_key(&peer.rack.as_deref());
         let Some(conn) = waiting
-            .min_by_key(|peer| (peer.chunks(), peer.conn))
+            .min_by_key(|peer| (is_rack_fed(peer), peer.chunks(), peer.conn))
             .map(|peer| peer.conn)
         else {
             return;

@@ -14,13 +14,16 @@ const REFUSED_BACKOFF: Duration = Duration::from_millis(20);
 impl Node {
     pub(super) fn requested(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
         let beyond = match self.end_offer(conn) {
-            Some(_) => limits::OFFERS_AHEAD,
-            None => 0,
+            Some(_) => Some(limits::OFFERS_AHEAD),
+            None => self.slots_beyond(conn),
         };
         let held = self.geometry.contains(index) && self.picker.has(index);
         // While some chunk has no holder but this seed, second copies have to wait.
         let waits = self.role == Role::Seed && self.seeding.is_first_round(&self.picker);
-        if held && !waits && self.uploads.begin(conn, index, beyond, now) {
+        if held
+            && !waits
+            && beyond.is_some_and(|beyond| self.uploads.begin(conn, index, beyond, now))
+        {
             self.outputs.push_back(Output::Upload { conn, index });
         } else {
             self.send(conn, Message::Busy(index));

@@ -3,6 +3,7 @@
 //! [`Bench`] is one node whose peers are played by the test; `wires` joins real nodes.
 
 mod offers;
+mod racks;
 mod wires;
 
 use super::{ChunkOutcome, CloseReason, Config, Input, Node, Output, UploadOutcome};
