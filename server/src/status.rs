@@ -4,6 +4,7 @@
 //! `rootswarm status` prints it as a table. The document is for scripts too: fields are added, never
 //! changed; `format` would be raised otherwise.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
@@ -104,6 +105,9 @@ pub struct NodeEntry {
     pub node: String,
     /// Where it is seen.
     pub address: String,
+    /// Where it says it stands: its rack's name, or its subnet.
+    #[serde(default)]
+    pub rack: Option<String>,
     /// How many chunks it has.
     pub chunks_have: u32,
     /// Whether it has all.
@@ -196,6 +200,7 @@ pub fn table(document: &StatusDocument) -> String {
     }
     for image in &document.images {
         let complete = image.nodes.iter().filter(|node| node.complete).count();
+        let racks: BTreeSet<_> = image.nodes.iter().map(|node| &node.rack).collect();
         let names = if image.names.is_empty() {
             "(removed)".to_owned()
         } else {
@@ -224,6 +229,15 @@ pub fn table(document: &StatusDocument) -> String {
             } else {
                 f64::from(node.chunks_have) / f64::from(image.chunks.max(1))
             };
+            // Only where it says something: the rack beside the address, both cut to their column.
+            let place = match (&node.rack, racks.len()) {
+                (Some(rack), 2..) => {
+                    // Whatever a node says of itself, it is one line of text.
+                    let rack = rack.replace(char::is_control, "?");
+                    format!("{} {}", cut(&node.address, 21), cut(&rack, 12))
+                }
+                _ => cut(&node.address, 34),
+            };
             // The share of what is not complete is below one, so the bar is never full too early.
             let filled = (share * BAR as f64) as usize;
             let percent = (share * 100.0) as u32;
@@ -234,8 +248,7 @@ pub fn table(document: &StatusDocument) -> String {
             };
             let _ = writeln!(
                 text,
-                "  {:<34} [{}{}] {percent:>3}% {rate:>11}",
-                cut(&node.address, 34),
+                "  {place:<34} [{}{}] {percent:>3}% {rate:>11}",
                 "#".repeat(filled),
                 "-".repeat(BAR - filled.min(BAR)),
             );
@@ -267,9 +280,10 @@ mod tests {
     use super::*;
 
     fn document() -> StatusDocument {
-        let node = |address: &str, have, complete, rate| NodeEntry {
+        let node = |address: &str, have, complete: bool, rate| NodeEntry {
             node: "ab".repeat(32),
             address: address.into(),
+            rack: complete.then(|| "row\n3/r7".into()),
             chunks_have: have,
             complete,
             complete_after_ms: complete.then_some(12_345),
@@ -332,7 +346,7 @@ mod tests {
         assert!(text.contains("[###################-]  99% "), "{text}");
         assert!(
             text.contains(
-                "10.0.0.7:40000                     [####################] 100%   in 12.3 s"
+                "10.0.0.7:40000 row?3/r7            [####################] 100%   in 12.3 s"
             ),
             "{text}"
         );

@@ -199,6 +199,7 @@ fn entry(swarm: &SwarmStatus, snapshot: &Snapshot, rates: &Rates) -> ImageEntry 
         .map(|node| NodeEntry {
             node: node.node.clone(),
             address: node.addr.clone(),
+            rack: node.rack.clone(),
             chunks_have: node.chunks_have,
             complete: node.is_complete,
             complete_after_ms: node.complete_after_ms,

@@ -75,6 +75,8 @@ pub struct NodeInfo {
     pub addr: String,
     /// Whether it is a seed.
     pub is_seed: bool,
+    /// Where it says it stands: any text of at most 64 bytes.
+    pub rack: Option<String>,
     /// Chunks it is known to hold.
     pub chunks_have: u32,
     /// Whether it holds them all.
@@ -123,6 +125,7 @@ impl SwarmStatus {
                 node: peer.node.to_string(),
                 addr: peer.addr.to_string(),
                 is_seed: peer.role == Role::Seed,
+                rack: peer.rack.clone(),
                 chunks_have: peer.chunks_have,
                 is_complete: peer.is_complete,
                 connected_ms: millis(peer.connected_for),
