@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rootswarm_swarm::NodeId;
 
+use crate::mirror::Reach;
 use crate::network::{self, Cidr};
 use crate::token::{TokenRefusal, Tokens, Use, now_unix_s};
 
@@ -32,6 +33,11 @@ pub enum NotAdmitted {
     /// No good token.
     #[error(transparent)]
     Token(#[from] TokenRefusal),
+    /// A one-time token at a mirror whose primary can be reached.
+    #[error(
+        "this seed is a mirror: one-time tokens are its primary's to take while it can be reached"
+    )]
+    AskPrimary,
     /// The token file cannot be read or written; the reason is in the server's log.
     #[error("this seed cannot check tokens at the moment")]
     CannotCheck,
@@ -47,6 +53,8 @@ pub struct Admission {
     mode: AdmissionMode,
     tokens: Tokens,
     networks: Networks,
+    /// On a mirror: whether its primary can be reached.
+    primary: Option<Reach>,
 }
 
 #[derive(Debug)]
@@ -67,7 +75,14 @@ impl Admission {
             mode,
             tokens,
             networks,
+            primary: None,
         }
+    }
+
+    /// The same on a mirror, which leaves one-time tokens to its primary.
+    pub fn of_mirror(mut self, primary: Reach) -> Admission {
+        self.primary = Some(primary);
+        self
     }
 
     /// The networks that are let in, for the log.
@@ -129,6 +144,13 @@ impl Admission {
     pub fn consume_token(&self, token: Option<&str>, node: NodeId) -> Result<(), NotAdmitted> {
         if self.mode == AdmissionMode::Open {
             return Ok(());
+        }
+        if self.primary.as_ref().is_some_and(Reach::is_there) {
+            // It uses nothing up: what is reusable here is reusable there.
+            return match self.decide(self.tokens.check(token, Some(node), now_unix_s()))? {
+                Use::Reusable => Ok(()),
+                Use::OneTime => Err(NotAdmitted::AskPrimary),
+            };
         }
         self.decide(self.tokens.consume(token, node, now_unix_s()))
             .map(drop)

@@ -9,6 +9,7 @@ use rootswarm_image::{ChunkSize, HostPort, ImageName};
 
 use crate::admission::AdmissionMode;
 use crate::config::{ConfigError, ConfigFile, Settings, parse_chunk_size};
+use crate::mirror::MirrorOf;
 use crate::network::Cidr;
 use crate::units::{Rate, parse_duration};
 
@@ -65,6 +66,8 @@ pub enum Command {
     Pxe(PxeArgs),
     /// Admission tokens
     Token(TokenArgs),
+    /// Take a node's admission back: seeds and nodes part from it at once
+    Revoke(RevokeArgs),
     /// Print the public swarm key, for baking into initrds as /etc/rootswarm/swarm.pub
     Key,
 }
@@ -106,6 +109,10 @@ pub struct ServeArgs {
     /// Whether a node also needs a token [default: open]
     #[arg(long, value_name = "MODE", env = "ROOTSWARM_ADMISSION")]
     pub admission: Option<AdmissionMode>,
+    /// Keep the images, tags, tokens and revocations of this seed, which has the same swarm.key, and
+    /// serve them too
+    #[arg(long, value_name = "swarm://HOST[:PORT]", env = "ROOTSWARM_MIRROR")]
+    pub mirror: Option<MirrorOf>,
     /// Whether each copy is hashed before it is served [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "ROOTSWARM_VERIFY")]
     pub verify: Option<bool>,
@@ -266,6 +273,24 @@ pub struct TokenArgs {
     pub command: TokenCommand,
 }
 
+/// `revoke`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("whom").required(true))]
+pub struct RevokeArgs {
+    /// The node: the first digits of its id as `rootswarm status` shows it, or all 64
+    #[arg(value_name = "NODE", group = "whom")]
+    pub node: Option<String>,
+    /// Let a revoked NODE in again
+    #[arg(long, requires = "node")]
+    pub undo: bool,
+    /// Every node: each has to join again
+    #[arg(long, group = "whom")]
+    pub all: bool,
+    /// List the revoked nodes
+    #[arg(long, group = "whom")]
+    pub list: bool,
+}
+
 /// `token …`
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
@@ -336,6 +361,7 @@ impl Cli {
                 file.http = args.http.or(file.http);
                 file.upload_limit = args.upload_limit.or(file.upload_limit);
                 file.admission = args.admission.or(file.admission);
+                file.mirror = args.mirror.clone().or(file.mirror);
                 file.verify = args.verify.or(file.verify);
                 file.chunk_size = args.chunk_size.or(file.chunk_size);
                 if !args.allow.is_empty() {

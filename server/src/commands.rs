@@ -15,13 +15,17 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::cli::{Cli, Command, PublishArgs, PxeArgs, StatusArgs, TagArgs, TokenCommand};
+use crate::cli::{
+    Cli, Command, PublishArgs, PxeArgs, RevokeArgs, StatusArgs, TagArgs, TokenCommand,
+};
 use crate::config::Settings;
 use crate::exit::Failure;
 use crate::network::{advertised_host, root_url};
+use crate::node_name::{node_hex, parse_node};
 use crate::progress::{self, Quiet};
 use crate::publish::{self, Unchanged};
 use crate::pxe;
+use crate::revocation::{self, RevocationList};
 use crate::serve;
 use crate::state::{StateDir, StateError};
 use crate::status;
@@ -51,11 +55,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(_) => Ok(serve::serve(settings)?),
         Command::Publish(args) => publish(&settings, args),
         Command::Images => images(&settings),
-        Command::Remove(args) => Ok(StateDir::open_existing(&settings.state)?.remove(&args.name)?),
+        Command::Remove(args) => Ok(own_state(&settings)?.remove(&args.name)?),
         Command::Tag(args) => tag(&settings, args),
         Command::Status(args) => show_status(&settings, args),
         Command::Pxe(args) => write_boot_files(&settings, args),
         Command::Token(args) => token(&settings, &args.command),
+        Command::Revoke(args) => revoke(&settings, args),
         Command::Key => {
             let key = StateDir::open(&settings.state)?.key()?;
             print(&key.public())
@@ -104,8 +109,60 @@ fn tag(settings: &Settings, args: &TagArgs) -> Result<(), Failure> {
 
 fn open_with_key(settings: &Settings) -> Result<(StateDir, SwarmKey), StateError> {
     let state = StateDir::open(&settings.state)?;
+    refuse_mirror(&state)?;
     let key = state.key()?;
     Ok((state, key))
+}
+
+/// The state directory, to change something in it that is there.
+fn own_state(settings: &Settings) -> Result<StateDir, StateError> {
+    let state = StateDir::open_existing(&settings.state)?;
+    refuse_mirror(&state)?;
+    Ok(state)
+}
+
+/// What is changed in a mirror would be undone a second later.
+fn refuse_mirror(state: &StateDir) -> Result<(), StateError> {
+    match state.mirrors() {
+        Some(primary) => Err(StateError::Mirrors {
+            path: state.root().to_owned(),
+            primary,
+        }),
+        None => Ok(()),
+    }
+}
+
+fn revoke(settings: &Settings, args: &RevokeArgs) -> Result<(), Failure> {
+    if args.list {
+        let list = RevocationList::new(StateDir::open_existing(&settings.state)?);
+        let mut out = io::stdout().lock();
+        writeln!(out, "{:64}  REVOKED (UTC)", "NODE")?;
+        for (node, when) in list.load()?.nodes {
+            writeln!(out, "{}  {}", node_hex(&node), format_utc(when))?;
+        }
+        return Ok(out.flush()?);
+    }
+    let state = own_state(settings)?;
+    let list = RevocationList::new(state.clone());
+    let Some(node) = &args.node else {
+        let epoch = list.revoke_all()?;
+        return print(&format!("epoch {epoch}"));
+    };
+    let node = if args.undo {
+        let revoked = list.load()?.nodes.into_iter().map(|(node, _)| node);
+        let node = revocation::resolve(node, "revoked", revoked)?;
+        list.undo(node)?;
+        node
+    } else {
+        // Without a server nobody is connected.
+        let images = status::ask(&state.control_socket()).map_or(Vec::new(), |found| found.images);
+        let connected = images.iter().flat_map(|image| &image.nodes);
+        let connected = connected.filter_map(|node| parse_node(&node.id));
+        let node = revocation::resolve(node, "connected", connected)?;
+        list.revoke(node, now_unix_s())?;
+        node
+    };
+    print(&node_hex(&node))
 }
 
 fn print_root_url(settings: &Settings, state: &StateDir, tag: &Tag) -> Result<(), Failure> {
@@ -237,7 +294,9 @@ fn token(settings: &Settings, command: &TokenCommand) -> Result<(), Failure> {
             count,
             note,
         } => {
-            let tokens = Tokens::new(StateDir::open(&settings.state)?);
+            let state = StateDir::open(&settings.state)?;
+            refuse_mirror(&state)?;
+            let tokens = Tokens::new(state);
             let usage = if *reusable {
                 Use::Reusable
             } else {
@@ -268,9 +327,7 @@ fn token(settings: &Settings, command: &TokenCommand) -> Result<(), Failure> {
             }
             Ok(out.flush()?)
         }
-        TokenCommand::Revoke { id } => {
-            Ok(Tokens::new(StateDir::open_existing(&settings.state)?).revoke(id)?)
-        }
+        TokenCommand::Revoke { id } => Ok(Tokens::new(own_state(settings)?).revoke(id)?),
     }
 }
 

@@ -17,6 +17,7 @@ use serde::de::{Deserializer, Error as _};
 
 use crate::admission::AdmissionMode;
 use crate::exit::Exit;
+use crate::mirror::MirrorOf;
 use crate::network::Cidr;
 use crate::state::DEFAULT_STATE_DIRECTORY;
 use crate::units::{self, Rate};
@@ -78,6 +79,9 @@ pub struct ConfigFile {
     pub allow: Option<Vec<Cidr>>,
     /// Whether a token is needed.
     pub admission: Option<AdmissionMode>,
+    /// The seed that is mirrored.
+    #[serde(default, deserialize_with = "parsed")]
+    pub mirror: Option<MirrorOf>,
     /// Whether copies are hashed before they are served.
     pub verify: Option<bool>,
     /// The chunk size of what is published.
@@ -200,6 +204,8 @@ pub struct Settings {
     pub allow: Vec<Cidr>,
     /// Whether a token is needed.
     pub admission: AdmissionMode,
+    /// The seed that is mirrored, if one is.
+    pub mirror: Option<MirrorOf>,
     /// Whether copies are hashed before they are served.
     pub verify: bool,
     /// The chunk size of what is published; `None`: by its length.
@@ -219,6 +225,7 @@ impl From<ConfigFile> for Settings {
             upload_limit: file.upload_limit,
             allow: file.allow.unwrap_or_default(),
             admission: file.admission.unwrap_or(AdmissionMode::Open),
+            mirror: file.mirror,
             verify: file.verify.unwrap_or(true),
             chunk_size: file.chunk_size,
             images: file.images.into_iter().collect(),
@@ -257,6 +264,7 @@ mod tests {
             upload-limit = "900Mbit"
             allow = ["10.0.0.0/8", "fd00::/64"]
             admission = "token"
+            mirror = "swarm://boot2.example"
             verify = false
             chunk-size = "1MiB"
             [images]
@@ -273,6 +281,10 @@ mod tests {
         assert_eq!(
             (settings.admission, settings.verify),
             (AdmissionMode::Token, false)
+        );
+        assert_eq!(
+            settings.mirror.unwrap().to_string(),
+            "swarm://boot2.example"
         );
         assert_eq!(settings.chunk_size.unwrap().bytes(), 1 << 20);
         assert_eq!(settings.images[0].0.as_str(), "web");
@@ -307,6 +319,8 @@ mod tests {
             ("listen = 7400\n", 1, ""),
             ("allow = [\"10.0.0.0/33\"]\n", 1, "bad network"),
             ("admission = \"closed\"\n", 1, "unknown variant"),
+            ("mirror = \"10.0.0.1\"\n", 1, "bad seed"),
+            ("mirror = \"swarm://10.0.0.1/web\"\n", 1, "host"),
             ("chunk-size = \"3KiB\"\n", 1, ""),
             ("[images]\nWEB = \"x\"\n", 1, "image name"),
             ("state = \n", 1, ""),

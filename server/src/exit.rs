@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use crate::config::ConfigError;
 use crate::publish::PublishError;
 use crate::pxe::PxeError;
+use crate::revocation::RevocationError;
 use crate::serve::ServeError;
 use crate::state::StateError;
 use crate::status::StatusError;
@@ -61,6 +62,9 @@ pub enum Failure {
     /// Admission tokens.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// Revocations.
+    #[error(transparent)]
+    Revocation(#[from] RevocationError),
     /// Boot files.
     #[error(transparent)]
     Pxe(#[from] PxeError),
@@ -81,6 +85,7 @@ impl Failure {
             Failure::Publish(e) => e.exit(),
             Failure::Serve(e) => e.exit(),
             Failure::Token(e) => e.exit(),
+            Failure::Revocation(e) => e.exit(),
             Failure::Pxe(e) => e.exit(),
             Failure::Status(e) => e.exit(),
             Failure::Output(_) => Exit::Local,

@@ -2,8 +2,9 @@
 //!
 //! A publisher ([`publish`]) copies an image into the state directory ([`state`]), hashes it and
 //! signs what its name means. A running server ([`serve`]) holds a [`catalogue`] of what is
-//! published, decides who may have it ([`admission`], [`token`]), and offers it to the swarm
-//! ([`swarm_side`]) and to plain HTTP clients ([`http`]). [`pxe`] writes what a stock dnsmasq,
+//! published, decides who may have it ([`admission`], [`token`]) and who
+//! no longer ([`revocation`]), and offers it to the swarm
+//! ([`swarm_side`]) and to plain HTTP clients ([`http`]). A second host follows the first ([`mirror`]). [`pxe`] writes what a stock dnsmasq,
 //! pxelinux, iPXE and GRUB boot from.
 //!
 //! Left to others: the wire and the scheduler (`rootswarm-transport`, `rootswarm-swarm`), what an
@@ -17,11 +18,13 @@ pub mod config;
 pub mod durable;
 pub mod exit;
 pub mod http;
+pub mod mirror;
 pub mod network;
 pub mod node_name;
 pub mod progress;
 pub mod publish;
 pub mod pxe;
+pub mod revocation;
 pub mod serve;
 pub mod state;
 pub mod status;

@@ -14,8 +14,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rootswarm_image::{
-    ChunkSize, HashError, ImageId, ImageName, Manifest, SquashfsError, SwarmKey, Tag, all_cores,
-    check_squashfs, hash_file,
+    ChunkSize, HashError, ImageId, ImageName, Manifest, SignedTag, SquashfsError, SwarmKey, Tag,
+    all_cores, check_squashfs, hash_file,
 };
 
 use crate::durable::{self, Lock};
@@ -218,14 +218,7 @@ fn commit(
             true
         }
         None => {
-            if place.exists() {
-                // Damaged: this publish is what mends it.
-                state.discard_directory(&place)?;
-            }
-            durable::sync_directory(&workspace.path)
-                .and_then(|()| fs::rename(&workspace.path, &place))
-                .and_then(|()| durable::sync_directory(&state.images()))
-                .map_err(StateError::io("move the copy to", &place))?;
+            workspace.move_to(&place, state)?;
             false
         }
     };
@@ -471,14 +464,15 @@ fn free_bytes(directory: &Path) -> Option<u64> {
 
 /// A directory in `tmp/` in which one copy comes to be. Dropped, it is removed with what is in it,
 /// unless it was moved to its place.
-struct Workspace {
+/// A directory in `tmp/` in which a copy comes to be; gone with this value unless it was moved.
+pub(crate) struct Workspace {
     path: PathBuf,
     /// Tells a sweeping process that this one is alive.
     _lock: Option<Lock>,
 }
 
 impl Workspace {
-    fn new(state: &StateDir) -> Result<Workspace, PublishError> {
+    pub(crate) fn new(state: &StateDir) -> Result<Workspace, PublishError> {
         let path = state.temporary("publish");
         // The sweeper holds the same lock, so it never sees the directory unlocked.
         let _lock = state.lock()?;
@@ -486,6 +480,51 @@ impl Workspace {
             .map_err(StateError::io("make directory", &path))?;
         let lock = Lock::try_directory(&path).map_err(StateError::io("lock", &path))?;
         Ok(Workspace { path, _lock: lock })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Publishes the image that was assembled here, under a tag that is signed already; one that is
+    /// older than what the name means now is let go.
+    pub(crate) fn adopt(
+        self,
+        state: &StateDir,
+        manifest: &Manifest,
+        signed: &SignedTag,
+    ) -> Result<(), PublishError> {
+        let image = self.path.join("image");
+        let copy = File::open(&image).map_err(StateError::io("open", &image))?;
+        if let Some(owner) = state.owner() {
+            owner.give(&copy).map_err(StateError::io("make", &image))?;
+        }
+        copy.set_permissions(fs::Permissions::from_mode(0o444))
+            .and_then(|()| copy.sync_all())
+            .map_err(StateError::io("write", &image))?;
+        self.write_manifest(state, manifest)?;
+        let tag = signed.unverified();
+        let _lock = state.lock()?;
+        let current = state.read_tag(&tag.name).ok().flatten();
+        if current.is_some_and(|current| current.unverified().version > tag.version) {
+            return Ok(());
+        }
+        self.move_to(&state.copy(manifest.id()), state)?;
+        state.write_tag(signed)?;
+        Ok(state.remove_unnamed_copies()?)
+    }
+
+    /// Becomes the copy at `place`; a damaged one that is there is mended by it. Called with the lock
+    /// held.
+    fn move_to(&self, place: &Path, state: &StateDir) -> Result<(), StateError> {
+        if place.exists() {
+            state.discard_directory(place)?;
+        }
+        durable::sync_directory(&self.path)
+            .and_then(|()| fs::rename(&self.path, place))
+            .and_then(|()| durable::sync_directory(&state.images()))
+            .map_err(StateError::io("move the copy to", place))
     }
 
     fn write_manifest(&self, state: &StateDir, manifest: &Manifest) -> Result<(), PublishError> {

@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rootswarm_image::{HostPort, ImageId, ImageName, SwarmKey};
+use rootswarm_transport::mirror::MirrorError;
 use rootswarm_transport::seed::StartError;
 use rootswarm_transport::socket::BindError;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,9 +21,11 @@ use crate::catalogue::{Catalogue, Damage, Snapshot};
 use crate::config::Settings;
 use crate::exit::Exit;
 use crate::http::{self, Shared};
+use crate::mirror::{Mirror, MirrorOf};
 use crate::network::{advertised_host, root_url};
 use crate::progress;
 use crate::publish::{self, PublishError, Unchanged};
+use crate::revocation::{RevocationError, RevocationList};
 use crate::state::{StateDir, StateError};
 use crate::status::{self, FORMAT, StatusDocument};
 use crate::swarm_side::SwarmSide;
@@ -29,6 +33,10 @@ use crate::token::Tokens;
 
 /// How often the state directory is looked at: three `stat` calls.
 const POLL: Duration = Duration::from_secs(1);
+
+/// How often the file of revocations is looked at: one `stat` call. A node that is revoked gets no
+/// byte more after this.
+const REVOCATION_POLL: Duration = Duration::from_millis(100);
 
 /// How long uploads that are under way may take once the server was told to end. A node whose
 /// upload is cut off asks its other peers.
@@ -88,6 +96,31 @@ pub enum ServeError {
         /// The first.
         first: Box<Damage>,
     },
+    /// A mirror without the key.
+    #[error("cannot mirror {of}: {} is missing (copy swarm.key from that host's state directory, mode 0600)", key.display())]
+    MirrorKey {
+        /// The seed to mirror.
+        of: Box<MirrorOf>,
+        /// Where its key must be.
+        key: PathBuf,
+    },
+    /// A mirror that was told to publish something.
+    #[error("a mirror publishes what {of} does: take NAME=FILE and [images] away, or --mirror")]
+    MirrorPublishes {
+        /// The seed to mirror.
+        of: Box<MirrorOf>,
+    },
+    /// The seed to mirror has another key.
+    #[error("cannot mirror {of}: {source} (copy swarm.key from that host's state directory)")]
+    MirrorTrust {
+        /// The seed to mirror.
+        of: Box<MirrorOf>,
+        /// What was found.
+        source: Box<MirrorError>,
+    },
+    /// The revocations.
+    #[error(transparent)]
+    Revocation(#[from] RevocationError),
     /// The swarm's endpoint.
     #[error(transparent)]
     Seed(#[from] StartError),
@@ -109,6 +142,9 @@ impl ServeError {
             // An address that is not this host's, a port that needs root.
             ServeError::Listen { .. } => Exit::BadInput,
             ServeError::AllDamaged { .. } => Exit::Damaged,
+            ServeError::MirrorKey { .. } | ServeError::MirrorTrust { .. } => Exit::Refused,
+            ServeError::MirrorPublishes { .. } => Exit::BadInput,
+            ServeError::Revocation(error) => error.exit(),
             ServeError::Seed(_) | ServeError::Start(_) => Exit::Unexpected,
         }
     }
@@ -150,7 +186,19 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
         settings.listen,
         "--listen",
     ))?;
-    let key = state.key()?;
+    if let Some(of) = &settings.mirror {
+        let of = Box::new(of.clone());
+        if !settings.images.is_empty() {
+            return Err(ServeError::MirrorPublishes { of });
+        }
+        if !state.has_key() {
+            let key = state.root().join("swarm.key");
+            return Err(ServeError::MirrorKey { of, key });
+        }
+    }
+    let key = Arc::new(state.key()?);
+    let mirrors = settings.mirror.as_ref().map(ToString::to_string);
+    state.set_mirrors(mirrors.as_deref())?;
     publish_named(&state, &key, &settings)?;
     let catalogue = Arc::new(Catalogue::new(state, key.public(), settings.verify));
     load(&catalogue)?;
@@ -209,6 +257,30 @@ fn report(damages: &[Damage]) {
     }
 }
 
+/// Tells the swarm of revocations as soon as the admin, or the mirror, has written them down.
+async fn follow_revocations(revoked: RevocationList, swarm: Arc<SwarmSide>) {
+    // Watched by what a rename changes; one that was written before the first look was read at start,
+    // and once more is harmless.
+    let stamp = |list: &RevocationList| {
+        let found = std::fs::metadata(list.path()).ok()?;
+        Some((found.ino(), found.mtime(), found.mtime_nsec()))
+    };
+    let mut seen = None;
+    let mut poll = tokio::time::interval(REVOCATION_POLL);
+    loop {
+        poll.tick().await;
+        let now = stamp(&revoked);
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        match revoked.load() {
+            Ok(contents) => swarm.revoke(contents.to_wire()).await,
+            Err(error) => tracing::error!("the last revocations go on to hold: {error}"),
+        }
+    }
+}
+
 struct Server {
     catalogue: Arc<Catalogue>,
     swarm: Arc<SwarmSide>,
@@ -224,16 +296,33 @@ struct Server {
 impl Server {
     async fn run(
         settings: Settings,
-        key: SwarmKey,
+        key: Arc<SwarmKey>,
         catalogue: Arc<Catalogue>,
         http: TcpListener,
     ) -> Result<(), ServeError> {
-        let tokens = Tokens::new(catalogue.state().clone());
-        let admission = Arc::new(Admission::new(
-            settings.admission,
-            settings.allow.clone(),
-            tokens,
-        ));
+        let state = catalogue.state().clone();
+        let mirror = settings.mirror.clone().map(|of| {
+            let limit = settings.upload_limit.map(|rate| rate.bytes_per_s());
+            Mirror::new(of, key.clone(), state.clone(), settings.listen, limit)
+        });
+        let tokens = match mirror {
+            Some(_) => Tokens::of_mirror(state.clone()),
+            None => Tokens::new(state.clone()),
+        };
+        let mut admission = Admission::new(settings.admission, settings.allow.clone(), tokens);
+        if let Some(mirror) = &mirror {
+            admission = admission.of_mirror(mirror.reach());
+            mirror
+                .meet()
+                .await
+                .map_err(|source| ServeError::MirrorTrust {
+                    of: Box::new(mirror.of().clone()),
+                    source: Box::new(source),
+                })?;
+        }
+        let admission = Arc::new(admission);
+        let revoked = RevocationList::new(state.clone());
+        let list = revoked.load()?.to_wire();
         let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Start)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Start)?;
         http.set_nonblocking(true).map_err(ServeError::Start)?;
@@ -241,7 +330,8 @@ impl Server {
         let http_address = http.local_addr().map_err(ServeError::Start)?;
 
         let swarm =
-            Arc::new(SwarmSide::bind(&settings, key, catalogue.clone(), admission.clone()).await?);
+            SwarmSide::bind(&settings, key, catalogue.clone(), admission.clone(), list).await?;
+        let swarm = Arc::new(swarm);
         let listen = SocketAddr::new(settings.listen.ip(), swarm.local_addr().port());
         let host = settings
             .host
@@ -281,7 +371,11 @@ impl Server {
         );
         server.follow(&Snapshot::default()).await;
 
-        let state = server.catalogue.state().clone();
+        let mut beside = tokio::task::JoinSet::new();
+        beside.spawn(follow_revocations(revoked, swarm.clone()));
+        if let Some(mirror) = mirror {
+            beside.spawn(mirror.run());
+        }
         // In a task of its own: hashing a large new copy must not hold up the end.
         let follower = tokio::spawn(server.keep_up());
         tokio::select! {
@@ -289,6 +383,7 @@ impl Server {
             _ = interrupt.recv() => {}
         }
         follower.abort();
+        beside.abort_all();
         tracing::info!(
             "draining for at most {} s; a second signal ends at once",
             DRAIN.as_secs()

@@ -6,6 +6,8 @@
 //! tags/NAME                       a signed statement of what NAME means now
 //! retired/NAME                    the last tag of a removed name, so that versions only ever grow
 //! tokens                          admission tokens, hashed (crate::token)
+//! revoked                         the epoch, and nodes whose admission was taken back (crate::revocation)
+//! mirror                          the seed that is mirrored here, if one is (crate::mirror)
 //! boot/                           kernels, initrds and boot scripts for HTTP
 //! tmp/                            what is not finished; emptied at start
 //! lock, serve.lock, control.sock
@@ -31,8 +33,8 @@ use crate::exit::Exit;
 /// Where the state is unless somebody says otherwise.
 pub const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/rootswarm";
 
-/// The epoch of tags and certificates. A later release lets the admin raise it, which is how
-/// everything that was issued before is withdrawn.
+/// The epoch of tags, and the first one of certificates; `rootswarm revoke --all` begins a new one for
+/// these ([`crate::revocation`]).
 pub const EPOCH: u32 = 1;
 
 /// A signed tag is some 200 bytes; more in `tags/` is not ours, and is not read into memory.
@@ -94,6 +96,14 @@ pub enum StateError {
     /// No such name.
     #[error("no image is published as {0} (`rootswarm images` lists them)")]
     UnknownImage(ImageName),
+    /// What is here is another seed's.
+    #[error("state directory {} mirrors {primary}: do this there (or take over: serve without --mirror first)", path.display())]
+    Mirrors {
+        /// The directory.
+        path: PathBuf,
+        /// The seed that is mirrored.
+        primary: String,
+    },
     /// A tag cannot be read.
     #[error("tag {name} in {} is damaged: {reason} (publish {name} again)", path.display())]
     DamagedTag {
@@ -118,6 +128,7 @@ impl StateError {
             | StateError::KeyLost { .. }
             | StateError::DamagedTag { .. } => Exit::Damaged,
             StateError::UnknownImage(_) => Exit::NoSuchImage,
+            StateError::Mirrors { .. } => Exit::BadInput,
         }
     }
 
@@ -394,6 +405,47 @@ impl StateDir {
         }
         tags.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(tags)
+    }
+
+    /// The last tags of names that were removed. What is damaged there is left out: it only keeps
+    /// versions growing.
+    pub fn read_retired(&self) -> Vec<SignedTag> {
+        let Ok(entries) = fs::read_dir(self.root.join("retired")) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                read_tag_file(&entry.path(), &name).ok().flatten()
+            })
+            .collect()
+    }
+
+    /// The seed that this state directory mirrors: a note for whoever would change something here.
+    pub fn mirrors(&self) -> Option<String> {
+        let text = fs::read_to_string(self.root.join("mirror")).ok()?;
+        Some(text.trim_end().to_owned())
+    }
+
+    /// Notes down which seed is mirrored, or that none is any more.
+    pub(crate) fn set_mirrors(&self, primary: Option<&str>) -> Result<(), StateError> {
+        let path = self.root.join("mirror");
+        let _lock = self.lock()?;
+        match primary {
+            Some(primary) => self.replace(&path, format!("{primary}\n").as_bytes(), 0o644),
+            None => match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    Err(StateError::io("remove", &path)(e))
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Whether the swarm key is there; [`StateDir::key`] would make one.
+    pub(crate) fn has_key(&self) -> bool {
+        self.root.join("swarm.key").exists()
     }
 
     /// The tag of one name; `None` if it is not published.

@@ -101,8 +101,11 @@ pub struct ImageEntry {
 /// One node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeEntry {
-    /// Its id.
+    /// Its id, shortened.
     pub node: String,
+    /// The whole of it, which `rootswarm revoke` takes; empty from a server that is older.
+    #[serde(default)]
+    pub id: String,
     /// Where it is seen.
     pub address: String,
     /// Where it says it stands: its rack's name, or its subnet.
@@ -282,6 +285,7 @@ mod tests {
     fn document() -> StatusDocument {
         let node = |address: &str, have, complete: bool, rate| NodeEntry {
             node: "ab".repeat(32),
+            id: String::new(),
             address: address.into(),
             rack: complete.then(|| "row\n3/r7".into()),
             chunks_have: have,

@@ -8,10 +8,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rootswarm_image::{ImageId, SwarmKey};
+use rootswarm_image::{ImageId, SignedTag, SwarmKey};
 use rootswarm_transport::limiter::RateLimiter;
 use rootswarm_transport::seed::{
-    Directory, Grant, JoinRequest, NodeId, Refusal, Seed, SeedConfig, StartError,
+    Directory, Grant, JoinRequest, Listing, NodeId, Refusal, Revocations, Seed, SeedConfig,
+    StartError,
 };
 use rootswarm_transport::status::{NodeInfo, SwarmStatus};
 use rootswarm_transport::tuning::Tuning;
@@ -21,8 +22,11 @@ use tokio::sync::RwLock;
 use crate::admission::{Admission, NotAdmitted};
 use crate::catalogue::{Catalogue, Copy, Snapshot};
 use crate::config::Settings;
-use crate::state::EPOCH;
+use crate::node_name::node_hex;
+use crate::revocation::RevocationList;
+use crate::state::StateDir;
 use crate::status::{ImageEntry, NodeEntry};
+use crate::token::{Tokens, now_unix_s};
 
 /// Who may join, and what names mean: what the seed asks.
 pub struct Tracker {
@@ -49,7 +53,11 @@ impl Directory for Tracker {
         node: NodeId,
         request: &JoinRequest,
     ) -> Result<Grant, Refusal> {
-        let refused = |reason: NotAdmitted| Refusal::NotAdmitted(reason.to_string());
+        let refused = |reason: NotAdmitted| match reason {
+            // It is to ask again: the primary, or this seed once the primary is gone.
+            NotAdmitted::AskPrimary => Refusal::Busy,
+            reason => Refusal::NotAdmitted(reason.to_string()),
+        };
         self.admission.check_address(from.ip()).map_err(refused)?;
         let token = request.token.as_deref();
         self.admission.check_token(token, node).map_err(refused)?;
@@ -65,6 +73,29 @@ impl Directory for Tracker {
             tag: published.tag.clone(),
         })
     }
+
+    fn mirror(&self, report: &[u8]) -> Result<Listing, String> {
+        off_the_reactor(|| listing(self.catalogue.state(), report))
+    }
+}
+
+/// What a mirror is told; `report` names the tokens that were used up there.
+fn listing(state: &StateDir, report: &[u8]) -> Result<Listing, String> {
+    let said = |error: &dyn std::fmt::Display| error.to_string();
+    let tokens = Tokens::new(state.clone())
+        .to_mirror(report, now_unix_s())
+        .map_err(|e| said(&e))?;
+    let revoked = RevocationList::new(state.clone()).to_mirror();
+    let tags = state.read_tags().map_err(|e| said(&e))?;
+    Ok(Listing {
+        tokens,
+        revoked: revoked.map_err(|e| said(&e))?,
+        tags: tags
+            .into_iter()
+            .filter_map(|(_, tag)| Some(tag.ok()?.encode()))
+            .collect(),
+        retired: state.read_retired().iter().map(SignedTag::encode).collect(),
+    })
 }
 
 /// Runs what blocks without holding up the other tasks of this thread, where the runtime can move
@@ -90,18 +121,20 @@ impl SwarmSide {
     /// Listens, and admits whom the rules admit.
     pub async fn bind(
         settings: &Settings,
-        key: SwarmKey,
+        key: Arc<SwarmKey>,
         catalogue: Arc<Catalogue>,
         admission: Arc<Admission>,
+        revoked: Revocations,
     ) -> Result<SwarmSide, StartError> {
         let config = SeedConfig {
             listen: settings.listen,
-            key: Arc::new(key),
-            epoch: EPOCH,
+            key,
+            epoch: revoked.epoch,
             upload_limit_bytes_per_s: settings.upload_limit.map(|rate| rate.bytes_per_s()),
             tuning: Tuning::for_host(),
         };
         let seed = Seed::bind(config, Arc::new(Tracker::new(catalogue, admission))).await?;
+        seed.revoke(revoked).await;
         Ok(SwarmSide {
             local_addr: seed.local_addr(),
             limiter: seed.limiter(),
@@ -131,6 +164,13 @@ impl SwarmSide {
     pub async fn remove(&self, id: &ImageId, grace: Duration) {
         if let Some(seed) = &*self.seed.read().await {
             seed.remove_image(id, grace).await;
+        }
+    }
+
+    /// Takes admissions back, here and at all nodes.
+    pub async fn revoke(&self, list: Revocations) {
+        if let Some(seed) = &*self.seed.read().await {
+            seed.revoke(list).await;
         }
     }
 
@@ -198,6 +238,7 @@ fn entry(swarm: &SwarmStatus, snapshot: &Snapshot, rates: &Rates) -> ImageEntry 
         .filter(|node| !node.is_seed)
         .map(|node| NodeEntry {
             node: node.node.clone(),
+            id: node_hex(&node.id),
             address: node.addr.clone(),
             rack: node.rack.clone(),
             chunks_have: node.chunks_have,

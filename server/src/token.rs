@@ -158,6 +158,8 @@ pub enum TokenRefusal {
 #[derive(Debug, Clone)]
 pub struct Tokens {
     state: StateDir,
+    /// Whether a token that was used up is kept until it expires: a mirror has to tell its primary.
+    keeps_used: bool,
 }
 
 /// Seconds since 1970 by this host's clock.
@@ -171,7 +173,95 @@ pub fn now_unix_s() -> u64 {
 impl Tokens {
     /// The tokens kept in `state`.
     pub fn new(state: StateDir) -> Tokens {
-        Tokens { state }
+        Tokens {
+            state,
+            keeps_used: false,
+        }
+    }
+
+    /// The tokens kept in the `state` of a mirror.
+    pub fn of_mirror(state: StateDir) -> Tokens {
+        Tokens {
+            state,
+            keeps_used: true,
+        }
+    }
+
+    /// Leaves out what is of no more use.
+    fn prune(&self, records: &mut Vec<TokenRecord>, now_unix_s: u64) {
+        records.retain(|record| match self.keeps_used {
+            true => !record.is_expired(now_unix_s),
+            false => !record.is_spent(now_unix_s),
+        });
+    }
+
+    /// For the primary: `HASH NODE WHEN`, a line for each token that was used up here.
+    pub fn report_used(&self) -> Result<Vec<u8>, String> {
+        let records = self.load().map_err(|error| error.to_string())?;
+        let mut text = String::new();
+        for record in records {
+            if let Some(used) = record.used {
+                let node = node_hex(&used.by);
+                // Writing to a String cannot fail.
+                let _ = writeln!(text, "{} {node} {}", record.hash, used.at_unix_s);
+            }
+        }
+        Ok(text.into_bytes())
+    }
+
+    /// Takes a mirror's [`report`](Tokens::report_used), and returns the file for the mirror. Lines
+    /// that are not understood are passed over: they concern the mirror's tokens, not ours.
+    pub fn to_mirror(&self, report: &[u8], now_unix_s: u64) -> Result<Vec<u8>, TokenError> {
+        let report = String::from_utf8_lossy(report);
+        let used = report.lines().filter_map(|line| {
+            let (hash, used) = line.split_once(' ')?;
+            let used = parse_used(&used.replacen(' ', ":", 1))?;
+            Some((blake3::Hash::from_hex(hash).ok()?, used))
+        });
+        let _lock = self.state.lock()?;
+        let mut records = self.load()?;
+        let mut changed = false;
+        for (hash, used) in used {
+            let named = |record: &&mut TokenRecord| record.hash == hash;
+            let Some(record) = records.iter_mut().find(named) else {
+                continue;
+            };
+            match record.used {
+                None if record.usage == Use::OneTime => {
+                    record.used = Some(used);
+                    changed = true;
+                }
+                Some(own) if own.by != used.by => tracing::warn!(
+                    "one-time token {} was used twice while the two seeds could not reach each \
+                     other: by node {} here and by node {} at the mirror",
+                    record.id,
+                    own.by,
+                    used.by
+                ),
+                _ => {}
+            }
+        }
+        if changed {
+            self.prune(&mut records, now_unix_s);
+            self.store(&records)?;
+        }
+        Ok(format(&records).into_bytes())
+    }
+
+    /// Replaces what a mirror has by what its primary sent.
+    pub fn adopt(&self, text: &[u8]) -> Result<(), TokenError> {
+        let path = self.path();
+        let text = String::from_utf8_lossy(text);
+        let records = parse(&text).map_err(|(line, reason)| TokenError::Damaged {
+            path: path.clone(),
+            line,
+            reason,
+        })?;
+        let _lock = self.state.lock()?;
+        if self.load()? != records {
+            self.store(&records)?;
+        }
+        Ok(())
     }
 
     fn path(&self) -> PathBuf {
@@ -200,7 +290,7 @@ impl Tokens {
         let token = format!("{id}-{secret}");
         let _lock = self.state.lock()?;
         let mut records = self.load()?;
-        records.retain(|record| !record.is_spent(now_unix_s));
+        self.prune(&mut records, now_unix_s);
         if records.len() >= MAX_TOKENS {
             return Err(TokenError::TooMany {
                 found: records.len(),
@@ -278,7 +368,7 @@ impl Tokens {
                 by: bearer,
                 at_unix_s: now_unix_s,
             });
-            records.retain(|record| !record.is_spent(now_unix_s));
+            self.prune(&mut records, now_unix_s);
             self.store(&records)?;
         }
         Ok(Ok(usage))

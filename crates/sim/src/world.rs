@@ -413,6 +413,7 @@ impl<'a> World<'a> {
             Input::ChunkStored { index } | Input::Want { index } => (8, u64::from(index.0)),
             Input::UploadEnded { conn, index, .. } => (9, conn.0 << 32 | u64::from(index.0)),
             Input::Timeout => (10, 0),
+            Input::Revoke(list) => (11, list.version),
         };
         self.trace.add(kind << 56 ^ (host as u64) << 40 ^ value);
     }
@@ -426,6 +427,8 @@ impl<'a> World<'a> {
             Output::StopChunk { conn, index } => self.stop_chunk(host, conn, index),
             Output::Dial { node, addr } => self.dial(host, node, addr),
             Output::Close { conn, .. } => self.close(host, conn),
+            // Nobody's certificate ends in a simulation.
+            Output::Revoked(_) => {}
             Output::Complete => {
                 let host_ref = &mut self.hosts[host];
                 self.checkers.completed(host, &host_ref.node);
@@ -522,6 +525,7 @@ fn tag(message: &Message) -> u64 {
         }
         Message::NoRoom => 11,
         Message::NotNeeded => 12,
+        Message::Revoked(list) => list.version << 8 | 13,
     }
 }
 

@@ -7,8 +7,9 @@
 use crate::id::NodeId;
 use crate::limits::{
     ADDRESSES_MAX, CHUNKS_MAX, FRAME_BYTES_MAX, HAVE_RUNS_MAX, OFFER_CHUNKS, RACK_BYTES_MAX,
+    REVOKED_MAX,
 };
-use crate::message::{ChunkRun, Have, Hello, Message, PeerAddress};
+use crate::message::{ChunkRun, Have, Hello, Message, PeerAddress, Revocations};
 use crate::sequence::bounded_sequence;
 use rootswarm_image::{ChunkIndex, ImageId};
 use serde::{Deserialize, Serialize};
@@ -106,6 +107,12 @@ enum WireMessage {
     Offer(#[serde(deserialize_with = "bounded_sequence::<_, u32, OFFER_CHUNKS>")] Vec<u32>),
     NoRoom,
     NotNeeded,
+    Revoked {
+        version: u64,
+        epoch: u32,
+        #[serde(deserialize_with = "bounded_sequence::<_, [u8; 32], REVOKED_MAX>")]
+        nodes: Vec<[u8; 32]>,
+    },
 }
 
 /// The bytes of a hello frame, without the length in front.
@@ -168,6 +175,11 @@ pub fn encode_message(message: &Message) -> Vec<u8> {
         Message::Offer(chunks) => WireMessage::Offer(chunks.iter().map(|index| index.0).collect()),
         Message::NoRoom => WireMessage::NoRoom,
         Message::NotNeeded => WireMessage::NotNeeded,
+        Message::Revoked(list) => WireMessage::Revoked {
+            version: list.version,
+            epoch: list.epoch,
+            nodes: list.nodes.iter().map(|node| node.0).collect(),
+        },
     })
 }
 
@@ -203,6 +215,18 @@ pub fn decode_message(frame: &[u8]) -> Result<Message, DecodeError> {
         }
         WireMessage::NoRoom => Message::NoRoom,
         WireMessage::NotNeeded => Message::NotNeeded,
+        WireMessage::Revoked {
+            version,
+            epoch,
+            nodes,
+        } => {
+            bound("revoked nodes", nodes.len(), REVOKED_MAX)?;
+            Message::Revoked(Revocations {
+                version,
+                epoch,
+                nodes: nodes.into_iter().map(NodeId).collect(),
+            })
+        }
     })
 }
 
@@ -306,6 +330,14 @@ mod tests {
             ),
             (Message::NoRoom, "0b".into()),
             (Message::NotNeeded, "0c".into()),
+            (
+                Message::Revoked(Revocations {
+                    version: 300,
+                    epoch: 3,
+                    nodes: vec![NodeId([7; 32])],
+                }),
+                format!("0dfb2c010301{node}"),
+            ),
         ];
         for (message, bytes) in cases {
             assert_eq!(hex(&encode_message(&message)), bytes, "{message:?}");

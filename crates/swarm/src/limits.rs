@@ -16,6 +16,10 @@ pub const HAVE_RUNS_MAX: usize = 2048;
 /// The most addresses in one `Peers` or `Dial`: 64 × at most 54 bytes.
 pub const ADDRESSES_MAX: usize = 64;
 
+/// Nodes whose admission is taken back one by one: 1,000 × 32 bytes fit a frame. More are taken back
+/// all at once, by raising the epoch.
+pub const REVOKED_MAX: usize = 1000;
+
 /// The longest rack name, in bytes.
 pub const RACK_BYTES_MAX: usize = 64;
 
@@ -226,6 +230,7 @@ pub const COMPLETE_LINGER: Duration = Duration::from_secs(5);
 
 const _: () = assert!(CHUNKS_MAX as usize / 8 + 256 <= FRAME_BYTES_MAX);
 const _: () = assert!(HAVE_RUNS_MAX * 10 + 16 <= FRAME_BYTES_MAX);
+const _: () = assert!(REVOKED_MAX * 32 + 32 <= FRAME_BYTES_MAX);
 const _: () = assert!(ADDRESSES_MAX * 64 + 16 <= FRAME_BYTES_MAX);
 const _: () = assert!(PEERS_MAX > RACK_MESH_MAX + 2 * DEGREE && KNOWN_MAX > PEERS_MAX);
 const _: () = assert!(FAR_RINGS > 0 && FAR_RINGS * 2 <= DEGREE);

@@ -77,4 +77,18 @@ pub enum Message {
     NoRoom,
     /// The offer is declined: all of these chunks are held already, or under way.
     NotNeeded,
+    /// From a seed: whose admission was taken back.
+    Revoked(Revocations),
+}
+
+/// Whose admission was taken back: the whole list, as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revocations {
+    /// Grows with each change: an older list never replaces a newer one. 0 is "never changed".
+    pub version: u64,
+    /// The installation's epoch, which outlaws the certificates of those before the previous one.
+    pub epoch: u32,
+    /// Nodes that are out although their certificate's epoch is not; at most
+    /// [`crate::limits::REVOKED_MAX`].
+    pub nodes: Vec<NodeId>,
 }

@@ -1,13 +1,15 @@
 //! One machine's part in a swarm: inputs in, outputs out.
 //!
 //! This file holds the interface, the dispatch and the timers. What is decided lies in its
-//! parts: `fetching` (what to ask of whom), `locality` (what to fetch from other racks), `offering` (what to offer whom), `serving` (uploads and the
-//! seed's pushes) and `overlay` (whom to be connected to). How bytes travel and where they are kept is the owner's.
+//! parts: `fetching` (what to ask of whom), `locality` (what to fetch from other racks), `offering` (what
+//! to offer whom), `serving` (uploads and the seed's pushes), `overlay` (whom to be connected to) and
+//! `revocation` (whom not any more). How bytes travel and where they are kept is the owner's.
 
 mod fetching;
 mod locality;
 mod offering;
 mod overlay;
+mod revocation;
 mod serving;
 #[cfg(test)]
 mod tests;
@@ -17,7 +19,7 @@ use crate::id::{ConnId, NodeId, Role};
 use crate::limits::{self, HOUSEKEEPING};
 use crate::locality::Locality;
 use crate::membership::Membership;
-use crate::message::{Hello, Message};
+use crate::message::{Hello, Message, Revocations};
 use crate::peers::Peers;
 use crate::picker::Picker;
 use crate::rng::Rng;
@@ -116,6 +118,8 @@ pub enum Input {
         /// Which.
         index: ChunkIndex,
     },
+    /// To a seed: whose admission was taken back. It is told to all nodes.
+    Revoke(Revocations),
     /// An upload that [`Output::Upload`] began is over.
     UploadEnded {
         /// To where.
@@ -204,6 +208,8 @@ pub enum Output {
         /// Why.
         reason: CloseReason,
     },
+    /// A seed said whose admission was taken back; certificates are the owner's to judge.
+    Revoked(Revocations),
     /// Every chunk is held. Comes once.
     Complete,
 }
@@ -226,6 +232,9 @@ pub enum CloseReason {
     /// It let too many requests down in a row.
     #[error("too many unanswered requests")]
     Unresponsive,
+    /// Its admission was taken back.
+    #[error("revoked: its admission was taken back")]
+    Revoked,
     /// Both hold everything.
     #[error("both sides are complete")]
     Done,
@@ -299,6 +308,9 @@ pub struct Node {
     may_dial: bool,
     banned: BTreeSet<NodeId>,
     bans: Vec<Ban>,
+    revocations: Revocations,
+    /// The nodes in `revocations`.
+    revoked: BTreeSet<NodeId>,
     counters: Counters,
     reported_progress: u32,
     completed: bool,
@@ -353,6 +365,8 @@ impl Node {
             may_dial: false,
             banned: BTreeSet::new(),
             bans: Vec::new(),
+            revocations: Revocations::default(),
+            revoked: BTreeSet::new(),
             counters: Counters::default(),
             reported_progress: 0,
             completed,
@@ -392,6 +406,7 @@ impl Node {
                     self.look_at_all();
                 }
             }
+            Input::Revoke(list) => self.revoke(list, now),
             Input::UploadEnded {
                 conn,
                 index,
@@ -523,7 +538,8 @@ impl Node {
                 }
             }
             Message::Drop(nodes) if from_seed => self.drop_neighbours(&nodes, now),
-            Message::Dial(_) | Message::Drop(_) => {
+            Message::Revoked(list) if from_seed => self.revoke(list, now),
+            Message::Dial(_) | Message::Drop(_) | Message::Revoked(_) => {
                 self.close(
                     conn,
                     CloseReason::Protocol("a tracker's message from a peer"),

@@ -12,8 +12,8 @@ use std::time::Duration;
 use quinn::Endpoint;
 use rootswarm_image::{Bitfield, ChunkIndex, Manifest, Verifier};
 use rootswarm_swarm::{
-    ChunkOutcome, Config, ConnId, Input, Instant, Message, Node, NodeId, Output, Role,
-    UploadOutcome,
+    ChunkOutcome, CloseReason, Config, ConnId, Input, Instant, Message, Node, NodeId, Output,
+    Revocations, Role, UploadOutcome,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -23,7 +23,8 @@ use crate::limiter::RateLimiter;
 use crate::link::{self, Event, HELLO_TIMEOUT, Link, Opened, Shared};
 use crate::status::{Phase, SwarmStatus};
 use crate::store::{ChunkSource, ChunkStore};
-use crate::tls::Dialer;
+use crate::tls::{self, Dialer};
+use crate::trust::Gate;
 
 /// Events that wait for the driver. When it is full the links wait, and flow control with them.
 const EVENTS: usize = 1024;
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     Stored(ChunkIndex),
     /// A reader waits for a chunk.
     Want(ChunkIndex),
+    /// A seed's admin took admissions back.
+    Revoke(Revocations),
     /// The node has a new certificate to dial with.
     Renewed(Dialer),
     /// Start no more uploads; end when those under way have ended, or at the deadline.
@@ -67,6 +70,8 @@ pub(crate) struct Setup {
     pub(crate) source: Arc<dyn ChunkSource>,
     pub(crate) sink: Option<ChunkStore>,
     pub(crate) rack: Option<String>,
+    /// Whose certificates are accepted; shared with TLS.
+    pub(crate) gate: Gate,
     pub(crate) limiter: Arc<RateLimiter>,
     /// How to reach peers; a seed reaches nobody.
     pub(crate) dialer: Option<(Endpoint, Dialer)>,
@@ -142,6 +147,8 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
         }),
         links: BTreeMap::new(),
         roles: BTreeMap::new(),
+        members: BTreeMap::new(),
+        gate: setup.gate,
         next_conn: 0,
         dialer: setup.dialer,
         dials: JoinSet::new(),
@@ -182,6 +189,9 @@ struct Driver {
     shared: Arc<Shared>,
     links: BTreeMap<ConnId, Link>,
     roles: BTreeMap<ConnId, Role>,
+    /// The nodes' certificates: id and epoch.
+    members: BTreeMap<ConnId, (NodeId, u32)>,
+    gate: Gate,
     next_conn: u64,
     dialer: Option<(Endpoint, Dialer)>,
     dials: JoinSet<()>,
@@ -306,6 +316,7 @@ impl Driver {
                 self.tell(Input::ChunkStored { index });
             }
             Command::Want(index) => self.tell(Input::Want { index }),
+            Command::Revoke(list) => self.tell(Input::Revoke(list)),
             Command::Renewed(dialer) => {
                 if let Some((_, old)) = &mut self.dialer {
                     *old = dialer;
@@ -318,6 +329,16 @@ impl Driver {
     fn attach(&mut self, mut opened: Opened) {
         if self.draining.is_some() {
             return;
+        }
+        // TLS has asked the gate too, but it may have closed since.
+        if let Some(epoch) = opened.epoch {
+            if let Err(refused) = self.gate.admit(&opened.node, epoch) {
+                return opened
+                    .connection
+                    .close(tls::CLOSE_UNTRUSTED, refused.to_string().as_bytes());
+            }
+            self.members
+                .insert(ConnId(self.next_conn), (opened.node, epoch));
         }
         let conn = ConnId(self.next_conn);
         self.next_conn += 1;
@@ -370,6 +391,7 @@ impl Driver {
 
     fn forget(&mut self, conn: ConnId) -> Option<Link> {
         self.roles.remove(&conn);
+        self.members.remove(&conn);
         let link = self.links.remove(&conn)?;
         self.uploads = self.uploads.saturating_sub(link.uploads());
         Some(link)
@@ -417,10 +439,29 @@ impl Driver {
                         link.close(reason);
                     }
                 }
+                Output::Revoked(list) => {
+                    self.gate.apply(&list);
+                    self.drop_outlawed();
+                }
                 Output::Complete => {
                     self.publish();
                     self.phase.send_replace(Phase::Complete);
                 }
+            }
+        }
+    }
+
+    /// Parts from nodes whose certificate is not good any more.
+    fn drop_outlawed(&mut self) {
+        let members = self.members.iter();
+        let outlawed: Vec<ConnId> = members
+            .filter(|(_, (node, epoch))| self.gate.admit(node, *epoch).is_err())
+            .map(|(conn, _)| *conn)
+            .collect();
+        for conn in outlawed {
+            if let Some(link) = self.forget(conn) {
+                self.tell(Input::Disconnected { conn });
+                link.close(CloseReason::Revoked);
             }
         }
     }
@@ -516,6 +557,7 @@ pub(crate) async fn open(
         connection,
         node: peer.node_id,
         role: peer.role,
+        epoch: peer.epoch,
         addr,
         dialed: true,
         control,

@@ -19,7 +19,7 @@ use rootswarm_swarm::{NodeId, Role};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 
-use crate::trust::{self, EpochGate, TrustError};
+use crate::trust::{self, Gate, TrustError};
 
 /// The exporter label of the possession proof (RFC 8446, 7.5; RFC 5705). Part of the wire format.
 const PROOF_LABEL: &[u8] = b"EXPORTER-rootswarm-join-1";
@@ -295,13 +295,13 @@ impl rcgen::PublicKeyData for Subject<'_> {
     }
 }
 
-/// A key with its certificate, the swarm it belongs to, and the epochs it accepts of others: all
+/// A key with its certificate, the swarm it belongs to, and whom it accepts of others: all
 /// that [`crate::tls`] needs to speak and listen. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Identity {
     pub(crate) certified: Arc<CertifiedKey>,
     pub(crate) swarm: SwarmPublicKey,
-    pub(crate) epochs: EpochGate,
+    pub(crate) gate: Gate,
     node_id: NodeId,
     role: Role,
 }
@@ -315,7 +315,7 @@ impl Identity {
             node_id: key.node_id(),
             role: Role::Seed,
             swarm: ca.public(),
-            epochs: EpochGate::new(epoch),
+            gate: Gate::new(epoch),
             certified: Arc::new(CertifiedKey::new(vec![certificate], key.tls)),
         })
     }
@@ -340,7 +340,7 @@ impl Identity {
             role: Role::Peer,
             swarm: *swarm,
             // A node's certificate always names an epoch.
-            epochs: EpochGate::new(found.epoch.unwrap_or_default()),
+            gate: Gate::new(found.epoch.unwrap_or_default()),
             certified: Arc::new(CertifiedKey::new(vec![certificate], key.tls.clone())),
         })
     }
@@ -363,10 +363,18 @@ impl Identity {
         &self.swarm
     }
 
-    /// Which epochs it accepts of others; the gate is shared with every TLS configuration made
+    /// Which nodes' certificates it accepts; the gate is shared with every TLS configuration made
     /// from this identity.
     #[must_use]
-    pub fn epochs(&self) -> &EpochGate {
-        &self.epochs
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// The same identity at the gate of an older one of this node, so that what was learnt there
+    /// about others goes on to hold.
+    pub(crate) fn at_gate_of(mut self, older: &Identity) -> Identity {
+        older.gate.advance(self.gate.epoch());
+        self.gate = older.gate.clone();
+        self
     }
 }

@@ -8,7 +8,8 @@
 //!                    └──▶ chunk streams ─▶ verifier ─▶ store
 //! ```
 //!
-//! A seed is a [`seed::Seed`], a node a [`node::Node`]; the rest is theirs.
+//! A seed is a [`seed::Seed`], a node a [`node::Node`], and what a second seed asks of the first
+//! a [`mirror::Primary`]; the rest is theirs.
 //!
 //! # Architecture invariants
 //!
@@ -29,6 +30,7 @@ pub mod join;
 mod joining;
 pub mod limiter;
 mod link;
+pub mod mirror;
 pub mod node;
 mod resets;
 pub mod seed;

@@ -102,6 +102,8 @@ pub(crate) struct Opened {
     pub(crate) connection: Connection,
     pub(crate) node: NodeId,
     pub(crate) role: Role,
+    /// The epoch of a node's certificate; seeds have none.
+    pub(crate) epoch: Option<u32>,
     pub(crate) addr: SocketAddr,
     pub(crate) dialed: bool,
     pub(crate) control: (SendStream, RecvStream),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use quinn::Endpoint;
 use rootswarm_image::{Bitfield, ImageId, Manifest, Tag, TagError, Verifier};
 use rootswarm_swarm::Role;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::driver::{self, Command, Setup};
@@ -248,6 +248,7 @@ impl Node {
             source,
             sink: store.clone(),
             rack: joined.request.rack.clone(),
+            gate: joined.identity.gate().clone(),
             limiter: self.limiter.clone(),
             dialer: Some((self.endpoint.clone(), dialer)),
         });
@@ -260,11 +261,13 @@ impl Node {
         let endpoint = self.endpoint.clone();
         let verifier = Verifier::new(joined.manifest.clone());
         let node = Arc::new(self);
+        let latest = Arc::new(Mutex::new(joined.identity.clone()));
         for seed in joined.seeds.clone() {
             let keeper = SeedKeeper {
                 node: node.clone(),
                 seed,
                 identity: joined.identity.clone(),
+                latest: latest.clone(),
                 request: joined.request.clone(),
                 image: *joined.manifest.id(),
                 commands: handle.commands.clone(),
@@ -333,6 +336,7 @@ async fn welcome(
         connection,
         node: peer.node_id,
         role: peer.role,
+        epoch: peer.epoch,
         addr: from,
         dialed: false,
         control,

@@ -12,8 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{Connection, Endpoint, Incoming, VarInt};
 use rootswarm_image::{Bitfield, ImageId, Manifest, SignedTag, SwarmKey};
-pub use rootswarm_swarm::NodeId;
 use rootswarm_swarm::Role;
+pub use rootswarm_swarm::{NodeId, Revocations};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -26,12 +26,14 @@ use crate::join::{self, Answer, REQUEST_BYTES_MAX};
 pub use crate::join::{JoinRequest, Refusal};
 use crate::limiter::RateLimiter;
 use crate::link::{self, Opened};
+use crate::mirror;
+pub use crate::mirror::Listing;
 use crate::resets::{self, ResetKey};
 use crate::socket::{Bind, canonical};
 use crate::status::SwarmStatus;
 use crate::store::{ChunkSource, FileStore};
 use crate::tls::{Listener, Purpose};
-use crate::trust::PeerIdentity;
+use crate::trust::{PeerIdentity, TrustError};
 use crate::tuning::Tuning;
 
 /// Handshakes and joins under way at once; more are turned away and come again. A core does
@@ -56,6 +58,16 @@ pub trait Directory: Send + Sync + 'static {
     /// The refusal that the node is told.
     fn join(&self, from: SocketAddr, node: NodeId, request: &JoinRequest)
     -> Result<Grant, Refusal>;
+
+    /// What a mirror is told, which has proved that it holds the swarm key; `report` is what it has
+    /// to tell.
+    ///
+    /// # Errors
+    /// Why it is told nothing, for its log.
+    fn mirror(&self, report: &[u8]) -> Result<Listing, String> {
+        let _ = report;
+        Err("this seed keeps no catalogue for mirrors".to_owned())
+    }
 }
 
 /// A node may join.
@@ -72,7 +84,7 @@ pub struct SeedConfig {
     pub listen: SocketAddr,
     /// The installation's swarm key.
     pub key: Arc<SwarmKey>,
-    /// The epoch of the certificates it issues.
+    /// The epoch of the certificates it issues, to begin with.
     pub epoch: u32,
     /// The most payload it sends, in bytes per second.
     pub upload_limit_bytes_per_s: Option<u64>,
@@ -92,7 +104,7 @@ struct Inner {
     listener: Listener,
     identity: Identity,
     ca: SwarmCa,
-    epoch: u32,
+    revocations: RwLock<Revocations>,
     directory: Arc<dyn Directory>,
     limiter: Arc<RateLimiter>,
     newcomers: Arc<Semaphore>,
@@ -126,7 +138,7 @@ impl Seed {
             listener: Listener::new(VALIDATE_ABOVE),
             identity,
             ca,
-            epoch: config.epoch,
+            revocations: RwLock::default(),
             directory,
             limiter: Arc::new(RateLimiter::new(config.upload_limit_bytes_per_s)),
             newcomers: Arc::new(Semaphore::new(NEWCOMERS)),
@@ -161,9 +173,9 @@ impl Seed {
             .images
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        images.entry(*manifest.id()).or_insert_with(|| Image {
-            manifest: Bytes::from(manifest.encode()),
-            swarm: driver::spawn(Setup {
+        images.entry(*manifest.id()).or_insert_with(|| {
+            let encoded = Bytes::from(manifest.encode());
+            let swarm = driver::spawn(Setup {
                 node: self.inner.identity.node_id(),
                 role: Role::Seed,
                 have: Bitfield::full(manifest.geometry().chunk_count()),
@@ -171,10 +183,44 @@ impl Seed {
                 source,
                 sink: None,
                 rack: None,
+                gate: self.inner.identity.gate().clone(),
                 limiter: self.inner.limiter.clone(),
                 dialer: None,
-            }),
+            });
+            let revocations = self.inner.revocations();
+            if revocations.version > 0 {
+                // Its queue is new and empty.
+                let _ = swarm.commands.try_send(Command::Revoke(revocations));
+            }
+            Image {
+                manifest: encoded,
+                swarm,
+            }
         });
+    }
+
+    /// Takes admissions back: no certificate of these nodes or of an epoch before the previous one is
+    /// accepted any more, their connections end, and all other nodes are told to do the same. A list
+    /// that is no newer than the last one changes nothing.
+    pub async fn revoke(&self, list: Revocations) {
+        {
+            let revocations = &self.inner.revocations;
+            let mut current = revocations.write().unwrap_or_else(PoisonError::into_inner);
+            if list.version <= current.version {
+                return;
+            }
+            self.inner.identity.gate().apply(&list);
+            *current = list.clone();
+        }
+        let swarms: Vec<Handle> = {
+            let images = &self.inner.images;
+            let images = images.read().unwrap_or_else(PoisonError::into_inner);
+            images.values().map(|image| image.swarm.clone()).collect()
+        };
+        for swarm in swarms {
+            // It fails only for a swarm that has ended.
+            let _ = swarm.commands.send(Command::Revoke(list.clone())).await;
+        }
     }
 
     /// Ends the swarm of an image: uploads under way are finished within `grace`.
@@ -232,18 +278,28 @@ async fn accept(inner: Arc<Inner>) {
         let inner = inner.clone();
         tokio::spawn(async move {
             let from = canonical(incoming.remote_address());
-            if let Err(error) = timeout(JOIN_TIMEOUT, welcome(&inner, incoming)).await {
-                tracing::debug!(%from, %error, "newcomer took too long");
+            // A mirror stays, and then does not count as a newcomer.
+            match timeout(JOIN_TIMEOUT, welcome(&inner, incoming)).await {
+                Ok(None) => {}
+                Ok(Some(mirror)) => {
+                    drop(permit);
+                    if let Err(reason) = serve_mirror(&inner, &mirror).await {
+                        tracing::info!(%from, %reason, "mirror not served");
+                        mirror.close(link::CLOSE_SWARM, reason.as_bytes());
+                    }
+                }
+                Err(error) => tracing::debug!(%from, %error, "newcomer took too long"),
             }
-            drop(permit);
         });
     }
 }
 
-async fn welcome(inner: &Arc<Inner>, incoming: Incoming) {
+/// Takes a newcomer in. One that says it is a mirror is handed back: it may take longer.
+async fn welcome(inner: &Arc<Inner>, incoming: Incoming) -> Option<Connection> {
     let from = canonical(incoming.remote_address());
     match inner.listener.accept(incoming).await {
         Ok(None) => {}
+        Ok(Some((connection, Purpose::Mirror))) => return Some(connection),
         Ok(Some((connection, Purpose::Join))) => {
             if let Err(reason) = answer(inner, &connection, from).await {
                 tracing::info!(%from, %reason, "join failed");
@@ -253,6 +309,7 @@ async fn welcome(inner: &Arc<Inner>, incoming: Incoming) {
         Ok(Some((connection, Purpose::Data(peer)))) => attach(inner, connection, peer, from).await,
         Err(error) => tracing::info!(%error, "connection refused"),
     }
+    None
 }
 
 /// Serves one join request, to the end of its connection.
@@ -269,21 +326,27 @@ async fn answer(inner: &Inner, connection: &Connection, from: SocketAddr) -> Res
         .map_err(|e| said(&e))?;
     let node = signed.key.node_id();
 
-    let decision = inner
-        .directory
-        .join(from, node, &signed.request)
-        .and_then(|grant| {
-            let images = inner.images.read().unwrap_or_else(PoisonError::into_inner);
-            match images.get(&grant.tag.unverified().id) {
-                Some(image) => Ok((grant, image.manifest.clone())),
-                None => Err(Refusal::UnknownImage),
-            }
-        });
+    let gate = inner.identity.gate();
+    // Before the directory is asked, so that it costs no token.
+    let decision = if gate.is_revoked(&node) {
+        Err(Refusal::NotAdmitted(
+            TrustError::Revoked { node }.to_string(),
+        ))
+    } else {
+        inner.directory.join(from, node, &signed.request)
+    };
+    let decision = decision.and_then(|grant| {
+        let images = inner.images.read().unwrap_or_else(PoisonError::into_inner);
+        match images.get(&grant.tag.unverified().id) {
+            Some(image) => Ok((grant, image.manifest.clone())),
+            None => Err(Refusal::UnknownImage),
+        }
+    });
     let (reply, manifest) = match decision {
         Ok((grant, manifest)) => {
             let certificate = inner
                 .ca
-                .issue_node(&signed.key, inner.epoch)
+                .issue_node(&signed.key, gate.epoch())
                 .map_err(|e| said(&e))?;
             tracing::info!(%from, %node, name = %signed.request.name, "admitted");
             (
@@ -309,6 +372,31 @@ async fn answer(inner: &Inner, connection: &Connection, from: SocketAddr) -> Res
     Ok(())
 }
 
+impl Inner {
+    fn revocations(&self) -> Revocations {
+        let revocations = self.revocations.read();
+        revocations.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Serves a mirror's requests, one stream each.
+async fn serve_mirror(inner: &Inner, connection: &Connection) -> Result<(), String> {
+    while let Some(request) = mirror::accept(connection, &inner.ca.public()).await? {
+        let answer = match &request.ask {
+            mirror::Ask::Listing(report) => inner.directory.mirror(report).map(Listing::encode),
+            mirror::Ask::Manifest(id) => {
+                let images = inner.images.read().unwrap_or_else(PoisonError::into_inner);
+                let manifest = images.get(id).map(|image| image.manifest.clone());
+                manifest
+                    .map(|manifest| vec![manifest.to_vec()])
+                    .ok_or_else(|| format!("image {id} is not served here"))
+            }
+        };
+        request.answer(answer).await?;
+    }
+    Ok(())
+}
+
 async fn attach(inner: &Inner, connection: Connection, peer: PeerIdentity, from: SocketAddr) {
     let (control, hello) = match link::accept_control(&connection).await {
         Ok(accepted) => accepted,
@@ -328,6 +416,7 @@ async fn attach(inner: &Inner, connection: Connection, peer: PeerIdentity, from:
         connection,
         node: peer.node_id,
         role: peer.role,
+        epoch: peer.epoch,
         addr: from,
         dialed: false,
         control,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rootswarm_image::ImageId;
 use rootswarm_swarm::Role;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
 use crate::driver::{self, Command};
@@ -26,6 +26,8 @@ pub(crate) struct SeedKeeper {
     pub(crate) node: Arc<Node>,
     pub(crate) seed: SocketAddr,
     pub(crate) identity: Identity,
+    /// What the keepers of all seeds share: the identity that one of them got last.
+    pub(crate) latest: Arc<Mutex<Identity>>,
     pub(crate) request: JoinRequest,
     pub(crate) image: ImageId,
     pub(crate) commands: mpsc::Sender<Command>,
@@ -74,9 +76,16 @@ impl SeedKeeper {
         }
     }
 
-    /// The seed does not take the certificate any more: joins anew, for the same image. A name
+    /// The seed does not take the certificate any more: takes the one that another keeper has got
+    /// meanwhile, or joins anew, for the same image. A name
     /// that means another image by now does not matter to a boot that has begun.
     async fn renew(&mut self) {
+        let latest = self.latest.clone();
+        let mut latest = latest.lock().await;
+        if !Arc::ptr_eq(&latest.certified, &self.identity.certified) {
+            self.identity = latest.clone();
+            return;
+        }
         let request = JoinRequest {
             pin: Some(self.image),
             ..self.request.clone()
@@ -89,13 +98,15 @@ impl SeedKeeper {
                 return;
             }
         };
-        let Ok(server) = Listener::server_config(&joined.identity, &self.node.tuning) else {
+        let identity = joined.identity.at_gate_of(&self.identity);
+        let Ok(server) = Listener::server_config(&identity, &self.node.tuning) else {
             return;
         };
         self.node.endpoint.set_server_config(Some(server));
-        let dialer = Dialer::data(joined.identity.clone(), &self.node.tuning);
+        let dialer = Dialer::data(identity.clone(), &self.node.tuning);
         let _ = self.commands.send(Command::Renewed(dialer)).await;
-        self.identity = joined.identity;
+        *latest = identity.clone();
+        self.identity = identity;
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a running swarm shows: the snapshot behind progress lines and `rootswarm status`.
 
 use rootswarm_image::ImageId;
-use rootswarm_swarm::{Report, Role};
+use rootswarm_swarm::{NodeId, Report, Role};
 use serde::Serialize;
 
 /// Where a download stands.
@@ -71,6 +71,9 @@ pub struct BannedNode {
 pub struct NodeInfo {
     /// Its identity, shortened.
     pub node: String,
+    /// The whole of it.
+    #[serde(skip)]
+    pub id: NodeId,
     /// Its observed address.
     pub addr: String,
     /// Whether it is a seed.
@@ -123,6 +126,7 @@ impl SwarmStatus {
             .iter()
             .map(|peer| NodeInfo {
                 node: peer.node.to_string(),
+                id: peer.node,
                 addr: peer.addr.to_string(),
                 is_seed: peer.role == Role::Seed,
                 rack: peer.rack.clone(),

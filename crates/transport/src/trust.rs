@@ -15,13 +15,14 @@
 //! That the peer holds the certified key is TLS's part ([`crate::tls`]); which image may be
 //! fetched under this trust is decided by the caller.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use rootswarm_image::SwarmPublicKey;
-use rootswarm_swarm::{NodeId, Role};
+use rootswarm_swarm::{NodeId, Revocations, Role};
 use rustls::pki_types::{CertificateDer, DnsName, ServerName, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
@@ -99,6 +100,12 @@ pub enum TrustError {
         found: u32,
         /// The oldest that would have been accepted.
         oldest: u32,
+    },
+    /// The node's admission was taken back.
+    #[error("node {node} is revoked: its admission was taken back")]
+    Revoked {
+        /// Which node.
+        node: NodeId,
     },
     /// The peer speaks the data protocol without a certificate.
     #[error("the peer presented no certificate")]
@@ -227,41 +234,76 @@ impl SwarmTrust {
     }
 }
 
-/// Which epochs are accepted: the current one, the one before it, and any later one.
+/// Which nodes' certificates are accepted: those of the current epoch, of the one before it and of
+/// any later one, unless their node is on the list of the revoked.
 ///
 /// A certificate of a later epoch is the swarm key's own word that the epoch has passed, so it
 /// also moves the gate: a swarm learns of a new epoch from those who join in it, and stops to
-/// accept the certificates before the previous one. Clones share the gate.
+/// accept the certificates before the previous one. The list comes from a seed. Clones share the
+/// gate.
 #[derive(Clone, Debug)]
-pub struct EpochGate(Arc<AtomicU32>);
+pub struct Gate {
+    epoch: Arc<AtomicU32>,
+    revoked: Arc<RwLock<Revoked>>,
+}
 
-impl EpochGate {
-    /// A gate at this epoch.
+#[derive(Debug, Default)]
+struct Revoked {
+    version: u64,
+    nodes: BTreeSet<NodeId>,
+}
+
+impl Gate {
+    /// A gate at this epoch, nobody revoked.
     #[must_use]
-    pub fn new(current: u32) -> EpochGate {
-        EpochGate(Arc::new(AtomicU32::new(current)))
+    pub fn new(epoch: u32) -> Gate {
+        Gate {
+            epoch: Arc::new(AtomicU32::new(epoch)),
+            revoked: Arc::default(),
+        }
     }
 
     /// The latest epoch known.
     #[must_use]
-    pub fn current(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Relaxed)
     }
 
     /// The epoch has passed on; it never goes back.
     pub fn advance(&self, to: u32) {
-        self.0.fetch_max(to, Ordering::Relaxed);
+        self.epoch.fetch_max(to, Ordering::Relaxed);
     }
 
-    /// Only for an epoch from a verified certificate.
-    fn admit(&self, found: u32) -> Result<(), TrustError> {
-        self.advance(found);
-        let oldest = self.current().saturating_sub(1);
-        if found >= oldest {
-            Ok(())
-        } else {
-            Err(TrustError::OldEpoch { found, oldest })
+    /// Takes a list of a seed, unless it is no newer than the one at hand.
+    pub fn apply(&self, list: &Revocations) {
+        self.advance(list.epoch);
+        let mut revoked = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
+        if list.version > revoked.version {
+            *revoked = Revoked {
+                version: list.version,
+                nodes: list.nodes.iter().copied().collect(),
+            };
         }
+    }
+
+    /// Whether this node's admission was taken back by name.
+    #[must_use]
+    pub fn is_revoked(&self, node: &NodeId) -> bool {
+        let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner);
+        revoked.nodes.contains(node)
+    }
+
+    /// Only for a node and an epoch from a verified certificate.
+    pub(crate) fn admit(&self, node: &NodeId, found: u32) -> Result<(), TrustError> {
+        self.advance(found);
+        let oldest = self.epoch().saturating_sub(1);
+        if found < oldest {
+            return Err(TrustError::OldEpoch { found, oldest });
+        }
+        if self.is_revoked(node) {
+            return Err(TrustError::Revoked { node: *node });
+        }
+        Ok(())
     }
 }
 
@@ -407,13 +449,13 @@ fn describe(certificate: &EndEntityCert<'_>) -> Result<PeerIdentity, TrustError>
 }
 
 /// Verifies a peer's certificate: issued by `swarm` for this end of a connection, in the role
-/// that is expected (if one is), in an epoch that the gate accepts (if there is one).
+/// that is expected (if one is), a node that the gate accepts (if there is one).
 pub(crate) fn check(
     certificate: &CertificateDer<'_>,
     swarm: &SwarmPublicKey,
     usage: Usage,
     expected: Option<Role>,
-    epochs: Option<&EpochGate>,
+    gate: Option<&Gate>,
 ) -> Result<PeerIdentity, TrustError> {
     let peer = verify(certificate, swarm, usage)?;
     if let Some(expected) = expected
@@ -424,8 +466,8 @@ pub(crate) fn check(
             found: peer.role,
         });
     }
-    if let (Some(epochs), Some(epoch)) = (epochs, peer.epoch) {
-        epochs.admit(epoch)?;
+    if let (Some(gate), Some(epoch)) = (gate, peer.epoch) {
+        gate.admit(&peer.node_id, epoch)?;
     }
     Ok(peer)
 }

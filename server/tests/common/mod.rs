@@ -156,7 +156,17 @@ fn pump(stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
 impl Server {
     /// Starts on free ports of loopback and waits until it says where it listens.
     pub fn start(state: &Path, args: &[&str]) -> Server {
-        let mut command = rootswarm();
+        Server::spawn(rootswarm(), state, args)
+    }
+
+    /// The same under a command that runs what follows it.
+    pub fn start_under(under: &[&str], state: &Path, args: &[&str]) -> Server {
+        let mut command = Command::new(under[0]);
+        command.args(&under[1..]).arg(rootswarm().get_program());
+        Server::spawn(command, state, args)
+    }
+
+    fn spawn(mut command: Command, state: &Path, args: &[&str]) -> Server {
         command.arg("serve").arg("--state").arg(state);
         for option in ["--listen", "--http"] {
             if !args.contains(&option) {
@@ -223,6 +233,23 @@ impl Server {
                 return line;
             }
         }
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::from_str(&run_ok(&self.state, &["status", "--json"])).unwrap()
+    }
+
+    /// What it sent of its first image to the swarm.
+    pub fn uploaded(&self) -> u64 {
+        self.status()["images"][0]["uploaded_bytes"]
+            .as_u64()
+            .unwrap()
+    }
+
+    /// How many nodes are connected to the swarm of its first image.
+    pub fn nodes(&self) -> usize {
+        let status = self.status();
+        status["images"][0]["nodes"].as_array().map_or(0, Vec::len)
     }
 
     pub fn signal(&self, name: &str) {

@@ -25,6 +25,9 @@ impl Node {
         if self.banned.contains(&node) {
             return self.refuse(conn, CloseReason::Banned);
         }
+        if role == Role::Peer && self.revoked.contains(&node) {
+            return self.refuse(conn, CloseReason::Revoked);
+        }
         if node == self.node {
             return self.refuse(conn, CloseReason::Protocol("a connection to itself"));
         }
@@ -111,7 +114,10 @@ impl Node {
         }
         self.note_completion(conn, now);
         match (self.role, role) {
-            (Role::Seed, Role::Peer) => self.track(conn, node, now),
+            (Role::Seed, Role::Peer) => {
+                self.tell_revoked(conn);
+                self.track(conn, node, now);
+            }
             // Peer exchange: what lets a swarm finish without its seed.
             (Role::Peer, Role::Peer) => self.tell_peers(conn, now),
             _ => {}
@@ -259,7 +265,7 @@ impl Node {
     }
 
     pub(super) fn learn(&mut self, address: PeerAddress, assigned: bool, now: Instant) {
-        let banned = self.banned.contains(&address.node);
+        let banned = self.banned.contains(&address.node) || self.revoked.contains(&address.node);
         if address.node != self.node && !banned && self.role == Role::Peer {
             self.membership
                 .learn(address.node, address.addr, assigned, now);

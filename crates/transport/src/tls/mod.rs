@@ -3,7 +3,8 @@
 //! | ALPN | dials | listens | certificates |
 //! |---|---|---|---|
 //! | `rootswarm-join/1` | a node that has none yet | a seed | the seed's only |
-//! | `rootswarm/2` | a node | a node or a seed | both sides', always |
+//! | `rootswarm-mirror/1` | a mirror, which proves that it has the swarm key | a seed | the seed's only |
+//! | `rootswarm/3` | a node | a node or a seed | both sides', always |
 //!
 //! A [`Dialer`] connects and says exactly why it did not; a [`Listener`] accepts and refuses a
 //! data connection without a certificate before the caller sees it. The rules for certificates are
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, Incoming, VarInt};
+use rootswarm_image::SwarmPublicKey;
 use rootswarm_swarm::Role;
 use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
@@ -29,14 +31,17 @@ use rustls::sign::SingleCertAndKey;
 use self::provider::{FixedTime, provider};
 use self::verifiers::{ClientVerifier, ServerRule, ServerVerifier, Verdict};
 use crate::identity::Identity;
-use crate::trust::{self, PeerIdentity, SwarmTrust, TrustError};
+use crate::trust::{self, PeerIdentity, SeedTrust, SwarmTrust, TrustError};
 use crate::tuning::Tuning;
 
 /// Joining: no client certificate. The number is the protocol's version.
 pub const ALPN_JOIN: &[u8] = b"rootswarm-join/1";
 
+/// Keeping a second seed in step: no client certificate. The number is the protocol's version.
+pub const ALPN_MIRROR: &[u8] = b"rootswarm-mirror/1";
+
 /// Everything else: mutual TLS. The number is the protocol's version.
-pub const ALPN_DATA: &[u8] = b"rootswarm/2";
+pub const ALPN_DATA: &[u8] = b"rootswarm/3";
 
 /// The application code with which a [`Listener`] closes a connection that it does not trust.
 pub const CLOSE_UNTRUSTED: VarInt = VarInt::from_u32(0x7472);
@@ -156,6 +161,8 @@ pub enum AcceptError {
 pub enum Purpose {
     /// A newcomer: it has shown nothing yet.
     Join,
+    /// Somebody who says he is a mirror, and has shown nothing yet either.
+    Mirror,
     /// A member of the swarm.
     Data(PeerIdentity),
 }
@@ -169,8 +176,8 @@ pub struct Dialer {
 
 #[derive(Clone, Debug)]
 enum Presents {
-    /// Nothing: a newcomer, and how it trusts a seed.
-    Nothing(SwarmTrust),
+    /// Nothing: a newcomer or a mirror, how it trusts a seed, and its protocol.
+    Nothing(SwarmTrust, &'static [u8]),
     /// The certificate of a member.
     Certificate(Identity),
 }
@@ -180,12 +187,22 @@ impl Dialer {
     #[must_use]
     pub fn join(trust: SwarmTrust, tuning: &Tuning) -> Dialer {
         Dialer {
-            presents: Presents::Nothing(trust),
+            presents: Presents::Nothing(trust, ALPN_JOIN),
             transport: tuning.transport_config(),
         }
     }
 
-    /// For `rootswarm/2`: presents the certificate of `identity`.
+    /// For `rootswarm-mirror/1`: only seeds that hold this swarm key are accepted.
+    #[must_use]
+    pub fn mirror(swarm: SwarmPublicKey, tuning: &Tuning) -> Dialer {
+        let trust = SwarmTrust::new(SeedTrust::Key(swarm));
+        Dialer {
+            presents: Presents::Nothing(trust, ALPN_MIRROR),
+            transport: tuning.transport_config(),
+        }
+    }
+
+    /// For `rootswarm/3`: presents the certificate of `identity`.
     #[must_use]
     pub fn data(identity: Identity, tuning: &Tuning) -> Dialer {
         Dialer {
@@ -235,7 +252,7 @@ impl Dialer {
 
     fn alpn(&self) -> &'static [u8] {
         match self.presents {
-            Presents::Nothing(_) => ALPN_JOIN,
+            Presents::Nothing(_, protocol) => protocol,
             Presents::Certificate(_) => ALPN_DATA,
         }
     }
@@ -246,7 +263,7 @@ impl Dialer {
         verdict: Verdict,
     ) -> Result<quinn::ClientConfig, TlsError> {
         let (rule, certified) = match &self.presents {
-            Presents::Nothing(trust) => (ServerRule::Seed(trust.clone()), None),
+            Presents::Nothing(trust, _) => (ServerRule::Seed(trust.clone()), None),
             Presents::Certificate(identity) => (
                 ServerRule::Member(identity.clone(), expected),
                 Some(identity.certified.clone()),
@@ -346,7 +363,7 @@ pub struct Listener {
 
 impl Listener {
     /// The server half of an endpoint for this identity: a seed takes both protocols, a node only
-    /// `rootswarm/2`.
+    /// `rootswarm/3`.
     pub fn server_config(
         identity: &Identity,
         tuning: &Tuning,
@@ -363,7 +380,7 @@ impl Listener {
                 .with_client_cert_verifier(Arc::new(verifier))
                 .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified.clone())));
         config.alpn_protocols = match identity.role() {
-            Role::Seed => vec![ALPN_DATA.to_vec(), ALPN_JOIN.to_vec()],
+            Role::Seed => vec![ALPN_DATA.to_vec(), ALPN_JOIN.to_vec(), ALPN_MIRROR.to_vec()],
             Role::Peer => vec![ALPN_DATA.to_vec()],
         };
         config.send_tls13_tickets = 0;
@@ -451,6 +468,7 @@ pub fn purpose(connection: &Connection) -> Result<Purpose, TrustError> {
         .unwrap_or_default();
     match protocol.as_slice() {
         ALPN_JOIN => Ok(Purpose::Join),
+        ALPN_MIRROR => Ok(Purpose::Mirror),
         ALPN_DATA => peer_identity(connection).map(Purpose::Data),
         other => Err(TrustError::UnexpectedProtocol {
             found: String::from_utf8_lossy(other).into_owned(),

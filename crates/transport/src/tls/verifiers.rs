@@ -1,7 +1,7 @@
 //! rustls's questions, answered by [`crate::trust`].
 //!
 //! Nothing is decided here: each verifier hands the certificate to [`trust::check`] with the role
-//! and the epochs that its end of the connection expects.
+//! and the gate that its end of the connection expects.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -66,13 +66,13 @@ impl ServerCertVerifier for ServerVerifier {
                 trust::check(certificate, &key, Usage::Server, Some(Role::Seed), None)
             }),
             ServerRule::Member(me, expected) => {
-                let epochs = Some(me.epochs());
+                let gate = Some(me.gate());
                 trust::check(
                     certificate,
                     me.swarm(),
                     Usage::Server,
                     Some(*expected),
-                    epochs,
+                    gate,
                 )
             }
         }
@@ -135,13 +135,13 @@ impl ClientCertVerifier for ClientVerifier {
         _now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let me = &self.identity;
-        let epochs = Some(me.epochs());
+        let gate = Some(me.gate());
         trust::check(
             certificate,
             me.swarm(),
             Usage::Client,
             Some(Role::Peer),
-            epochs,
+            gate,
         )
         .map(|_| ClientCertVerified::assertion())
         .map_err(refused)

@@ -215,21 +215,48 @@ fn a_claimed_key_is_no_signature() {
 
 #[test]
 fn the_gate_only_moves_forward() {
-    let gate = EpochGate::new(5);
+    let node = NodeId([1; 32]);
+    let gate = Gate::new(5);
     let shared = gate.clone();
     gate.advance(4);
-    assert_eq!(shared.current(), 5);
-    assert!(gate.admit(9).is_ok());
-    assert_eq!(shared.current(), 9);
-    assert!(shared.admit(8).is_ok());
+    assert_eq!(shared.epoch(), 5);
+    assert!(gate.admit(&node, 9).is_ok());
+    assert_eq!(shared.epoch(), 9);
+    assert!(shared.admit(&node, 8).is_ok());
     assert!(matches!(
-        shared.admit(7),
+        shared.admit(&node, 7),
         Err(TrustError::OldEpoch {
             found: 7,
             oldest: 8
         })
     ));
     gate.advance(u32::MAX);
-    assert!(gate.admit(u32::MAX - 1).is_ok());
-    assert!(gate.admit(u32::MAX - 2).is_err());
+    assert!(gate.admit(&node, u32::MAX - 1).is_ok());
+    assert!(gate.admit(&node, u32::MAX - 2).is_err());
+}
+
+#[test]
+fn the_newest_list_of_the_revoked_counts() {
+    let (one, two) = (NodeId([1; 32]), NodeId([2; 32]));
+    let list = |version, nodes: &[NodeId]| Revocations {
+        version,
+        epoch: 3,
+        nodes: nodes.to_vec(),
+    };
+    let gate = Gate::new(3);
+    gate.apply(&list(2, &[one]));
+    for (list, revoked) in [
+        (list(1, &[two]), [true, false]),
+        (list(2, &[]), [true, false]),
+        (list(3, &[one, two]), [true, true]),
+        (list(4, &[two]), [false, true]),
+        (list(5, &[]), [false, false]),
+    ] {
+        gate.apply(&list);
+        for (node, revoked) in [one, two].iter().zip(revoked) {
+            let refused = matches!(gate.admit(node, 3), Err(TrustError::Revoked { .. }));
+            assert_eq!(refused, revoked, "{node} after {list:?}");
+        }
+    }
+    assert!(gate.admit(&one, 1).is_err(), "an epoch that is over");
 }

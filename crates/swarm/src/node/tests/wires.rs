@@ -66,6 +66,7 @@ impl Wires {
             a + b - host
         };
         match output {
+            Output::Revoked(_) => {}
             Output::Hello { conn, hello } => {
                 let to = other(&conn);
                 self.inputs.push_back((to, Input::Hello { conn, hello }));

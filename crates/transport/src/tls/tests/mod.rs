@@ -176,7 +176,7 @@ async fn a_node_joins_and_becomes_a_member() {
 
     let certificate = ca.issue_node(&key.public(), 7).unwrap();
     let node = Identity::node(&key, certificate.to_vec(), &trust.key().unwrap()).unwrap();
-    assert_eq!((node.role(), node.epochs().current()), (Role::Peer, 7));
+    assert_eq!((node.role(), node.gate().epoch()), (Role::Peer, 7));
 
     let (connection, peer) = dial(&data(&node), &server, Role::Seed).await.unwrap();
     assert_eq!(peer.node_id, seed.node_id());
@@ -397,7 +397,7 @@ async fn an_epoch_passes() {
                     IMAGE_BYTES,
                     "{here} {there}"
                 );
-                assert_eq!(identity.epochs().current(), here.max(there));
+                assert_eq!(identity.gate().epoch(), here.max(there));
             } else {
                 check_turned_away(result, "epoch 5, the oldest accepted is 6").await;
             }
@@ -432,7 +432,7 @@ async fn an_epoch_is_learnt_from_who_joined_in_it_and_nothing_is_resumed() {
         .unwrap();
     // The dial is over before the server has read the certificate; what it sends is the sign.
     receive(&later).await.unwrap();
-    assert_eq!(here.epochs().current(), 8);
+    assert_eq!(here.gate().epoch(), 8);
     // The same dialer over the same endpoint: a resumed session would still get in.
     let result = old.connect(&endpoint, server.address, Role::Peer).await;
     check_turned_away(result, "epoch 6, the oldest accepted is 7").await;

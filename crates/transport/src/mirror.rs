@@ -1,0 +1,402 @@
+//! Keeping a second seed in step with the first: what the one asks and the other answers.
+//!
+//! On a connection with ALPN `rootswarm-mirror/1` the mirror opens one stream for each request and
+//! proves in each that it holds the swarm key: whoever has that key could issue himself anything, so
+//! there is nothing to hide from him. The bytes are in JOIN.md. What the listing's parts mean is the
+//! server's; images are fetched through the swarm itself, as by any node, with a certificate that the
+//! mirror issues to itself ([`Primary::admit`]).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use rootswarm_image::{ImageId, Manifest, SwarmKey, SwarmPublicKey, Tag};
+use rootswarm_swarm::Role;
+use tokio::time::timeout;
+
+use crate::framing::{self, FrameError};
+use crate::identity::{Identity, IdentityError, SwarmCa};
+use crate::join::JoinRequest;
+use crate::node::{CONNECT_TIMEOUT, Joined, Node};
+use crate::tls::{ConnectError, Dialer};
+use crate::trust::TrustError;
+
+/// The exporter label of the proof (RFC 8446, 7.5). Part of the wire format.
+const PROOF_LABEL: &[u8] = b"EXPORTER-rootswarm-mirror-1";
+
+/// In front of the exported secret in the signed message: no other message that the swarm key signs
+/// begins with it.
+const PROOF_PREFIX: &[u8] = b"rootswarm mirror proof 1\0";
+
+/// An Ed25519 signature.
+const PROOF_BYTES: usize = 64;
+
+/// The longest frame: a file of 10,000 tokens is 1.9 MB, a manifest at most 4 MiB and some bytes.
+const FRAME_BYTES_MAX: usize = 8 << 20;
+
+/// The most tags in a listing; at some 250 bytes each, 4 MB.
+const TAGS_MAX: usize = 16 * 1024;
+
+/// For one request and its answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Requests a seed takes from a silent mirror before it closes: a mirror asks every few seconds.
+const SILENCE: Duration = Duration::from_secs(60);
+
+const ASK_LISTING: u8 = 0;
+const ASK_MANIFEST: u8 = 1;
+const TAG_CURRENT: u8 = 0;
+const TAG_RETIRED: u8 = 1;
+
+/// Why a primary could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    /// It is another installation's seed.
+    #[error("the seed {seed} is not trusted: {source}")]
+    Trust {
+        /// Which.
+        seed: SocketAddr,
+        /// Why.
+        source: TrustError,
+    },
+    /// No answer, or it broke off.
+    #[error("cannot reach the seed {seed}: {reason}")]
+    Unreachable {
+        /// Which.
+        seed: SocketAddr,
+        /// What happened.
+        reason: String,
+    },
+    /// It refused.
+    #[error("the seed {seed} refused: {reason}")]
+    Refused {
+        /// Which.
+        seed: SocketAddr,
+        /// Its words.
+        reason: String,
+    },
+    /// It sent what is no answer.
+    #[error("the seed {seed} answered with something else: {reason}")]
+    Protocol {
+        /// Which.
+        seed: SocketAddr,
+        /// What.
+        reason: String,
+    },
+}
+
+/// Everything a seed tells a mirror.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// The file of admission tokens, hashed as they are.
+    pub tokens: Vec<u8>,
+    /// The file of revocations.
+    pub revoked: Vec<u8>,
+    /// Signed tags: what names mean now.
+    pub tags: Vec<Vec<u8>>,
+    /// The last signed tags of names that were removed.
+    pub retired: Vec<Vec<u8>>,
+}
+
+impl Listing {
+    pub(crate) fn encode(self) -> Vec<Vec<u8>> {
+        let tagged = |kind: u8| move |tag: Vec<u8>| [&[kind], &tag[..]].concat();
+        let mut frames = vec![self.tokens, self.revoked];
+        frames.extend(self.tags.into_iter().map(tagged(TAG_CURRENT)));
+        frames.extend(self.retired.into_iter().map(tagged(TAG_RETIRED)));
+        frames
+    }
+
+    fn decode(frames: Vec<Vec<u8>>) -> Result<Listing, String> {
+        let mut frames = frames.into_iter();
+        let mut part = || frames.next().ok_or("a listing that breaks off");
+        let mut listing = Listing {
+            tokens: part()?,
+            revoked: part()?,
+            ..Listing::default()
+        };
+        for frame in frames {
+            match frame.split_first() {
+                Some((&TAG_CURRENT, tag)) => listing.tags.push(tag.to_vec()),
+                Some((&TAG_RETIRED, tag)) => listing.retired.push(tag.to_vec()),
+                _ => return Err("a tag of no known kind".to_owned()),
+            }
+        }
+        Ok(listing)
+    }
+}
+
+/// What a mirror asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// The listing; with what the mirror has to tell.
+    Listing(Vec<u8>),
+    /// An image's manifest.
+    Manifest(ImageId),
+}
+
+impl Ask {
+    fn encode(&self) -> Vec<u8> {
+        match self {
+            Ask::Listing(report) => [&[ASK_LISTING], &report[..]].concat(),
+            Ask::Manifest(id) => [&[ASK_MANIFEST], &id.as_bytes()[..]].concat(),
+        }
+    }
+
+    fn decode(frame: &[u8]) -> Option<Ask> {
+        match frame.split_first()? {
+            (&ASK_LISTING, report) => Some(Ask::Listing(report.to_vec())),
+            (&ASK_MANIFEST, id) => Some(Ask::Manifest(ImageId::from_bytes(id.try_into().ok()?))),
+            _ => None,
+        }
+    }
+}
+
+fn proof_message(connection: &Connection) -> Result<Vec<u8>, String> {
+    let mut secret = [0; 32];
+    connection
+        .export_keying_material(&mut secret, PROOF_LABEL, b"")
+        .map_err(|_| "the connection exports no key".to_owned())?;
+    Ok([PROOF_PREFIX, &secret].concat())
+}
+
+/// A mirror's request at the seed.
+pub(crate) struct Request {
+    pub(crate) ask: Ask,
+    send: SendStream,
+}
+
+/// Takes the next request; `None` when the mirror has left.
+pub(crate) async fn accept(
+    connection: &Connection,
+    swarm: &SwarmPublicKey,
+) -> Result<Option<Request>, String> {
+    let (send, mut receive) = match timeout(SILENCE, connection.accept_bi()).await {
+        Ok(Ok(streams)) => streams,
+        Ok(Err(_)) => return Ok(None),
+        Err(_) => return Err(format!("no request within {} s", SILENCE.as_secs())),
+    };
+    let read = async {
+        let proof = framing::read_frame(&mut receive, PROOF_BYTES).await;
+        let proof = proof.map_err(|error| error.to_string())?;
+        if !swarm.verifies(&proof_message(connection)?, &proof) {
+            return Err("it did not prove that it holds the swarm key".to_owned());
+        }
+        // Only now may it be long.
+        let frame = framing::read_frame(&mut receive, FRAME_BYTES_MAX).await;
+        Ask::decode(&frame.map_err(|error| error.to_string())?)
+            .ok_or_else(|| "a request of no known kind".to_owned())
+    };
+    let ask = timeout(ANSWER_TIMEOUT, read)
+        .await
+        .map_err(|_| "its request did not come".to_owned())??;
+    Ok(Some(Request { ask, send }))
+}
+
+impl Request {
+    /// Sends the frames of an answer, or why there is none.
+    pub(crate) async fn answer(
+        mut self,
+        answer: Result<Vec<Vec<u8>>, String>,
+    ) -> Result<(), String> {
+        let (said, frames) = match answer {
+            Ok(frames) => (vec![0], frames),
+            Err(reason) => ([&[1], reason.as_bytes()].concat(), Vec::new()),
+        };
+        for frame in std::iter::once(&said).chain(&frames) {
+            framing::write_frame(&mut self.send, frame)
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        self.send.finish().map_err(|error| error.to_string())
+    }
+}
+
+/// A connection to the seed that is mirrored.
+pub struct Primary {
+    connection: Connection,
+    key: Arc<SwarmKey>,
+    seed: SocketAddr,
+}
+
+impl Primary {
+    /// Connects from `node`'s socket to a seed that must hold the same swarm key.
+    ///
+    /// # Errors
+    /// See [`MirrorError`].
+    pub async fn connect(
+        node: &Node,
+        seed: SocketAddr,
+        key: Arc<SwarmKey>,
+    ) -> Result<Primary, MirrorError> {
+        let dialer = Dialer::mirror(key.public(), &node.tuning);
+        let dial = dialer.connect(&node.endpoint, seed, Role::Seed);
+        let unreachable = |reason: String| MirrorError::Unreachable { seed, reason };
+        match timeout(CONNECT_TIMEOUT, dial).await {
+            Ok(Ok((connection, _))) => Ok(Primary {
+                connection,
+                key,
+                seed,
+            }),
+            Ok(Err(ConnectError::Untrusted { source, .. })) => {
+                Err(MirrorError::Trust { seed, source })
+            }
+            Ok(Err(error)) if error.is_refusal() => Err(MirrorError::Protocol {
+                seed,
+                reason: error.to_string(),
+            }),
+            Ok(Err(error)) => Err(unreachable(error.to_string())),
+            Err(_) => Err(unreachable(format!(
+                "no answer within {} s",
+                CONNECT_TIMEOUT.as_secs()
+            ))),
+        }
+    }
+
+    /// Asks what there is, and tells `report`.
+    ///
+    /// # Errors
+    /// See [`MirrorError`].
+    pub async fn listing(&self, report: Vec<u8>) -> Result<Listing, MirrorError> {
+        let frames = self.ask(&Ask::Listing(report)).await?;
+        Listing::decode(frames).map_err(|reason| self.protocol(reason))
+    }
+
+    /// Asks for the manifest of the image that `tag` names, and holds it to the tag.
+    ///
+    /// # Errors
+    /// See [`MirrorError`].
+    pub async fn manifest(&self, tag: &Tag) -> Result<Arc<Manifest>, MirrorError> {
+        let frames = self.ask(&Ask::Manifest(tag.id)).await?;
+        let frame = frames.first().map(Vec::as_slice).unwrap_or_default();
+        let manifest = tag
+            .decode_manifest(frame)
+            .map_err(|error| self.protocol(error.to_string()))?;
+        Ok(Arc::new(manifest))
+    }
+
+    /// Makes `node` a member of the image's swarm, in its own right: a certificate of `epoch`.
+    ///
+    /// # Errors
+    /// The certificate could not be made.
+    pub fn admit(
+        &self,
+        node: &Node,
+        epoch: u32,
+        tag: &Tag,
+        manifest: Arc<Manifest>,
+    ) -> Result<Joined, IdentityError> {
+        let ca = SwarmCa::new(self.key.clone());
+        let certificate = ca.issue_node(&node.key.public(), epoch)?;
+        let identity = Identity::node(&node.key, certificate.to_vec(), &ca.public())?;
+        Ok(Joined {
+            tag: tag.clone(),
+            manifest,
+            identity,
+            seeds: vec![self.seed],
+            request: JoinRequest {
+                name: tag.name.clone(),
+                pin: Some(tag.id),
+                token: None,
+                rack: None,
+            },
+        })
+    }
+
+    /// Ends the connection.
+    pub fn close(&self) {
+        self.connection.close(VarInt::from_u32(0), b"");
+    }
+
+    fn unreachable(&self, reason: String) -> MirrorError {
+        let seed = self.seed;
+        MirrorError::Unreachable { seed, reason }
+    }
+
+    fn protocol(&self, reason: String) -> MirrorError {
+        let seed = self.seed;
+        MirrorError::Protocol { seed, reason }
+    }
+
+    async fn ask(&self, ask: &Ask) -> Result<Vec<Vec<u8>>, MirrorError> {
+        let exchange = async {
+            let message = proof_message(&self.connection).map_err(|e| self.unreachable(e))?;
+            let proof = self.key.sign(&message);
+            let broken = |error: &dyn std::fmt::Display| self.unreachable(error.to_string());
+            let opened = self.connection.open_bi().await;
+            let (mut send, mut receive) = opened.map_err(|e| broken(&e))?;
+            for frame in [&proof[..], &ask.encode()] {
+                let written = framing::write_frame(&mut send, frame).await;
+                written.map_err(|e| broken(&e))?;
+            }
+            send.finish().map_err(|e| broken(&e))?;
+            self.read_answer(&mut receive).await
+        };
+        timeout(ANSWER_TIMEOUT, exchange).await.map_err(|_| {
+            self.unreachable(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))
+        })?
+    }
+
+    async fn read_answer(&self, receive: &mut RecvStream) -> Result<Vec<Vec<u8>>, MirrorError> {
+        let mut frames = Vec::new();
+        loop {
+            match framing::read_frame(receive, FRAME_BYTES_MAX).await {
+                Ok(frame) => frames.push(frame),
+                Err(FrameError::Closed) => break,
+                Err(error) => return Err(self.unreachable(error.to_string())),
+            }
+            if frames.len() > TAGS_MAX + 3 {
+                return Err(self.protocol(format!("more than {TAGS_MAX} tags")));
+            }
+        }
+        if frames.is_empty() {
+            return Err(self.protocol("an empty answer".to_owned()));
+        }
+        let said = frames.remove(0);
+        match said.split_first() {
+            Some((0, [])) => Ok(frames),
+            Some((1, reason)) => Err(MirrorError::Refused {
+                seed: self.seed,
+                reason: String::from_utf8_lossy(reason).into_owned(),
+            }),
+            _ => Err(self.protocol("an answer of no known kind".to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The frozen bytes of JOIN.md.
+    #[test]
+    fn golden_bytes() {
+        let asks = [
+            (Ask::Listing(b"used".to_vec()), b"\0used".to_vec()),
+            (
+                Ask::Manifest(ImageId::from_bytes([3; 32])),
+                [&[1u8][..], &[3; 32]].concat(),
+            ),
+        ];
+        for (ask, bytes) in asks {
+            assert_eq!(ask.encode(), bytes);
+            assert_eq!(Ask::decode(&bytes), Some(ask));
+        }
+        for bad in [&b""[..], b"\x02", b"\x01short"] {
+            assert_eq!(Ask::decode(bad), None);
+        }
+        let listing = Listing {
+            tokens: b"t".to_vec(),
+            revoked: b"r".to_vec(),
+            tags: vec![vec![8, 7]],
+            retired: vec![vec![9]],
+        };
+        let frames = vec![b"t".to_vec(), b"r".to_vec(), vec![0, 8, 7], vec![1, 9]];
+        assert_eq!(listing.clone().encode(), frames);
+        assert_eq!(Listing::decode(frames.clone()), Ok(listing));
+        assert!(Listing::decode(frames[..1].to_vec()).is_err());
+        assert!(Listing::decode(vec![vec![], vec![], vec![2, 8]]).is_err());
+        assert!(Listing::decode(vec![vec![], vec![], vec![]]).is_err());
+    }
+}

@@ -1,0 +1,475 @@
+//! `serve --mirror swarm://HOST`: keeps this state directory in step with another seed's.
+//!
+//! Both hold the same swarm key. Every second the mirror asks what there is ([`Primary::listing`]):
+//! signed tags, removed names, tokens, revocations. What is missing is fetched through the swarm as a
+//! node fetches it, one image at a time, verified chunk by chunk, and published under the tag that the
+//! primary signed. Everything is written as commands write it, so that the server beside this picks
+//! it up as usual, and so that the mirror is a whole seed whenever the primary is gone.
+//!
+//! **Tokens.** A one-time token must not admit two machines, so while the primary can be reached the
+//! mirror leaves them to it. While it cannot, the mirror admits by them, keeps who used which, and
+//! tells the primary when it is back. What cannot be excluded is a network that is cut in two with a
+//! seed and a bearer of the same token on either side.
+//!
+//! **Doubt.** Only what the primary says it removed is removed, and no tag is replaced by an older one:
+//! a primary that lost its state does not take the mirror's with it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rootswarm_image::{HostPort, ImageId, Manifest, SWARM_PORT, SignedTag, SwarmKey};
+use rootswarm_transport::mirror::{MirrorError, Primary};
+use rootswarm_transport::node::{Node, NodeConfig, SeedTrust, StartError};
+use rootswarm_transport::seed::Listing;
+use rootswarm_transport::store::ChunkStore;
+use rootswarm_transport::tuning::Tuning;
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use crate::publish::Workspace;
+use crate::revocation::RevocationList;
+use crate::state::{StateDir, StateError};
+use crate::token::Tokens;
+
+/// How often the primary is asked.
+const POLL: Duration = Duration::from_secs(1);
+
+/// A download without a new chunk for so long is begun anew.
+const STALLED: Duration = Duration::from_secs(60);
+
+/// An image that could not be fetched is left alone for so long.
+const RETRY: Duration = Duration::from_secs(20);
+
+/// How long the mirror goes on serving, as a node, what it has just fetched; then it is its seed.
+const LEAVE: Duration = Duration::from_secs(2);
+
+/// The seed that is mirrored: `swarm://HOST[:PORT]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MirrorOf(HostPort);
+
+impl FromStr for MirrorOf {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<MirrorOf, String> {
+        let host = text
+            .strip_prefix("swarm://")
+            .ok_or_else(|| format!("bad seed {text:?}: expected swarm://HOST[:PORT]"))?;
+        let host = host.strip_suffix('/').unwrap_or(host);
+        host.parse()
+            .map(MirrorOf)
+            .map_err(|error: rootswarm_image::HostPortError| error.to_string())
+    }
+}
+
+impl fmt::Display for MirrorOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "swarm://{}", self.0)
+    }
+}
+
+/// Whether the primary can be reached, as far as is known; shared with admission.
+#[derive(Clone, Debug)]
+pub struct Reach(Arc<AtomicBool>);
+
+impl Default for Reach {
+    /// Until an attempt has failed, it can.
+    fn default() -> Reach {
+        Reach(Arc::new(AtomicBool::new(true)))
+    }
+}
+
+impl Reach {
+    /// Whether one-time tokens are the primary's to take.
+    pub fn is_there(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// What the last attempt came to.
+    pub(crate) fn set(&self, there: bool) {
+        self.0.store(there, Ordering::Relaxed);
+    }
+}
+
+/// Why the mirror is not in step at the moment.
+#[derive(Debug, thiserror::Error)]
+enum SyncError {
+    #[error("host {host} has no address: {source}")]
+    Resolve { host: String, source: io::Error },
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Primary(#[from] MirrorError),
+    #[error("{0}")]
+    Local(String),
+}
+
+/// Keeps a state directory in step.
+pub struct Mirror {
+    of: MirrorOf,
+    key: Arc<SwarmKey>,
+    state: StateDir,
+    tokens: Tokens,
+    revoked: RevocationList,
+    reach: Reach,
+    bind: Option<IpAddr>,
+    upload_limit_bytes_per_s: Option<u64>,
+    fetching: Option<(SignedTag, JoinHandle<Result<(), String>>)>,
+    /// Images that could not be fetched: when, and what was said about it.
+    failed: BTreeMap<ImageId, (Instant, String)>,
+    said: Option<String>,
+}
+
+impl Mirror {
+    /// A mirror that writes into `state`. `listen` is where the server beside it listens.
+    pub fn new(
+        of: MirrorOf,
+        key: Arc<SwarmKey>,
+        state: StateDir,
+        listen: SocketAddr,
+        upload_limit_bytes_per_s: Option<u64>,
+    ) -> Mirror {
+        Mirror {
+            of,
+            key,
+            tokens: Tokens::of_mirror(state.clone()),
+            revoked: RevocationList::new(state.clone()),
+            state,
+            reach: Reach::default(),
+            bind: (!listen.ip().is_unspecified()).then(|| listen.ip()),
+            upload_limit_bytes_per_s,
+            fetching: None,
+            failed: BTreeMap::new(),
+            said: None,
+        }
+    }
+
+    /// The seed that is mirrored.
+    pub fn of(&self) -> &MirrorOf {
+        &self.of
+    }
+
+    /// Whether the primary can be reached.
+    pub fn reach(&self) -> Reach {
+        self.reach.clone()
+    }
+
+    /// Meets the primary once.
+    ///
+    /// # Errors
+    /// Only when it answered and holds another swarm key: nothing will ever come of that. One that
+    /// is not there may come later.
+    pub async fn meet(&self) -> Result<(), MirrorError> {
+        match self.connect().await {
+            Ok(primary) => primary.close(),
+            Err(SyncError::Primary(error @ MirrorError::Trust { .. })) => return Err(error),
+            Err(error) => {
+                self.reach.set(false);
+                tracing::warn!("{} cannot be mirrored yet: {error}", self.of);
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps in step for ever.
+    pub async fn run(mut self) {
+        loop {
+            let error = match self.session().await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            self.reach.set(false);
+            self.say(Some(format!(
+                "{} is not mirrored at the moment: {error}",
+                self.of
+            )));
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Says what has changed, once.
+    fn say(&mut self, what: Option<String>) {
+        if self.said != what {
+            match &what {
+                Some(what) => tracing::warn!("{what}"),
+                None => tracing::info!("{} is mirrored", self.of),
+            }
+            self.said = what;
+        }
+    }
+
+    async fn node(&self) -> Result<Node, StartError> {
+        node(self.bind, &self.key, self.upload_limit_bytes_per_s).await
+    }
+
+    async fn connect(&self) -> Result<Primary, SyncError> {
+        let name = self.of.0.host.to_string();
+        let bare = name
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        let port = self.of.0.port_or(SWARM_PORT);
+        let unresolved = |source| SyncError::Resolve { host: name, source };
+        let found = tokio::net::lookup_host((bare, port)).await;
+        let seed = found
+            .and_then(|mut found| found.next().ok_or(io::ErrorKind::NotFound.into()))
+            .map_err(unresolved)?;
+        let node = self.node().await?;
+        Ok(Primary::connect(&node, seed, self.key.clone()).await?)
+    }
+
+    async fn session(&mut self) -> Result<std::convert::Infallible, SyncError> {
+        let primary = Arc::new(self.connect().await?);
+        loop {
+            let tokens = self.tokens.clone();
+            let report = blocking(move || tokens.report_used()).await?;
+            let listing = primary.listing(report).await?;
+            let applied = {
+                let (state, key) = (self.state.clone(), self.key.clone());
+                let (tokens, revoked) = (self.tokens.clone(), self.revoked.clone());
+                blocking(move || apply(&listing, &state, &key, &tokens, &revoked)).await?
+            };
+            self.reach.set(true);
+            self.say(applied.doubts.into_iter().next());
+            self.fetch(&primary, applied.missing).await;
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Begins the next download, if none is under way.
+    async fn fetch(&mut self, primary: &Arc<Primary>, missing: Vec<SignedTag>) {
+        if let Some((tag, task)) = self.fetching.take_if(|(_, task)| task.is_finished()) {
+            let tag = tag.unverified();
+            let ended = task.await.unwrap_or_else(|error| Err(error.to_string()));
+            match ended {
+                Ok(()) => {
+                    tracing::info!("mirrored {}: image {}", tag.name, tag.id);
+                    self.failed.remove(&tag.id);
+                }
+                Err(reason) => {
+                    let known = self.failed.get(&tag.id).map(|(_, said)| said);
+                    if known != Some(&reason) {
+                        tracing::error!("cannot mirror {}: {reason}", tag.name);
+                    }
+                    self.failed.insert(tag.id, (Instant::now(), reason));
+                }
+            }
+        }
+        self.failed
+            .retain(|id, _| missing.iter().any(|tag| tag.unverified().id == *id));
+        if self.fetching.is_some() {
+            return;
+        }
+        let rested = |tag: &SignedTag| {
+            let failed = self.failed.get(&tag.unverified().id);
+            failed.is_none_or(|(at, _)| at.elapsed() >= RETRY)
+        };
+        // Those that did not fail go first: one full disk does not stop what still fits.
+        let tried = |tag: &SignedTag| self.failed.contains_key(&tag.unverified().id);
+        let Some(tag) = missing.into_iter().filter(rested).min_by_key(tried) else {
+            return;
+        };
+        let download = Download {
+            primary: primary.clone(),
+            state: self.state.clone(),
+            key: self.key.clone(),
+            tag: tag.clone(),
+            epoch: self
+                .revoked
+                .load()
+                .map_or(crate::state::EPOCH, |found| found.epoch),
+            bind: self.bind,
+            upload_limit_bytes_per_s: self.upload_limit_bytes_per_s,
+        };
+        self.fetching = Some((tag, tokio::spawn(download.run())));
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        if let Some((_, task)) = &self.fetching {
+            task.abort();
+        }
+    }
+}
+
+async fn node(
+    bind: Option<IpAddr>,
+    key: &SwarmKey,
+    upload_limit_bytes_per_s: Option<u64>,
+) -> Result<Node, StartError> {
+    Node::bind(NodeConfig {
+        bind,
+        port: 0,
+        trust: SeedTrust::Key(key.public()),
+        upload_limit_bytes_per_s,
+        tuning: Tuning::for_host(),
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, SyncError> {
+    let done = spawn_blocking(work).await;
+    let done = done.unwrap_or_else(|error| Err(error.to_string()));
+    done.map_err(SyncError::Local)
+}
+
+/// What a listing came to.
+#[derive(Debug, Default)]
+struct Applied {
+    /// Tags whose image is not here.
+    missing: Vec<SignedTag>,
+    /// What was not followed, and why.
+    doubts: Vec<String>,
+}
+
+/// Follows a listing as far as that needs no download.
+fn apply(
+    listing: &Listing,
+    state: &StateDir,
+    key: &SwarmKey,
+    tokens: &Tokens,
+    revoked: &RevocationList,
+) -> Result<Applied, String> {
+    let said = |error: &dyn fmt::Display| error.to_string();
+    revoked.adopt(&listing.revoked).map_err(|e| said(&e))?;
+    tokens.adopt(&listing.tokens).map_err(|e| said(&e))?;
+    let mut applied = Applied::default();
+    for bytes in &listing.tags {
+        match follow(bytes, state, key) {
+            Ok(None) => {}
+            Ok(Some(tag)) => applied.missing.push(tag),
+            Err(doubt) => applied.doubts.push(doubt),
+        }
+    }
+    for bytes in &listing.retired {
+        if let Err(doubt) = retire(bytes, state, key) {
+            applied.doubts.push(doubt);
+        }
+    }
+    Ok(applied)
+}
+
+fn verified(bytes: &[u8], key: &SwarmKey) -> Result<SignedTag, String> {
+    let tag = SignedTag::decode(bytes).map_err(|error| error.to_string())?;
+    tag.verify(&key.public(), &tag.unverified().name)
+        .map_err(|error| error.to_string())?;
+    Ok(tag)
+}
+
+/// Makes a tag of the primary's this state directory's, and returns it if its image is missing.
+fn follow(bytes: &[u8], state: &StateDir, key: &SwarmKey) -> Result<Option<SignedTag>, String> {
+    let signed = verified(bytes, key)?;
+    let tag = signed.unverified();
+    let _lock = state.lock().map_err(|error| error.to_string())?;
+    // A damaged one counts as none.
+    let own = state.read_tag(&tag.name).ok().flatten();
+    if let Some(own) = own {
+        let version = own.unverified().version;
+        if own == signed {
+            return Ok(None);
+        }
+        if version > tag.version {
+            return Err(format!(
+                "{} has version {} of {}, which is version {version} here and stays",
+                "the primary", tag.version, tag.name
+            ));
+        }
+    }
+    if !is_here(state, &signed) {
+        return Ok(Some(signed));
+    }
+    state
+        .write_tag(&signed)
+        .and_then(|()| state.remove_unnamed_copies())
+        .map_err(|error| error.to_string())?;
+    Ok(None)
+}
+
+/// Whether the copy that a tag needs is here, cut as the tag says. Whether it is intact is checked by
+/// the catalogue before it is served.
+fn is_here(state: &StateDir, signed: &SignedTag) -> bool {
+    let tag = signed.unverified();
+    let place = state.copy(&tag.id);
+    let manifest = std::fs::read(place.join("manifest")).ok();
+    manifest.is_some_and(|bytes| tag.decode_manifest(&bytes).is_ok())
+        && std::fs::metadata(place.join("image")).is_ok_and(|file| file.len() == tag.length)
+}
+
+/// Removes a name that the primary has removed.
+fn retire(bytes: &[u8], state: &StateDir, key: &SwarmKey) -> Result<(), String> {
+    let signed = verified(bytes, key)?;
+    let tag = signed.unverified();
+    let own = state.read_tag(&tag.name).ok().flatten();
+    match own {
+        Some(own) if own.unverified().version <= tag.version => match state.remove(&tag.name) {
+            Ok(()) | Err(StateError::UnknownImage(_)) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        },
+        _ => Ok(()),
+    }
+}
+
+/// One image on its way here.
+struct Download {
+    primary: Arc<Primary>,
+    state: StateDir,
+    key: Arc<SwarmKey>,
+    tag: SignedTag,
+    epoch: u32,
+    bind: Option<IpAddr>,
+    upload_limit_bytes_per_s: Option<u64>,
+}
+
+impl Download {
+    async fn run(self) -> Result<(), String> {
+        let tag = self.tag.unverified().clone();
+        let said = |error: &dyn fmt::Display| error.to_string();
+        let manifest = self.primary.manifest(&tag).await.map_err(|e| said(&e))?;
+        let node = node(self.bind, &self.key, self.upload_limit_bytes_per_s);
+        let node = node.await.map_err(|e| said(&e))?;
+        let joined = self
+            .primary
+            .admit(&node, self.epoch, &tag, manifest.clone())
+            .map_err(|e| said(&e))?;
+        let opened = {
+            let (state, manifest) = (self.state.clone(), manifest.clone());
+            spawn_blocking(move || open(&state, manifest)).await
+        };
+        let (workspace, store) = opened.map_err(|e| said(&e))??;
+        let swarm = node.start(joined, store.clone()).map_err(|e| said(&e))?;
+        loop {
+            match tokio::time::timeout(POLL, swarm.completed()).await {
+                Ok(completed) => break completed.map_err(|e| said(&e))?,
+                Err(_) if Duration::from_millis(swarm.status().idle_ms) > STALLED => {
+                    return Err(format!("nothing came for {} s", STALLED.as_secs()));
+                }
+                Err(_) => {}
+            }
+        }
+        swarm.shutdown(LEAVE).await;
+        let (state, signed) = (self.state, self.tag);
+        let publish = move || {
+            store.ensure_complete().map_err(|e| e.to_string())?;
+            store.sync().map_err(|e| e.to_string())?;
+            drop(store);
+            workspace
+                .adopt(&state, &manifest, &signed)
+                .map_err(|e| e.to_string())
+        };
+        spawn_blocking(publish).await.map_err(|e| said(&e))?
+    }
+}
+
+/// Room for the whole image, taken now.
+fn open(state: &StateDir, manifest: Arc<Manifest>) -> Result<(Workspace, ChunkStore), String> {
+    let workspace = Workspace::new(state).map_err(|error| error.to_string())?;
+    let store = ChunkStore::create(workspace.path().join("image"), manifest);
+    Ok((workspace, store.map_err(|error| error.to_string())?))
+}

@@ -1,0 +1,438 @@
+//! Whose admission was taken back: the file `revoked`, and what commands and a mirror do to it.
+//!
+//! A node's admission is a certificate for its key. It ends with the node's key, that is at its next
+//! boot; before that, here. A node can be taken back by name, or all of them by raising the epoch.
+//! What keeps a machine from joining again under a new key is [`crate::admission`]'s part.
+//!
+//! The file is text, version first: `rootswarm-revoked 1`, then `version V epoch E`, then one line a
+//! node: `NODE WHEN`, NODE the 64 digits of its id, WHEN in seconds since 1970. V grows with each
+//! change, so that of two lists the newer one is known.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use rootswarm_swarm::limits::REVOKED_MAX;
+use rootswarm_swarm::{NodeId, Revocations};
+
+use crate::exit::Exit;
+use crate::node_name::{node_hex, parse_node};
+use crate::state::{EPOCH, StateDir, StateError};
+
+const HEADER: &str = "rootswarm-revoked 1";
+
+/// A certificate is good in its epoch and the next one, so ending all of them takes two steps.
+const EPOCHS_TO_END_ALL: u32 = 2;
+
+/// Why a revocation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RevocationError {
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The file is not ours, or damaged.
+    #[error("revocation file {} line {line}: {reason} (restore it from a backup; without it the revoked nodes are let in again)", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        line: usize,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// The list is full.
+    #[error(
+        "{REVOKED_MAX} nodes are revoked already, which is the most (`rootswarm revoke --all` ends every admission and empties the list)"
+    )]
+    TooMany,
+    /// It is on the list already.
+    #[error("node {0} is revoked already")]
+    Already(String),
+    /// No digits of an id.
+    #[error(
+        "bad node {0:?}: expected the first digits of a node id as `rootswarm status` shows it, or all 64"
+    )]
+    NotAnId(String),
+    /// No node begins like this.
+    #[error("no {among} node's id begins with {prefix} ({hint})")]
+    Unknown {
+        /// What was asked for.
+        prefix: String,
+        /// `connected` or `revoked`.
+        among: &'static str,
+        /// Where to look.
+        hint: &'static str,
+    },
+    /// Several do.
+    #[error(
+        "{prefix} is ambiguous: the ids of {found} {among} nodes begin with it (give more digits)"
+    )]
+    Ambiguous {
+        /// What was asked for.
+        prefix: String,
+        /// `connected` or `revoked`.
+        among: &'static str,
+        /// How many.
+        found: usize,
+    },
+}
+
+impl RevocationError {
+    /// The exit code of this failure.
+    pub fn exit(&self) -> Exit {
+        match self {
+            RevocationError::State(error) => error.exit(),
+            RevocationError::Damaged { .. } => Exit::Damaged,
+            RevocationError::TooMany => Exit::Local,
+            RevocationError::Already(_)
+            | RevocationError::NotAnId(_)
+            | RevocationError::Unknown { .. }
+            | RevocationError::Ambiguous { .. } => Exit::BadInput,
+        }
+    }
+}
+
+/// What the file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// Grows with each change; 0 when there was none.
+    pub version: u64,
+    /// The epoch of the certificates that are issued.
+    pub epoch: u32,
+    /// The nodes, and when each was revoked, in seconds since 1970.
+    pub nodes: Vec<(NodeId, u64)>,
+}
+
+impl Default for Contents {
+    fn default() -> Contents {
+        Contents {
+            version: 0,
+            epoch: EPOCH,
+            nodes: Vec::new(),
+        }
+    }
+}
+
+impl Contents {
+    /// As the swarm is told.
+    pub fn to_wire(&self) -> Revocations {
+        Revocations {
+            version: self.version,
+            epoch: self.epoch,
+            nodes: self.nodes.iter().map(|(node, _)| *node).collect(),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Contents, (usize, &'static str)> {
+        let mut lines = text.lines();
+        if lines.next() != Some(HEADER) {
+            return Err((1, "expected the header \"rootswarm-revoked 1\""));
+        }
+        let numbers = lines.next().and_then(|line| {
+            let (version, epoch) = line.strip_prefix("version ")?.split_once(" epoch ")?;
+            Some((version.parse().ok()?, epoch.parse().ok()?))
+        });
+        let (version, epoch) = numbers.ok_or((2, "expected \"version V epoch E\""))?;
+        let mut nodes = Vec::new();
+        for (index, line) in lines.enumerate() {
+            let entry = line
+                .split_once(' ')
+                .and_then(|(node, when)| Some((parse_node(node)?, when.parse().ok()?)));
+            nodes.push(entry.ok_or((index + 3, "expected the 64 digits of a node id and a time"))?);
+            if nodes.len() > REVOKED_MAX {
+                return Err((index + 3, "more nodes than are ever revoked one by one"));
+            }
+        }
+        Ok(Contents {
+            version,
+            epoch,
+            nodes,
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("{HEADER}\nversion {} epoch {}\n", self.version, self.epoch);
+        for (node, when) in &self.nodes {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{} {when}", node_hex(node));
+        }
+        text
+    }
+}
+
+/// The revocations of one state directory.
+#[derive(Debug, Clone)]
+pub struct RevocationList {
+    state: StateDir,
+}
+
+impl RevocationList {
+    /// The list kept in `state`.
+    pub fn new(state: StateDir) -> RevocationList {
+        RevocationList { state }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        self.state.root().join("revoked")
+    }
+
+    /// What it says; no file is an empty list.
+    pub fn load(&self) -> Result<Contents, RevocationError> {
+        let path = self.path();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Contents::default()),
+            Err(e) => return Err(StateError::io("read", &path)(e).into()),
+        };
+        Contents::parse(&text).map_err(|(line, reason)| RevocationError::Damaged {
+            path,
+            line,
+            reason,
+        })
+    }
+
+    /// Takes a node's admission back.
+    pub fn revoke(&self, node: NodeId, now_unix_s: u64) -> Result<(), RevocationError> {
+        self.change(|contents| {
+            if contents.nodes.iter().any(|(known, _)| *known == node) {
+                return Err(RevocationError::Already(node_hex(&node)));
+            }
+            if contents.nodes.len() >= REVOKED_MAX {
+                return Err(RevocationError::TooMany);
+            }
+            contents.nodes.push((node, now_unix_s));
+            Ok(())
+        })
+    }
+
+    /// Lets a node in again.
+    pub fn undo(&self, node: NodeId) -> Result<(), RevocationError> {
+        self.change(|contents| {
+            let before = contents.nodes.len();
+            contents.nodes.retain(|(known, _)| *known != node);
+            if contents.nodes.len() == before {
+                return Err(unknown_revoked(&node_hex(&node)));
+            }
+            Ok(())
+        })
+    }
+
+    /// Ends every admission that was ever given, and returns the epoch that begins. The list is
+    /// emptied: none of the certificates it was about is good any more.
+    pub fn revoke_all(&self) -> Result<u32, RevocationError> {
+        self.change(|contents| {
+            contents.epoch = contents.epoch.saturating_add(EPOCHS_TO_END_ALL);
+            contents.nodes.clear();
+            Ok(contents.epoch)
+        })
+    }
+
+    /// Takes over the file of the seed that is mirrored, if it is newer.
+    pub fn adopt(&self, text: &[u8]) -> Result<(), RevocationError> {
+        let damaged = |(line, reason)| RevocationError::Damaged {
+            path: "of the primary".into(),
+            line,
+            reason,
+        };
+        let text = str::from_utf8(text).map_err(|_| damaged((1, "expected text")))?;
+        let theirs = Contents::parse(text).map_err(damaged)?;
+        let _lock = self.state.lock()?;
+        if theirs.version > self.load()?.version {
+            self.store(&theirs)?;
+        }
+        Ok(())
+    }
+
+    /// The file for a mirror.
+    pub fn to_mirror(&self) -> Result<Vec<u8>, RevocationError> {
+        Ok(self.load()?.text().into_bytes())
+    }
+
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut Contents) -> Result<T, RevocationError>,
+    ) -> Result<T, RevocationError> {
+        let _lock = self.state.lock()?;
+        let mut contents = self.load()?;
+        let done = change(&mut contents)?;
+        contents.version += 1;
+        self.store(&contents)?;
+        Ok(done)
+    }
+
+    /// Called with the lock held.
+    fn store(&self, contents: &Contents) -> Result<(), StateError> {
+        let text = contents.text();
+        self.state.replace(&self.path(), text.as_bytes(), 0o644)
+    }
+}
+
+fn unknown_revoked(prefix: &str) -> RevocationError {
+    RevocationError::Unknown {
+        prefix: prefix.to_owned(),
+        among: "revoked",
+        hint: "`rootswarm revoke --list` lists them",
+    }
+}
+
+/// The one node among `known` whose id begins with `prefix`; a whole id needs no list.
+pub fn resolve(
+    prefix: &str,
+    among: &'static str,
+    known: impl IntoIterator<Item = NodeId>,
+) -> Result<NodeId, RevocationError> {
+    let prefix = prefix.to_ascii_lowercase();
+    if let Some(node) = parse_node(&prefix) {
+        return Ok(node);
+    }
+    if prefix.is_empty() || prefix.len() > 64 || !prefix.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(RevocationError::NotAnId(prefix));
+    }
+    let mut found: Vec<NodeId> = known
+        .into_iter()
+        .filter(|node| node_hex(node).starts_with(&prefix))
+        .collect();
+    found.sort();
+    found.dedup();
+    match (found.as_slice(), among) {
+        ([node], _) => Ok(*node),
+        ([], "revoked") => Err(unknown_revoked(&prefix)),
+        ([], _) => Err(RevocationError::Unknown {
+            prefix,
+            among,
+            hint: "`rootswarm status` lists them; of another node give all 64 digits",
+        }),
+        (several, _) => Err(RevocationError::Ambiguous {
+            prefix,
+            among,
+            found: several.len(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list() -> (tempfile::TempDir, RevocationList) {
+        let dir = tempfile::tempdir().unwrap();
+        let list = RevocationList::new(StateDir::open(dir.path()).unwrap());
+        (dir, list)
+    }
+
+    const ONE: NodeId = NodeId([0x11; 32]);
+    const TWO: NodeId = NodeId([0x22; 32]);
+
+    #[test]
+    fn the_file_follows_each_change() {
+        let (dir, list) = list();
+        assert_eq!(list.load().unwrap(), Contents::default());
+        list.revoke(ONE, 5).unwrap();
+        list.revoke(TWO, 6).unwrap();
+        let text = fs::read_to_string(dir.path().join("revoked")).unwrap();
+        let (one, two) = ("11".repeat(32), "22".repeat(32));
+        let expected = format!("rootswarm-revoked 1\nversion 2 epoch 1\n{one} 5\n{two} 6\n");
+        assert_eq!(text, expected);
+        assert!(matches!(
+            list.revoke(ONE, 7),
+            Err(RevocationError::Already(_))
+        ));
+        list.undo(ONE).unwrap();
+        assert!(matches!(
+            list.undo(ONE),
+            Err(RevocationError::Unknown { .. })
+        ));
+        assert_eq!(list.load().unwrap().to_wire().nodes, [TWO]);
+        assert_eq!(list.revoke_all().unwrap(), 3);
+        let contents = list.load().unwrap();
+        assert_eq!((contents.version, contents.epoch), (4, 3));
+        assert_eq!(contents.nodes, []);
+    }
+
+    #[test]
+    fn a_mirror_takes_newer_lists_only() {
+        let ((_dir, primary), (_other, mirror)) = (list(), list());
+        primary.revoke(ONE, 5).unwrap();
+        mirror.adopt(&primary.to_mirror().unwrap()).unwrap();
+        assert_eq!(mirror.load().unwrap(), primary.load().unwrap());
+        // It took over, and the primary comes back with what it knew.
+        mirror.revoke(TWO, 6).unwrap();
+        mirror.adopt(&primary.to_mirror().unwrap()).unwrap();
+        assert_eq!(mirror.load().unwrap().nodes.len(), 2);
+        for bad in [&b""[..], b"\xff", b"rootswarm-revoked 1\nversion 9\n"] {
+            assert!(mirror.adopt(bad).is_err());
+        }
+    }
+
+    #[test]
+    fn the_list_has_an_end() {
+        let (_dir, list) = list();
+        let nodes = (0..REVOKED_MAX as u32).map(|number| {
+            let mut id = [0; 32];
+            id[..4].copy_from_slice(&number.to_be_bytes());
+            (NodeId(id), 1)
+        });
+        let full = Contents {
+            version: 1,
+            epoch: 1,
+            nodes: nodes.collect(),
+        };
+        list.store(&full).unwrap();
+        assert_eq!(list.load().unwrap(), full);
+        assert!(matches!(list.revoke(ONE, 1), Err(RevocationError::TooMany)));
+        list.revoke_all().unwrap();
+        list.revoke(ONE, 1).unwrap();
+    }
+
+    #[test]
+    fn damaged_files_are_refused_with_the_line() {
+        let (dir, list) = list();
+        let id = "11".repeat(32);
+        for (text, line) in [
+            (String::new(), 1),
+            ("rootswarm-revoked 2\n".to_owned(), 1),
+            (format!("{HEADER}\n"), 2),
+            (format!("{HEADER}\nversion x epoch 1\n"), 2),
+            (format!("{HEADER}\nversion 1 epoch 1\n{id}\n"), 3),
+            (format!("{HEADER}\nversion 1 epoch 1\n{id} 1\nabc 1\n"), 4),
+        ] {
+            fs::write(dir.path().join("revoked"), &text).unwrap();
+            match list.load() {
+                Err(RevocationError::Damaged { line: found, .. }) => {
+                    assert_eq!(found, line, "{text:?}");
+                }
+                other => panic!("{text:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_prefix_must_mean_one_node() {
+        let mut near = ONE;
+        near.0[31] = 0;
+        let known = [ONE, near, TWO, TWO];
+        let check = |prefix: &str| resolve(prefix, "connected", known).map_err(|e| e.to_string());
+        assert_eq!(check("2"), Ok(TWO));
+        assert_eq!(check(&"22".repeat(32)), Ok(TWO));
+        assert_eq!(
+            check(&"33".repeat(32)),
+            Ok(NodeId([0x33; 32])),
+            "not connected"
+        );
+        assert!(
+            check("11")
+                .unwrap_err()
+                .starts_with("11 is ambiguous: the ids of 2 connected")
+        );
+        assert!(
+            check("3")
+                .unwrap_err()
+                .starts_with("no connected node's id begins with 3 (")
+        );
+        for bad in ["", "xyz", "../", &"1".repeat(65)] {
+            assert!(check(bad).unwrap_err().starts_with("bad node "), "{bad}");
+        }
+    }
+}
