@@ -230,7 +230,19 @@ impl Primary {
         seed: SocketAddr,
         key: Arc<SwarmKey>,
     ) -> Result<Primary, MirrorError> {
-        let dialer = Dialer::mirror(key.public(), &node.tuning);
+        Primary::connect_as(node, seed, key.public(), key).await
+    }
+
+    /// The same with the key that signs apart from the one that the seed is held to: what a stranger
+    /// could try, for tests.
+    #[doc(hidden)]
+    pub async fn connect_as(
+        node: &Node,
+        seed: SocketAddr,
+        swarm: SwarmPublicKey,
+        key: Arc<SwarmKey>,
+    ) -> Result<Primary, MirrorError> {
+        let dialer = Dialer::mirror(swarm, &node.tuning);
         let dial = dialer.connect(&node.endpoint, seed, Role::Seed);
         let unreachable = |reason: String| MirrorError::Unreachable { seed, reason };
         match timeout(CONNECT_TIMEOUT, dial).await {
@@ -314,6 +326,12 @@ impl Primary {
         MirrorError::Unreachable { seed, reason }
     }
 
+    /// A stream's error says that the connection was lost; the connection knows why.
+    fn broken(&self, error: &dyn std::fmt::Display) -> MirrorError {
+        let reason = self.connection.close_reason();
+        self.unreachable(reason.map_or_else(|| error.to_string(), |reason| reason.to_string()))
+    }
+
     fn protocol(&self, reason: String) -> MirrorError {
         let seed = self.seed;
         MirrorError::Protocol { seed, reason }
@@ -323,7 +341,7 @@ impl Primary {
         let exchange = async {
             let message = proof_message(&self.connection).map_err(|e| self.unreachable(e))?;
             let proof = self.key.sign(&message);
-            let broken = |error: &dyn std::fmt::Display| self.unreachable(error.to_string());
+            let broken = |error: &dyn std::fmt::Display| self.broken(error);
             let opened = self.connection.open_bi().await;
             let (mut send, mut receive) = opened.map_err(|e| broken(&e))?;
             for frame in [&proof[..], &ask.encode()] {
@@ -344,7 +362,7 @@ impl Primary {
             match framing::read_frame(receive, FRAME_BYTES_MAX).await {
                 Ok(frame) => frames.push(frame),
                 Err(FrameError::Closed) => break,
-                Err(error) => return Err(self.unreachable(error.to_string())),
+                Err(error) => return Err(self.broken(&error)),
             }
             if frames.len() > TAGS_MAX + 3 {
                 return Err(self.protocol(format!("more than {TAGS_MAX} tags")));

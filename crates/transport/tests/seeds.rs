@@ -202,11 +202,11 @@ async fn whatever_the_first_seed_is_the_second_lets_the_node_in() {
         assert!(joined.is_ok(), "first seed {what}: {:?}", joined.err());
         assert_eq!(good.asked(), number + 1, "first seed {what}");
     }
-    // The first one is taken where it is as it should be, and nobody else is asked.
+    // Where the first one is as it should be, one is asked.
     let first = lab.ours(Manner::Grants).await;
     let before = good.asked();
     assert!(lab.join(&[first.addr, good.addr], None).await.is_ok());
-    assert_eq!((first.asked(), good.asked()), (1, before));
+    assert_eq!(first.asked() + good.asked() - before, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -261,16 +261,14 @@ async fn a_refusal_is_final_only_when_every_seed_has_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_is_shown_to_one_seed_at_a_time() {
     let lab = Lab::new();
-    // Slower than a seed's head start, and than a request without a token would wait.
-    let first = lab
-        .ours(Manner::Hesitates(Duration::from_millis(2_000)))
-        .await;
-    let second = lab.ours(Manner::Grants).await;
+    // Both slower than a seed's head start, and than a request without a token would wait.
+    let slow = Manner::Hesitates(Duration::from_millis(2_000));
+    let (first, second) = (lab.ours(slow.clone()).await, lab.ours(slow).await);
     let seeds = [first.addr, second.addr];
     assert!(lab.join(&seeds, Some("token")).await.is_ok());
-    assert_eq!((first.asked(), second.asked()), (1, 0));
+    assert_eq!(first.asked() + second.asked(), 1);
     assert!(lab.join(&seeds, None).await.is_ok());
-    assert_eq!((first.asked(), second.asked()), (2, 1));
+    assert_eq!(first.asked() + second.asked(), 3);
 }
 
 /// The answer to a join is lost, and the machine asks again with the same key and token.

@@ -310,7 +310,10 @@ impl World {
                     self.dialing.insert(node);
                 }
                 Output::Close { conn, .. } => self.forget(conn),
-                Output::Hello { .. } | Output::Send { .. } | Output::Complete => {}
+                Output::Hello { .. }
+                | Output::Send { .. }
+                | Output::Revoked(_)
+                | Output::Complete => {}
             }
         }
     }

@@ -4,6 +4,7 @@
 
 mod offers;
 mod racks;
+mod revocation;
 mod wires;
 
 use super::{ChunkOutcome, CloseReason, Config, Input, Node, Output, UploadOutcome};
