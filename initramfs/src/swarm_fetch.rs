@@ -235,7 +235,7 @@ pub async fn fetch(
         }
         None => State::Seeking(seeker),
     };
-    // Every chunk was hashed before it was written and where it lies: nothing is left to read.
+    // Every chunk was verified before it was stored, or as it was found: nothing is left to read.
     store.ensure_complete()?;
     std::fs::rename(part_of(&path), &path).map_err(FetchError::file("rename to", &path))?;
     let image = Some(*store.manifest().id());

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant as Clock, timeout};
 
+use crate::chunk_buffers::ChunkBuffers;
 use crate::limiter::RateLimiter;
 use crate::link::{self, Event, HELLO_TIMEOUT, Link, Opened, Shared};
 use crate::status::{Phase, SwarmStatus};
@@ -144,6 +145,7 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
             limiter: setup.limiter,
             bytes_uploaded: AtomicU64::new(0),
             events,
+            buffers: ChunkBuffers::default(),
         }),
         links: BTreeMap::new(),
         roles: BTreeMap::new(),
@@ -444,6 +446,7 @@ impl Driver {
                     self.drop_outlawed();
                 }
                 Output::Complete => {
+                    self.shared.buffers.close();
                     self.publish();
                     self.phase.send_replace(Phase::Complete);
                 }

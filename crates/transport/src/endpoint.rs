@@ -47,7 +47,7 @@ pub(crate) fn open(
     let address = bound.local_addr;
     let runtime = Arc::new(quinn::TokioRuntime);
     let failed = |source| StartError::Endpoint { address, source };
-    let socket = Arc::new(ModeratedSocket::new(bound.socket).map_err(failed)?);
+    let socket = ModeratedSocket::new(bound.socket).map_err(failed)?;
     let mut config = tuning.endpoint_config();
     if let Some(resets) = resets {
         resets.apply(&mut config);

@@ -21,6 +21,7 @@
 //! - Every queue and every wait has a bound; what exceeds it ends a chunk or a connection, never
 //!   the process.
 
+mod chunk_buffers;
 mod congestion;
 mod driver;
 mod endpoint;
@@ -32,6 +33,7 @@ pub mod limiter;
 mod link;
 pub mod mirror;
 pub mod node;
+mod outbox;
 mod resets;
 pub mod seed;
 mod seed_keeper;

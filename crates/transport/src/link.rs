@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
+use crate::chunk_buffers::ChunkBuffers;
 use crate::framing::{self, FrameError};
 use crate::limiter::RateLimiter;
 use crate::store::{ChunkSource, ChunkStore};
@@ -40,6 +41,10 @@ pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A chunk stream begins with its chunk's index and length, both big-endian `u32`.
 const CHUNK_HEADER_BYTES: usize = 8;
+
+/// Pieces of a chunk taken from its stream in one go: there is one in each packet, and one wake-up
+/// brings a batch of 10 to 40.
+const PIECES: usize = 32;
 
 /// Control frames go before chunks.
 const CONTROL_PRIORITY: i32 = 1;
@@ -94,6 +99,8 @@ pub(crate) struct Shared {
     /// Payload handed to QUIC, chunks that were broken off included.
     pub(crate) bytes_uploaded: AtomicU64,
     pub(crate) events: mpsc::Sender<Event>,
+    /// What chunks are received in.
+    pub(crate) buffers: ChunkBuffers,
 }
 
 /// A connection whose TLS is done and whose control stream is open, in either direction.
@@ -392,9 +399,13 @@ impl Arrival {
         {
             return;
         }
-        let outcome = match self.body(&mut stream, index).await {
-            Some(bytes) => self.take(index, bytes).await,
-            None => ChunkOutcome::Broken,
+        let mut bytes = self.shared.buffers.take();
+        let outcome = match self.body(&mut stream, index, &mut bytes).await {
+            Some(()) => self.store(index, bytes).await,
+            None => {
+                self.shared.buffers.give_back(bytes);
+                ChunkOutcome::Broken
+            }
         };
         self.arrivals
             .lock()
@@ -427,34 +438,45 @@ impl Arrival {
     }
 
     /// Exactly the chunk's bytes, or nothing.
-    async fn body(&self, stream: &mut RecvStream, index: ChunkIndex) -> Option<Vec<u8>> {
+    async fn body(
+        &self,
+        stream: &mut RecvStream,
+        index: ChunkIndex,
+        bytes: &mut Vec<u8>,
+    ) -> Option<()> {
         let length = self.shared.verifier.manifest().geometry().chunk_len(index) as usize;
-        let mut bytes = Vec::with_capacity(length);
+        bytes.reserve_exact(length);
+        let mut pieces = [const { Bytes::new() }; PIECES];
         loop {
-            // One more than is missing, so that a byte too many is seen.
-            let room = length - bytes.len() + 1;
-            match timeout(CHUNK_SILENCE, stream.read_chunk(room, true)).await {
-                Ok(Ok(Some(piece))) if bytes.len() + piece.bytes.len() <= length => {
-                    bytes.extend_from_slice(&piece.bytes);
+            let count = timeout(CHUNK_SILENCE, stream.read_chunks(&mut pieces))
+                .await
+                .ok()?
+                .ok()?;
+            let Some(count) = count else {
+                return (bytes.len() == length).then_some(());
+            };
+            for piece in &mut pieces[..count] {
+                // Taken, so that quinn's buffer behind it is free again.
+                let piece = std::mem::take(piece);
+                if bytes.len() + piece.len() > length {
+                    return None;
                 }
-                Ok(Ok(None)) if bytes.len() == length => return Some(bytes),
-                _ => return None,
+                bytes.extend_from_slice(&piece);
             }
         }
     }
 
     /// Verifies and stores, off the reactor.
-    async fn take(&self, index: ChunkIndex, bytes: Vec<u8>) -> ChunkOutcome {
+    async fn store(&self, index: ChunkIndex, bytes: Vec<u8>) -> ChunkOutcome {
         let shared = self.shared.clone();
         let work = move || {
-            let chunk = match shared.verifier.verify(index, Bytes::from(bytes)) {
-                Ok(chunk) => chunk,
-                Err(_) => return Ok(ChunkOutcome::Corrupt),
+            let result = match (shared.verifier.verify(index, &bytes), &shared.sink) {
+                (Err(_), _) => Ok(ChunkOutcome::Corrupt),
+                (Ok(chunk), Some(sink)) => sink.write(chunk).map(|_| ChunkOutcome::Verified),
+                (Ok(_), None) => Ok(ChunkOutcome::Broken),
             };
-            match &shared.sink {
-                Some(sink) => sink.write(chunk).map(|_| ChunkOutcome::Verified),
-                None => Ok(ChunkOutcome::Broken),
-            }
+            shared.buffers.give_back(bytes);
+            result
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(Ok(outcome)) => outcome,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use rootswarm_image::{Bitfield, ChunkIndex, Manifest, VerifiedChunk, Verifier};
+use rootswarm_image::{Bitfield, ChunkIndex, Manifest, VerifiedChunk};
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
@@ -19,10 +19,10 @@ use super::{ChunkSource, StoreError, map, scan};
 /// An image that is being assembled. Cheap to clone; clones are the same store.
 ///
 /// **Invariants.** A chunk's range of the file is written once, and handed out only afterwards. A
-/// chunk counts as held when its bytes were hashed where they lie in the file: at
-/// [`ChunkStore::write`] after they were written, at [`ChunkStore::resume`] as they were found. A
-/// store that holds every chunk is the image, whole: a [`Manifest`] exists only if its hashes merge
-/// to the image's id.
+/// chunk counts as held when verified bytes were written over the whole of its range
+/// ([`ChunkStore::write`]), or when what was found there was verified ([`ChunkStore::resume`]); from
+/// then on nobody else writes the file, which is locked. A store that holds every chunk is therefore
+/// the image, whole: a [`Manifest`] exists only if its hashes merge to the image's id.
 #[derive(Clone, Debug)]
 pub struct ChunkStore(Arc<Inner>);
 
@@ -31,7 +31,6 @@ struct Inner {
     path: PathBuf,
     file: File,
     manifest: Arc<Manifest>,
-    verifier: Verifier,
     map: Bytes,
     /// Held for a few instructions, never over a read or a write.
     state: Mutex<State>,
@@ -128,7 +127,6 @@ impl ChunkStore {
         Ok(ChunkStore(Arc::new(Inner {
             path: path.to_owned(),
             file,
-            verifier: Verifier::new(manifest.clone()),
             manifest,
             map,
             state: Mutex::new(State {
@@ -141,9 +139,6 @@ impl ChunkStore {
 
     /// Stores a verified chunk. When this returns without an error the chunk can be handed out,
     /// whichever thread wrote it.
-    ///
-    /// What was written is hashed once more where it lies, while it is still in the processor's
-    /// cache: so a whole image need not be read again at its end, when everybody waits for it.
     ///
     /// It is written with `pwrite`, not through the map: a full disk or a broken one is then an
     /// error instead of a SIGBUS, and the kernel need not zero or read the pages first. The copy
@@ -174,15 +169,13 @@ impl ChunkStore {
         // The verifier accepts only the chunk's exact length, so this ends inside the file.
         let offset = inner.manifest.geometry().offset(index);
         let written = inner.file.write_all_at(chunk.bytes(), offset);
-        let result = written
-            .map_err(|error| {
-                if error.kind() == io::ErrorKind::StorageFull {
-                    no_space(&inner.path, &inner.file, u64::from(inner.chunk_len(index)))
-                } else {
-                    StoreError::io("write", &inner.path)(error)
-                }
-            })
-            .and_then(|()| inner.check_written(index));
+        let result = written.map_err(|error| {
+            if error.kind() == io::ErrorKind::StorageFull {
+                no_space(&inner.path, &inner.file, u64::from(inner.chunk_len(index)))
+            } else {
+                StoreError::io("write", &inner.path)(error)
+            }
+        });
 
         let mut state = inner.state();
         state.writing.retain(|writing| *writing != index);
@@ -224,8 +217,7 @@ impl ChunkStore {
         &self.0.path
     }
 
-    /// Whether the image is whole: by the invariant of this type each of its bytes was then hashed
-    /// where it lies.
+    /// Whether the image is whole: by the invariant of this type each of its bytes was verified.
     pub fn ensure_complete(&self) -> Result<(), StoreError> {
         let chunks = self.0.manifest.geometry().chunk_count();
         match self.have().count() {
@@ -281,20 +273,6 @@ impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held; should it, the bits are still true.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether the file now holds this chunk, which nobody writes any more.
-    fn check_written(&self, index: ChunkIndex) -> Result<(), StoreError> {
-        let there = map::range(self.manifest.geometry(), index).map(|range| self.map.slice(range));
-        match there {
-            Some(bytes) if self.verifier.verify(index, &bytes).is_ok() => Ok(()),
-            _ => Err(StoreError::Damaged {
-                path: self.path.clone(),
-                first: index,
-                damaged: 1,
-                chunks: self.manifest.geometry().chunk_count(),
-            }),
-        }
     }
 
     fn chunk_len(&self, index: ChunkIndex) -> u32 {
