@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, VarInt};
+use quinn::{Connection, Endpoint, ReadToEndError, VarInt};
 use rootswarm_image::{Manifest, SignedTag};
 use rootswarm_swarm::Role;
 use tokio::sync::Mutex;
@@ -257,7 +257,12 @@ impl Attempt {
                 let manifest = receive
                     .read_to_end(most)
                     .await
-                    .map_err(|error| self.unreachable(error.to_string()))?;
+                    .map_err(|error| match error {
+                        ReadToEndError::TooLong => {
+                            self.protocol("its manifest is longer than its tag says".to_owned())
+                        }
+                        ReadToEndError::Read(error) => self.unreachable(error.to_string()),
+                    })?;
                 Ok((certificate, tag, manifest))
             }
             Ok(Answer::Refused(Refusal::PinMismatch { current })) => Err(JoinError::PinMismatch {

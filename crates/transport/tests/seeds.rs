@@ -19,6 +19,8 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 enum Manner {
     Grants,
     Refuses(Refusal),
+    /// Grants with another tag than its own.
+    Answers(Box<SignedTag>),
     /// Grants after so long.
     Hesitates(Duration),
     /// Admits the first bearer of a token, and him again.
@@ -37,6 +39,11 @@ impl Directory for Recorder {
         match &self.manner {
             Manner::Grants => {}
             Manner::Refuses(refusal) => return Err(refusal.clone()),
+            Manner::Answers(tag) => {
+                return Ok(Grant {
+                    tag: tag.as_ref().clone(),
+                });
+            }
             Manner::Hesitates(pause) => std::thread::sleep(*pause),
             Manner::OneTime(bearer) => {
                 if *bearer.lock().unwrap().get_or_insert(node) != node {
@@ -94,14 +101,7 @@ impl Lab {
 
     async fn seed(&self, key: &Arc<SwarmKey>, manner: Manner) -> TestSeed {
         let geometry = self.manifest.geometry();
-        let tag = Tag {
-            name: "lab".parse().unwrap(),
-            id: *self.manifest.id(),
-            length: geometry.length(),
-            chunk_size: geometry.chunk_size(),
-            version: 1,
-            epoch: 1,
-        };
+        let tag = self.tag();
         let asked = Arc::new(AtomicUsize::new(0));
         let directory = Recorder {
             tag: tag.sign(key),
@@ -134,6 +134,18 @@ impl Lab {
             addr: seed.local_addr(),
             _seed: seed,
             asked,
+        }
+    }
+
+    fn tag(&self) -> Tag {
+        let geometry = self.manifest.geometry();
+        Tag {
+            name: "lab".parse().unwrap(),
+            id: *self.manifest.id(),
+            length: geometry.length(),
+            chunk_size: geometry.chunk_size(),
+            version: 1,
+            epoch: 1,
         }
     }
 
@@ -290,4 +302,54 @@ async fn a_node_whose_answer_was_lost_is_the_same_node_to_the_seed() {
             .ends_with("not admitted: the token is used up"),
         "{error}"
     );
+}
+
+/// A seed that has the swarm key's certificate, but not the tag and the manifest that belong together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_seed_of_ours_answers() {
+    let lab = Lab::new();
+    let stranger = SwarmKey::generate().unwrap();
+    let named = Tag {
+        name: "other".parse().unwrap(),
+        ..lab.tag()
+    };
+    let longer = Tag {
+        length: lab.tag().length + 1,
+        ..lab.tag()
+    };
+    let coarser = Tag {
+        chunk_size: ChunkSize::from_bytes(128 * 1024).unwrap(),
+        ..lab.tag()
+    };
+    for (what, tag, words) in [
+        (
+            "signed by another key",
+            lab.tag().sign(&stranger),
+            "is not signed by",
+        ),
+        (
+            "another name's tag",
+            named.sign(&lab.key),
+            "signed tag is about image other: expected lab",
+        ),
+        (
+            "a manifest of another length",
+            longer.sign(&lab.key),
+            "manifest",
+        ),
+        (
+            "a manifest cut differently",
+            coarser.sign(&lab.key),
+            "manifest",
+        ),
+    ] {
+        let seed = lab.ours(Manner::Answers(Box::new(tag))).await;
+        let error = lab.join(&[seed.addr], None).await.err().unwrap();
+        assert!(!error.is_retryable(), "{what}: {error}");
+        let error = error.to_string();
+        assert!(
+            error.contains(words) && !error.contains('\n'),
+            "{what}: {error}"
+        );
+    }
 }

@@ -1,0 +1,213 @@
+//! Who a token admits, how often, and what is kept of it.
+
+use super::*;
+use std::os::unix::fs::PermissionsExt;
+
+fn tokens() -> (tempfile::TempDir, Tokens) {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = Tokens::new(StateDir::open(dir.path()).unwrap());
+    (dir, tokens)
+}
+
+const NOW: u64 = 1_000_000;
+const NODE: NodeId = NodeId([7; 32]);
+const OTHER: NodeId = NodeId([8; 32]);
+const TEN_MINUTES: Option<Duration> = Some(Duration::from_secs(600));
+
+#[test]
+fn a_one_time_token_admits_one_node_once_and_again_for_a_minute() {
+    let (_dir, tokens) = tokens();
+    let token = tokens
+        .create(Use::OneTime, TEN_MINUTES, "rack 7", NOW)
+        .unwrap();
+    let check = |node, at| tokens.check(Some(&token), Some(node), at).unwrap();
+    let consume = |node, at| tokens.consume(Some(&token), node, at).unwrap();
+    let refused = Err(TokenRefusal::Invalid);
+    assert_eq!(
+        check(NODE, NOW),
+        Ok(Use::OneTime),
+        "checking uses nothing up"
+    );
+    assert_eq!(check(OTHER, NOW), Ok(Use::OneTime));
+    assert_eq!(consume(NODE, NOW + 1), Ok(Use::OneTime));
+    assert_eq!(tokens.list(NOW + 1).unwrap(), [], "it admits nobody else");
+    // The answer was lost: the node asks again. Whoever saw the token has another key.
+    for at in [NOW + 2, NOW + 60] {
+        assert_eq!(consume(NODE, at), Ok(Use::OneTime), "{at}");
+        assert_eq!(check(NODE, at), Ok(Use::OneTime), "{at}");
+        assert_eq!(consume(OTHER, at), refused, "{at}");
+        assert_eq!(check(OTHER, at), refused, "{at}");
+        assert_eq!(
+            tokens.check(Some(&token), None, at).unwrap(),
+            refused,
+            "over HTTP"
+        );
+    }
+    // Asking again does not make it last longer.
+    assert_eq!(consume(NODE, NOW + 61), refused);
+    assert_eq!(check(NODE, NOW + 61), refused);
+}
+
+#[test]
+fn asking_again_does_not_outlive_the_token() {
+    let (_dir, tokens) = tokens();
+    let token = tokens.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap();
+    assert!(
+        tokens
+            .consume(Some(&token), NODE, NOW + 590)
+            .unwrap()
+            .is_ok()
+    );
+    assert!(
+        tokens
+            .consume(Some(&token), NODE, NOW + 599)
+            .unwrap()
+            .is_ok()
+    );
+    assert!(
+        tokens
+            .consume(Some(&token), NODE, NOW + 600)
+            .unwrap()
+            .is_err()
+    );
+}
+
+#[test]
+fn a_file_of_the_first_version_is_read() {
+    let (dir, tokens) = tokens();
+    let token = "00000001-abc";
+    let hash = blake3::hash(token.as_bytes());
+    let text = format!("rootswarm-tokens 1\n00000001 {hash} one-time 1 2000000 a note\n");
+    fs::write(dir.path().join("tokens"), text).unwrap();
+    assert!(tokens.consume(Some(token), NODE, NOW).unwrap().is_ok());
+    let text = fs::read_to_string(dir.path().join("tokens")).unwrap();
+    let used = format!("used:{}:{NOW}", "07".repeat(32));
+    let expected = format!("rootswarm-tokens 2\n00000001 {hash} {used} 1 2000000 a note\n");
+    assert_eq!(text, expected);
+    assert!(tokens.consume(Some(token), NODE, NOW + 1).unwrap().is_ok());
+    assert!(
+        tokens
+            .consume(Some(token), OTHER, NOW + 1)
+            .unwrap()
+            .is_err()
+    );
+}
+
+#[test]
+fn a_reusable_token_admits_until_revoked() {
+    let (_dir, tokens) = tokens();
+    let token = tokens.create(Use::Reusable, None, "", NOW).unwrap();
+    for later in [0, 1, 10_000_000_000] {
+        assert_eq!(
+            tokens.consume(Some(&token), NODE, NOW + later).unwrap(),
+            Ok(Use::Reusable)
+        );
+    }
+    let id = tokens.list(NOW).unwrap()[0].id.clone();
+    tokens.revoke(&id).unwrap();
+    assert_eq!(
+        tokens.consume(Some(&token), NODE, NOW).unwrap(),
+        Err(TokenRefusal::Invalid)
+    );
+    assert!(matches!(tokens.revoke(&id), Err(TokenError::Unknown(_))));
+}
+
+#[test]
+fn expired_wrong_and_missing_tokens_are_refused() {
+    let (_dir, tokens) = tokens();
+    let token = tokens.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap();
+    assert_eq!(
+        tokens.consume(Some(&token), NODE, NOW + 600).unwrap(),
+        Err(TokenRefusal::Invalid)
+    );
+    let mut wrong = token.clone();
+    wrong.pop();
+    for text in ["", "x", &wrong, &token.to_uppercase(), &format!("{token} ")] {
+        assert_eq!(
+            tokens.consume(Some(text), NODE, NOW).unwrap(),
+            Err(TokenRefusal::Invalid),
+            "{text:?}"
+        );
+    }
+    assert_eq!(
+        tokens.consume(None, NODE, NOW).unwrap(),
+        Err(TokenRefusal::Missing)
+    );
+}
+
+#[test]
+fn of_many_who_show_the_same_token_at_once_one_is_admitted() {
+    let (_dir, tokens) = tokens();
+    let token = tokens.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap();
+    let admitted = std::thread::scope(|scope| {
+        let bearers: Vec<_> = (0..8)
+            .map(|number| {
+                let (tokens, token) = (&tokens, &token);
+                let node = NodeId([number; 32]);
+                scope.spawn(move || tokens.consume(Some(token), node, NOW).unwrap().is_ok())
+            })
+            .collect();
+        bearers
+            .into_iter()
+            .map(|bearer| bearer.join().unwrap())
+            .filter(|ok| *ok)
+            .count()
+    });
+    assert_eq!(admitted, 1);
+}
+
+#[test]
+fn the_file_holds_no_secret_and_is_private() {
+    let (dir, tokens) = tokens();
+    let token = tokens
+        .create(Use::Reusable, TEN_MINUTES, "a note of words", NOW)
+        .unwrap();
+    let path = dir.path().join("tokens");
+    let text = fs::read_to_string(&path).unwrap();
+    let secret = token.split('-').nth(1).unwrap();
+    assert!(!text.contains(secret));
+    assert_eq!(
+        text,
+        format!(
+            "rootswarm-tokens 2\n{} {} reusable 1000000 1000600 a note of words\n",
+            &token[..8],
+            blake3::hash(token.as_bytes())
+        )
+    );
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert_eq!(tokens.list(NOW).unwrap()[0].note, "a note of words");
+}
+
+#[test]
+fn damaged_files_are_refused_with_the_line() {
+    let (dir, tokens) = tokens();
+    let hash = blake3::hash(b"x");
+    for (text, line) in [
+        ("".to_owned(), 1),
+        ("rootswarm-tokens 3\n".to_owned(), 1),
+        (format!("{HEADER}\n0 {hash} one-time 1 2 \n\n"), 3),
+        (format!("{HEADER}\n0 {hash} sometimes 1 2 \n"), 2),
+        (format!("{HEADER}\n0 {hash} used:12:3 1 2 \n"), 2),
+        (format!("{HEADER}\n0 abc one-time 1 2 \n"), 2),
+        (format!("{HEADER}\n0 {hash} one-time x 2 \n"), 2),
+        (format!("{HEADER}\n0 {hash} one-time 1 soon \n"), 2),
+    ] {
+        fs::write(dir.path().join("tokens"), &text).unwrap();
+        match tokens.list(NOW) {
+            Err(TokenError::Damaged { line: found, .. }) => assert_eq!(found, line, "{text:?}"),
+            other => panic!("{text:?}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_note_stays_on_its_line() {
+    let (_dir, tokens) = tokens();
+    assert!(matches!(
+        tokens.create(Use::OneTime, None, "a\nb", NOW),
+        Err(TokenError::Note)
+    ));
+}
