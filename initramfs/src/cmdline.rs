@@ -82,7 +82,7 @@ pub fn plan(text: &str, baked: &Baked) -> Result<BootPlan, CmdlineError> {
         let bad = |reason: String| CmdlineError::BadParameter {
             name: console::printable(&name),
             value: console::printable(value.as_deref().unwrap_or_default()),
-            reason,
+            reason: console::printable(&reason),
         };
         let text = value.as_deref().unwrap_or_default();
         match name.as_str() {
@@ -366,7 +366,11 @@ mod tests {
     /// Found by fuzzing: a quoted value may hold a line break, and its error had two lines.
     #[test]
     fn an_error_is_one_line_whatever_is_quoted() {
-        for text in ["rootswarm.mode=\"a\nb\"", "rootswarm.key=\"\u{1b}[2J\""] {
+        for text in [
+            "rootswarm.mode=\"a\nb\"",
+            "rootswarm.key=\"\u{1b}[2J\"",
+            "rootswarm.upload-limit=\u{10}50Mbit",
+        ] {
             let error = plan(text, &baked(None)).unwrap_err().to_string();
             assert!(!error.contains(char::is_control), "{error:?}");
         }

@@ -403,9 +403,14 @@ pub fn parse(text: &str) -> Result<Vec<TokenRecord>, (usize, &'static str)> {
     {
         return Err((1, "expected the header \"rootswarm-tokens 2\""));
     }
+    let record = |line: &str| match line.contains(char::is_control) {
+        // None is ever written; a carriage return at the end would not come back as it was.
+        true => Err("control characters"),
+        false => parse_record(line),
+    };
     lines
         .enumerate()
-        .map(|(index, line)| parse_record(line).map_err(|reason| (index + 2, reason)))
+        .map(|(index, line)| record(line).map_err(|reason| (index + 2, reason)))
         .collect()
 }
 

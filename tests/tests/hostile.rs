@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rootswarm_image::{ChunkIndex, Geometry, RootUrl};
-use rootswarm_tests::scenario::scenario;
+use rootswarm_tests::hostile::arena::Arena;
+use rootswarm_tests::hostile::{Answering, Attack, Outlaw, OutlawError, Prey, Target};
+use rootswarm_tests::scenario::{Outcome as ScenarioOutcome, scenario};
 use rootswarm_tests::source;
 use rootswarm_tests::swarm::{Agent, Place, SWARM_PORT, Seed};
+use rootswarm_transport::join::Refusal;
 use rootswarm_transport::node::{JoinRequest, Node, NodeConfig, SeedTrust, SwarmHandle};
 use rootswarm_transport::store::{ChunkSource, FileStore};
 use rootswarm_transport::tuning::Tuning;
@@ -164,6 +167,189 @@ fn a_peer_that_claims_chunks_it_does_not_have_delays_nobody_for_long() {
         let took = start.elapsed();
         assert!(took < Duration::from_secs(20), "{took:?}");
         drop(hostile);
+        Ok(())
+    });
+}
+
+/// Eight honest nodes under all of `attacks` at once: everybody finishes with the right bytes, every
+/// attack fired, and nobody grows beyond its bound (the kernel kills who does).
+fn withstands(
+    directory: &Path,
+    rate: &'static str,
+    attacks: &[(Attack, Target)],
+) -> ScenarioOutcome {
+    let arena = Arena {
+        nodes: 8,
+        image_bytes: 3 * MB,
+        rate,
+        // Eight attackers at each of eight nodes, on as few cores as there are.
+        limit: 2 * LIMIT,
+        siege: Duration::from_secs(1),
+    };
+    let outcome = arena.run(directory, attacks, 1)?;
+    assert_eq!(outcome.fetch_s.len(), 8);
+    for (attack, target, fired) in &outcome.fired {
+        assert!(*fired > 0, "{} at the {target} never fired", attack.name());
+    }
+    // Shown with --nocapture.
+    #[allow(clippy::print_stderr)]
+    {
+        eprintln!("{outcome:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn nodes_withstand_peers_that_send_what_they_should_not() {
+    scenario(400 * MB, |directory| {
+        let attacks = [
+            Answering::Garbage,
+            Answering::OtherImage,
+            Answering::Nothing,
+            Answering::Trickle,
+            Answering::Endless,
+            Answering::Half,
+            Answering::Everywhere,
+        ];
+        let mut attacks = attacks
+            .map(|how| (Attack::Serve(how), Target::Nodes))
+            .to_vec();
+        attacks.push((Attack::Unasked, Target::Nodes));
+        // Slow, so that every one of them is asked for chunks.
+        withstands(directory, "12Mbit", &attacks)
+    });
+}
+
+#[test]
+fn nodes_withstand_peers_that_hold_on_to_what_they_can() {
+    scenario(400 * MB, |directory| {
+        let attacks = [
+            Attack::Streams,
+            Attack::Pinned,
+            Attack::SlowReader,
+            Attack::Silent,
+            Attack::Handshakes,
+            Attack::Requests,
+            Attack::Offers,
+            Attack::Haves,
+        ];
+        withstands(
+            directory,
+            "32Mbit",
+            &attacks.map(|attack| (attack, Target::Nodes)),
+        )
+    });
+}
+
+#[test]
+fn everybody_withstands_frames_that_are_none() {
+    scenario(400 * MB, |directory| {
+        let attacks = [
+            Attack::Oversize,
+            Attack::Truncated,
+            Attack::Random,
+            Attack::Claims,
+            Attack::WantPeers,
+            Attack::Versions,
+        ];
+        let both = [Target::Seed, Target::Nodes];
+        let attacks: Vec<_> = both
+            .into_iter()
+            .flat_map(|target| attacks.map(|attack| (attack, target)))
+            .collect();
+        withstands(directory, "32Mbit", &attacks)
+    });
+}
+
+#[test]
+fn the_seed_withstands_members_that_take_what_they_can() {
+    scenario(400 * MB, |directory| {
+        let attacks = [
+            Attack::Unasked,
+            Attack::Streams,
+            Attack::Pinned,
+            Attack::SlowReader,
+            Attack::Silent,
+            Attack::Handshakes,
+            Attack::Joins,
+            Attack::Requests,
+            Attack::Offers,
+            Attack::Haves,
+        ];
+        withstands(
+            directory,
+            "32Mbit",
+            &attacks.map(|attack| (attack, Target::Seed)),
+        )
+    });
+}
+
+#[test]
+fn a_token_is_good_for_one_node() {
+    scenario(200 * MB, |directory| {
+        let image = directory.join("source");
+        source::write(&image, MB, 1)?;
+        let published = [("debian", image.as_path())];
+        let options = ["--admission", "token"];
+        let mut seed = Seed::start(Place::loopback(), directory, &published, &options)?;
+        let url = seed.url("debian")?;
+        let made = Place::loopback()
+            .command(&rootswarm_tests::swarm::programs()?.server)
+            .args(["token", "create", "--state"])
+            .arg(seed.state())
+            .output()?;
+        let token = String::from_utf8(made.stdout)?.trim().to_owned();
+        assert!(
+            !token.is_empty(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        let prey = Prey::of(&url, SocketAddr::from((seed.address, SWARM_PORT)))?;
+        let runtime = Runtime::new()?;
+        let from = || IpAddr::V4(Place::loopback().address);
+        let join = |token: Option<&str>| runtime.block_on(Outlaw::join(from(), &prey, token));
+        join(Some(&token))?;
+        // Again, with another key and from another address, as often as one likes; a part of it; none.
+        let replays = [
+            Some(&token[..]),
+            Some(&token[..]),
+            Some(&token[..8]),
+            Some(""),
+            None,
+        ];
+        let mut refused = 0;
+        for replay in replays {
+            match join(replay) {
+                Err(OutlawError::Refused(Refusal::NotAdmitted(_))) => refused += 1,
+                Ok(_) => panic!("{replay:?} was let in"),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        assert_eq!(refused, replays.len());
+        Ok(())
+    });
+}
+
+/// Row 10 of the threats: what a forged source address gets is at most three times what was sent.
+#[test]
+fn a_seed_sends_little_to_who_has_not_proven_an_address() {
+    scenario(200 * MB, |directory| {
+        let image = directory.join("source");
+        source::write(&image, MB, 1)?;
+        let published = [("debian", image.as_path())];
+        let seed = Seed::start(Place::loopback(), directory, &published, &[])?;
+        let to = SocketAddr::from((seed.address, SWARM_PORT));
+        let from = IpAddr::V4(Place::loopback().address);
+        let runtime = Runtime::new()?;
+        // One packet from each source, and a flood from each.
+        for (sources, each) in [(40, 1), (20, 20)] {
+            let wait = Duration::from_secs(3);
+            let counted = runtime.block_on(rootswarm_tests::hostile::reflect(
+                from, to, sources, each, wait,
+            ))?;
+            assert!(counted.returned_bytes > 0, "it answered: {counted:?}");
+            assert!(counted.worst_ratio <= 3.0, "{counted:?}");
+        }
         Ok(())
     });
 }

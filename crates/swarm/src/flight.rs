@@ -50,13 +50,16 @@ impl Flights {
         Some(&self.flights[position])
     }
 
-    /// A chunk has begun to arrive, and has until `deadline`. Says whether it was under way.
+    /// A chunk has begun to arrive, and has until `deadline`; one that is begun anew gets no more
+    /// time than it had. Says whether it was under way.
     pub(crate) fn start(&mut self, conn: ConnId, index: ChunkIndex, deadline: Instant) -> bool {
         let Some(position) = self.position(conn, index) else {
             return false;
         };
         let flight = &mut self.flights[position];
-        flight.started = true;
+        if std::mem::replace(&mut flight.started, true) {
+            return true;
+        }
         let old = std::mem::replace(&mut flight.deadline, deadline);
         self.has_left(old);
         self.next_deadline = self.next_deadline.map(|first| first.min(deadline));

@@ -26,9 +26,11 @@ use crate::status::{Phase, SwarmStatus};
 use crate::store::{ChunkSource, ChunkStore};
 use crate::tls::{self, Dialer};
 use crate::trust::Gate;
+use crate::tuning::{CONNECTION_WINDOW_BYTES, peer_window_bytes};
 
-/// Events that wait for the driver. When it is full the links wait, and flow control with them.
-const EVENTS: usize = 1024;
+/// Events that wait for the driver. When it is full the links wait, and flow control with them. The
+/// largest is a `Have` of 2,048 runs, 16 KiB: 4 MiB if all of them are.
+const EVENTS: usize = 256;
 
 /// Commands that wait for the driver.
 const COMMANDS: usize = 256;
@@ -353,6 +355,7 @@ impl Driver {
             Link::start(conn, opened, greeted, self.shared.clone()),
         );
         self.roles.insert(conn, role);
+        self.share_windows();
         self.tell(Input::Connected {
             conn,
             node,
@@ -395,8 +398,26 @@ impl Driver {
         self.roles.remove(&conn);
         self.members.remove(&conn);
         let link = self.links.remove(&conn)?;
+        self.share_windows();
         self.uploads = self.uploads.saturating_sub(link.uploads());
         Some(link)
+    }
+
+    /// What has arrived and was not read is memory: the peers' parts of it follow their number. A
+    /// seed gets no chunks, so that its connections keep what they began with.
+    fn share_windows(&self) {
+        if self.shared.sink.is_none() {
+            return;
+        }
+        let peers = self.roles.values().filter(|role| **role == Role::Peer);
+        let part = peer_window_bytes(peers.count());
+        for (conn, link) in &self.links {
+            link.set_window(match self.roles.get(conn) {
+                // It is vouched for by the swarm key.
+                Some(Role::Seed) => CONNECTION_WINDOW_BYTES,
+                _ => part,
+            });
+        }
     }
 
     /// Does what the node decided.

@@ -228,6 +228,11 @@ impl Link {
         }
     }
 
+    /// What the other side may have in flight that has not been read.
+    pub(crate) fn set_window(&self, bytes: u32) {
+        self.connection.set_receive_window(VarInt::from_u32(bytes));
+    }
+
     pub(crate) fn close(self, reason: CloseReason) {
         self.connection
             .close(CLOSE_SWARM, reason.to_string().as_bytes());
@@ -386,10 +391,16 @@ impl Arrival {
         let Some(index) = self.header(&mut stream).await else {
             return;
         };
-        self.arrivals
+        let older = self
+            .arrivals
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(index, handle);
+        if let Some(older) = older {
+            // The same chunk twice at a time: the first was called off and its reset is on its way,
+            // or the sender wants to be given a buffer for each. There is one.
+            older.abort();
+        }
         let conn = self.conn;
         let events = &self.shared.events;
         if events

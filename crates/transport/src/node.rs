@@ -14,6 +14,7 @@ use rootswarm_swarm::Role;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::time::timeout;
 
+use crate::crowd::Crowd;
 use crate::driver::{self, Command, Setup};
 use crate::endpoint;
 pub use crate::endpoint::StartError;
@@ -40,6 +41,10 @@ const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Handshakes from peers under way at once.
 const NEWCOMERS: usize = 64;
+
+/// Peers' connections from one address: a fraction of the most that a node has, so that one machine with many
+/// keys is not all that a node sees of the swarm.
+const PEERS_PER_ADDRESS: usize = 20;
 
 /// Above this many, strangers must prove their address first.
 const VALIDATE_ABOVE: usize = 32;
@@ -288,15 +293,16 @@ impl Node {
 async fn accept(endpoint: Endpoint, image: ImageId, commands: mpsc::Sender<Command>) {
     let listener = Arc::new(Listener::new(VALIDATE_ABOVE));
     let newcomers = Arc::new(Semaphore::new(NEWCOMERS));
+    let peers = Crowd::new(PEERS_PER_ADDRESS);
     while let Some(incoming) = endpoint.accept().await {
         let Ok(permit) = newcomers.clone().try_acquire_owned() else {
             incoming.refuse();
             continue;
         };
-        let (listener, commands) = (listener.clone(), commands.clone());
+        let (listener, commands, peers) = (listener.clone(), commands.clone(), peers.clone());
         tokio::spawn(async move {
             let from = canonical(incoming.remote_address());
-            let welcome = welcome(&listener, incoming, from, image, &commands);
+            let welcome = welcome(&listener, incoming, from, image, &commands, &peers);
             match timeout(WELCOME_TIMEOUT, welcome).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%from, %error, "peer not let in"),
@@ -313,6 +319,7 @@ async fn welcome(
     from: SocketAddr,
     image: ImageId,
     commands: &mpsc::Sender<Command>,
+    peers: &Arc<Crowd>,
 ) -> Result<(), String> {
     let accepted = listener
         .accept(incoming)
@@ -321,6 +328,13 @@ async fn welcome(
     let Some((connection, Purpose::Data(peer))) = accepted else {
         return Ok(());
     };
+    match peers.enter(from.ip()) {
+        Some(place) => place.keep_while(connection.clone()),
+        None => {
+            connection.close(link::CLOSE_SWARM, b"too many connections from this address");
+            return Err("too many connections from its address".to_owned());
+        }
+    }
     let (control, hello) = match link::accept_control(&connection).await {
         Ok(accepted) => accepted,
         Err(error) => {

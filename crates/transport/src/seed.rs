@@ -17,6 +17,7 @@ pub use rootswarm_swarm::{NodeId, Revocations};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::crowd::Crowd;
 use crate::driver::{self, Command, Handle, Setup};
 use crate::endpoint;
 pub use crate::endpoint::StartError;
@@ -40,8 +41,17 @@ use crate::tuning::Tuning;
 /// about 1,300 handshakes a second, so this is a queue of a fraction of a second.
 const NEWCOMERS: usize = 512;
 
-/// Above this many handshakes under way, strangers must prove their address first.
-const VALIDATE_ABOVE: usize = 128;
+/// Strangers must always prove their address first: one round trip on a LAN, once in a boot. Otherwise
+/// whoever forges addresses makes a seed send more than three times what it got (quinn looks before
+/// each datagram whether the limit is reached: 3,738 bytes for 1,200), and holds handshakes open.
+const VALIDATE_ABOVE: usize = 0;
+
+/// The same from one address, once it has been proven: one machine cannot keep the others out.
+const NEWCOMERS_PER_ADDRESS: usize = 64;
+
+/// Members' connections from one address. Each costs some 100 KiB with its window; a machine has one
+/// for each image it fetches.
+const MEMBERS_PER_ADDRESS: usize = 64;
 
 /// For a whole join, and for a data connection to name its image.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -108,6 +118,8 @@ struct Inner {
     directory: Arc<dyn Directory>,
     limiter: Arc<RateLimiter>,
     newcomers: Arc<Semaphore>,
+    newcomers_by_address: Arc<Crowd>,
+    members_by_address: Arc<Crowd>,
     images: RwLock<BTreeMap<ImageId, Image>>,
 }
 
@@ -142,6 +154,8 @@ impl Seed {
             directory,
             limiter: Arc::new(RateLimiter::new(config.upload_limit_bytes_per_s)),
             newcomers: Arc::new(Semaphore::new(NEWCOMERS)),
+            newcomers_by_address: Crowd::new(NEWCOMERS_PER_ADDRESS),
+            members_by_address: Crowd::new(MEMBERS_PER_ADDRESS),
             images: RwLock::new(BTreeMap::new()),
         });
         let acceptor = tokio::spawn(accept(inner.clone()));
@@ -275,14 +289,22 @@ async fn accept(inner: Arc<Inner>) {
             incoming.refuse();
             continue;
         };
+        let from = canonical(incoming.remote_address());
+        let mut place = None;
+        if incoming.remote_address_validated() {
+            place = inner.newcomers_by_address.enter(from.ip());
+            if place.is_none() {
+                incoming.refuse();
+                continue;
+            }
+        }
         let inner = inner.clone();
         tokio::spawn(async move {
-            let from = canonical(incoming.remote_address());
             // A mirror stays, and then does not count as a newcomer.
             match timeout(JOIN_TIMEOUT, welcome(&inner, incoming)).await {
                 Ok(None) => {}
                 Ok(Some(mirror)) => {
-                    drop(permit);
+                    drop((permit, place));
                     if let Err(reason) = serve_mirror(&inner, &mirror).await {
                         tracing::info!(%from, %reason, "mirror not served");
                         mirror.close(link::CLOSE_SWARM, reason.as_bytes());
@@ -398,6 +420,12 @@ async fn serve_mirror(inner: &Inner, connection: &Connection) -> Result<(), Stri
 }
 
 async fn attach(inner: &Inner, connection: Connection, peer: PeerIdentity, from: SocketAddr) {
+    match inner.members_by_address.enter(from.ip()) {
+        Some(place) => place.keep_while(connection.clone()),
+        None => {
+            return connection.close(link::CLOSE_SWARM, b"too many connections from this address");
+        }
+    }
     let (control, hello) = match link::accept_control(&connection).await {
         Ok(accepted) => accepted,
         Err(error) => {

@@ -16,14 +16,34 @@ use crate::congestion::DelayBoundConfig;
 /// one chunk, so only chunks over 8 MiB ever meet it, and they flow as they are read.
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 
-/// What one connection may have in flight unread.
+/// What a node's connection to a seed may have in flight unread: the swarm key vouches for seeds.
 ///
 /// Floor: 10 Gbit/s for 10 ms (a receiver that lost its core to something else) are 12.5 MB.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// What all peers together may have in flight unread: [`peer_window_bytes`] gives each its part.
+///
 /// Ceiling: memory. quinn buffers only what the application has not read yet or what has a gap
-/// before it. An honest peer costs next to nothing of it, a hostile one that leaves gaps costs all
-/// of it: 16 MiB each, and if all 16 peers of a node were hostile 256 MiB, until the progress
-/// timeout of their chunks closes the streams.
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// before it. An honest peer costs next to nothing of it; a hostile one that leaves gaps, or fills
+/// streams that nobody reads, costs all of its part, and every peer may be one. The agent may use
+/// 64 MiB beside the image, whatever is done to it.
+///
+/// A part that was given is not taken back, only given again later than it would be: when peers come
+/// one after the other, and each keeps what it was given on its arrival, they have
+/// 8 × 2 MiB + 16 MiB × (1/9 + … + 1/96) = 55 MiB at the very most.
+const PEERS_WINDOW_BYTES: u32 = 16 << 20;
+
+/// A peer's largest part: 2 MiB in 1 ms are 16 Gbit/s.
+const PEER_WINDOW_BYTES_MAX: u32 = 2 << 20;
+
+/// What a connection begins with, and a peer's least part: chunks are read as they come, so this is
+/// what may be on the way, 1.3 Gbit/s at 1 ms from each of the most peers.
+const CONNECTION_WINDOW_BYTES_FIRST: u32 = 160 << 10;
+
+/// What a node may have in flight unread towards a seed, which gets control frames only: a hello of
+/// the largest kind and some haves. A seed has thousands of connections, each of which may be
+/// hostile.
+const SEED_WINDOW_BYTES: u32 = 64 << 10;
 
 /// What one connection may have written and not seen acknowledged. Chunks are slices of the mapped
 /// image, which quinn holds by reference: this is no memory, only how far ahead a sender runs.
@@ -33,7 +53,8 @@ const SEND_WINDOW_BYTES: u64 = 32 << 20;
 /// peer, and the rest are streams that were cancelled but not yet closed.
 const UNI_STREAMS: u32 = 128;
 
-/// One control stream, one join request, and room for a successor of either.
+/// One control stream, one join request, and room for a successor of either. What is never accepted
+/// of them holds no more memory than the connection's window.
 const BIDI_STREAMS: u32 = 4;
 
 /// The round trip assumed before one was measured. quinn's first retransmission comes after three
@@ -124,9 +145,24 @@ impl Tuning {
         config
     }
 
-    /// For both ends of every connection.
+    /// For both ends of every connection of a node.
     #[must_use]
     pub fn transport_config(&self) -> Arc<TransportConfig> {
+        Arc::new(self.settings())
+    }
+
+    /// For the connections that a seed accepts: it sends chunks and gets none.
+    #[must_use]
+    pub fn seed_transport_config(&self) -> Arc<TransportConfig> {
+        let mut config = self.settings();
+        config
+            .stream_receive_window(VarInt::from_u32(SEED_WINDOW_BYTES))
+            .receive_window(VarInt::from_u32(SEED_WINDOW_BYTES))
+            .max_concurrent_uni_streams(VarInt::from_u32(0));
+        Arc::new(config)
+    }
+
+    fn settings(&self) -> TransportConfig {
         let mut mtu = MtuDiscoveryConfig::default();
         mtu.upper_bound(self.max_payload_bytes());
         let mut acks = AckFrequencyConfig::default();
@@ -136,7 +172,7 @@ impl Tuning {
         let mut config = TransportConfig::default();
         config
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-            .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+            .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES_FIRST))
             .send_window(SEND_WINDOW_BYTES)
             .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS))
             .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_STREAMS))
@@ -151,8 +187,15 @@ impl Tuning {
             .ack_frequency_config(Some(acks))
             .congestion_controller_factory(Arc::new(DelayBoundConfig))
             .enable_segmentation_offload(self.segmentation_offload);
-        Arc::new(config)
+        config
     }
+}
+
+/// What one of `peers` connected peers may have in flight unread: an equal part, and never
+/// more than one needs.
+pub(crate) fn peer_window_bytes(peers: usize) -> u32 {
+    let peers = u32::try_from(peers).unwrap_or(u32::MAX).max(1);
+    (PEERS_WINDOW_BYTES / peers).clamp(CONNECTION_WINDOW_BYTES_FIRST, PEER_WINDOW_BYTES_MAX)
 }
 
 /// Reads `NAME/mtu` of every interface in `interfaces`.
@@ -169,6 +212,12 @@ fn largest_mtu(interfaces: &Path) -> Option<u16> {
 }
 
 const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
+// The least part, for each of the most peers, is not more than all of them have.
+const _: () = assert!(
+    CONNECTION_WINDOW_BYTES_FIRST as usize * rootswarm_swarm::limits::PEERS_MAX
+        <= PEERS_WINDOW_BYTES as usize
+);
+const _: () = assert!(SEED_WINDOW_BYTES as usize > rootswarm_swarm::limits::FRAME_BYTES_MAX);
 const _: () = assert!(KEEP_ALIVE.as_millis() * 3 < IDLE_TIMEOUT_MS as u128);
 
 #[cfg(test)]
@@ -195,6 +244,20 @@ mod tests {
                 u64::from(payload.max(1472)),
                 "MTU {interface_mtu}"
             );
+        }
+    }
+
+    #[test]
+    fn peers_share_one_window() {
+        for (peers, bytes) in [
+            (0, 2 << 20),
+            (1, 2 << 20),
+            (8, 2 << 20),
+            (16, 1 << 20),
+            (96, 174_762),
+            (1000, 160 << 10),
+        ] {
+            assert_eq!(peer_window_bytes(peers), bytes, "{peers} peers");
         }
     }
 

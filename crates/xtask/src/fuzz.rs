@@ -46,8 +46,10 @@ const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// The longest time for one input: none takes a thousandth of it.
 const INPUT_TIMEOUT_S: u32 = 10;
 
-/// Inputs kept for one target by `--keep`, in bytes; the replaying test allows twice as much.
-const KEPT_BYTES_MAX: u64 = 16 * 1024;
+/// What `--keep` lets a corpus grow to, in bytes and in inputs: it is read by people.
+const KEPT_BYTES_MAX: u64 = 8 * 1024;
+/// See [`KEPT_BYTES_MAX`].
+const KEPT_MAX: usize = 48;
 
 /// Lists, replays or fuzzes.
 ///
@@ -249,8 +251,8 @@ impl Fuzzer {
         })
     }
 
-    /// Adds inputs to the corpus, the shortest first, each of which takes an edge that those before
-    /// it do not: libFuzzer's merge says which, and a bound on the bytes keeps it small.
+    /// Adds to the corpus some of the inputs that reach what no input in it does: libFuzzer's merge
+    /// says which.
     fn keep(&self, target: &str) -> anyhow::Result<()> {
         let place = self.place(target)?;
         let merged = place.join("merged");
@@ -279,7 +281,10 @@ impl Fuzzer {
             .flatten()
             .filter_map(|entry| Some(entry.metadata().ok()?.len()))
             .sum();
-        for (bytes, path) in inputs {
+        let room = KEPT_MAX.saturating_sub(fs::read_dir(&corpus)?.count());
+        // The shortest first, evenly spread where there are more than there is room for.
+        let step = inputs.len().div_ceil(room.max(1)).max(1);
+        for (bytes, path) in inputs.into_iter().step_by(step).take(room) {
             total_bytes += bytes;
             if total_bytes > KEPT_BYTES_MAX {
                 break;

@@ -30,7 +30,7 @@ pub struct Args {
 const RATE: &str = "40Mbit";
 const IMAGE_BYTES: u64 = 10_000_000;
 /// For everything; a run takes a few seconds.
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(40);
 /// The most that the honest nodes' median may grow.
 const ADDED_MAX: f64 = 0.10;
 

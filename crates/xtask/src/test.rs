@@ -26,6 +26,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("zstd", "zstd"),
     ("wget", "wget"),
     ("setfattr", "attr"),
+    ("strace", "strace"),
     ("setcap", "libcap2-bin"),
     ("dnsmasq", "dnsmasq-base"),
     ("/usr/lib/PXELINUX/lpxelinux.0", "pxelinux"),

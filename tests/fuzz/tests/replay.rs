@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rootswarm_fuzz::TARGETS;
 
 /// A corpus is read by people and by every clone of the repository: small inputs, and few.
-const CORPUS_BYTES_MAX: u64 = 48 * 1024;
+const CORPUS_BYTES_MAX: u64 = 16 * 1024;
 
 fn corpora() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")
@@ -32,11 +32,6 @@ fn every_corpus_replays() {
             let path = directory.join(&input);
             let bytes = fs::read(&path).unwrap();
             total_bytes += bytes.len() as u64;
-            assert!(
-                bytes.len() <= target.input_bytes,
-                "{} is longer than what the target reads",
-                path.display()
-            );
             let result = std::panic::catch_unwind(|| target.check(&bytes));
             assert!(
                 result.is_ok(),

@@ -11,10 +11,11 @@ use std::time::Duration;
 use quinn::{Connection, SendStream, TransportConfig, VarInt};
 use rootswarm_image::ChunkIndex;
 use rootswarm_swarm::{ChunkRun, Have, Message, Role, encode_message};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::member::{Member, Outlaw, OutlawError, Prey, framed};
+use super::member::{Member, Outlaw, OutlawError, Prey, framed, hear};
 use super::{Attack, Scene, Target, flood, version};
 
 type Result<T> = std::result::Result<T, OutlawError>;
@@ -42,6 +43,10 @@ pub enum Answering {
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long one identity goes on before it is changed for another.
 const ROUND: Duration = Duration::from_secs(20);
+/// Between two offers that nobody takes.
+const OFFER_EVERY: Duration = Duration::from_millis(20);
+/// How often nodes that have come meanwhile are looked for.
+const RESCAN: Duration = Duration::from_millis(500);
 /// Messages written in one go.
 const BATCH: u32 = 64;
 
@@ -59,17 +64,31 @@ pub(crate) async fn keep_up(scene: Arc<Scene>) {
     }
 }
 
-/// One identity against each victim.
+/// One identity against each victim, until all have thrown it out or the round is over.
 async fn round(scene: &Arc<Scene>) -> Result<()> {
     let outlaw = Arc::new(Outlaw::join(scene.from, &scene.prey, None).await?);
-    let victims = scene.victims(&outlaw).await?;
+    let mut struck = std::collections::BTreeSet::new();
     let mut attacks = JoinSet::new();
-    for victim in victims {
-        let (scene, outlaw) = (scene.clone(), outlaw.clone());
-        attacks.spawn(async move { timeout(ROUND, strike(&scene, &outlaw, victim)).await });
+    let end = Instant::now() + ROUND;
+    loop {
+        for victim in scene.victims(&outlaw).await? {
+            if struck.insert(victim) {
+                let (scene, outlaw) = (scene.clone(), outlaw.clone());
+                attacks.spawn(async move {
+                    // An error is the end of its connection: it was thrown out.
+                    let _ = timeout_at(end, strike(&scene, &outlaw, victim)).await;
+                });
+            }
+        }
+        // Those that come later are attacked too.
+        let _ = timeout(RESCAN, async {
+            while attacks.join_next().await.is_some() {}
+        })
+        .await;
+        if attacks.is_empty() || Instant::now() >= end {
+            return Ok(());
+        }
     }
-    while attacks.join_next().await.is_some() {}
-    Ok(())
 }
 
 /// Asks the seed which nodes there are, as any node may.
@@ -83,7 +102,7 @@ pub(crate) async fn ask_for_nodes(outlaw: &Outlaw, prey: &Prey) -> Result<Vec<So
             member
                 .say(&framed(&encode_message(&Message::WantPeers)))
                 .await?;
-            while let Ok(heard) = timeout(Duration::from_secs(1), member.hear()).await {
+            while let Ok(heard) = timeout(Duration::from_secs(1), hear(&mut member.inbox)).await {
                 if let Message::Peers(found) | Message::Dial(found) = heard? {
                     victims.extend(found.into_iter().map(|peer| peer.addr));
                     if !victims.is_empty() {
@@ -168,21 +187,41 @@ async fn write(stream: &mut SendStream, bytes: &[u8]) -> Result<()> {
         .map_err(|error| OutlawError::Other(error.to_string()))
 }
 
-async fn serve(scene: &Scene, outlaw: &Outlaw, mut member: Member, how: Answering) -> Result<()> {
-    let mut answers = JoinSet::new();
-    loop {
-        let Message::Request(index) = member.hear().await? else {
+async fn serve(scene: &Scene, outlaw: &Outlaw, member: Member, how: Answering) -> Result<()> {
+    let chunks = outlaw.manifest.geometry().chunk_count();
+    let connection = member.connection.clone();
+    let (mut control, mut answers) = (member.control, JoinSet::new());
+    let (requests, mut requested) = mpsc::channel(256);
+    let mut inbox = member.inbox;
+    let mut listening = JoinSet::new();
+    listening.spawn(async move {
+        while let Ok(message) = hear(&mut inbox).await {
+            if let Message::Request(index) = message
+                && requests.send(index).await.is_err()
+            {
+                return;
+            }
+        }
+    });
+    for number in 0_u32.. {
+        // What it claims to have it offers too: that is how it is asked.
+        let offer = Message::Offer(vec![ChunkIndex(number % chunks)]);
+        write(&mut control, &framed(&encode_message(&offer))).await?;
+        let Ok(index) = timeout(OFFER_EVERY, requested.recv()).await else {
             continue;
+        };
+        let Some(index) = index else {
+            return Ok(());
         };
         scene.fire();
         if how == Answering::Nothing {
             continue;
         }
         let length = outlaw.manifest.geometry().chunk_len(index);
-        let connection = member.connection.clone();
-        answers.spawn(answer(connection, index, length, how));
+        answers.spawn(answer(connection.clone(), index, length, how));
         while answers.try_join_next().is_some() {}
     }
+    Ok(())
 }
 
 async fn answer(
@@ -272,8 +311,13 @@ async fn unasked(scene: &Scene, outlaw: &Outlaw, victim: SocketAddr) -> Result<(
     let geometry = *outlaw.manifest.geometry();
     for index in (0..geometry.chunk_count()).cycle().map(ChunkIndex) {
         let length = geometry.chunk_len(index);
-        let mut stream = chunk_stream(&connection, index, length).await?;
         scene.fire();
+        // Where no stream may be opened at all, it goes on trying.
+        let opening = chunk_stream(&connection, index, length);
+        let Ok(stream) = timeout(RESCAN, opening).await else {
+            continue;
+        };
+        let mut stream = stream?;
         // It may be stopped at any time: the next one goes out all the same.
         let _ = stream.write_all(&foreign(length as usize, index)).await;
         let _ = stream.finish();
@@ -290,6 +334,7 @@ async fn streams(scene: &Scene, outlaw: &Outlaw, victim: SocketAddr) -> Result<(
     for number in 0.. {
         let index = ChunkIndex(number % chunks);
         let length = outlaw.manifest.geometry().chunk_len(index);
+        scene.fire();
         // As many as may be open, for as long as it may last; then the oldest makes room.
         match timeout(
             Duration::from_millis(50),
@@ -300,7 +345,6 @@ async fn streams(scene: &Scene, outlaw: &Outlaw, victim: SocketAddr) -> Result<(
             Ok(stream) => {
                 let mut stream = stream?;
                 let _ = stream.write_all(&[0]).await;
-                scene.fire();
                 held.push_back(stream);
             }
             Err(_) => drop(held.pop_front()),

@@ -25,6 +25,13 @@ const SOURCES: usize = 16;
 /// A first packet is padded to this at least (RFC 9000, 14.1).
 const INITIAL_BYTES: usize = 1200;
 
+/// The connection that a packet with a long header is for: a first byte, the version, a length and as
+/// many bytes (RFC 9000, 17.2).
+fn destination(packet: &[u8]) -> &[u8] {
+    let length = usize::from(packet[5]);
+    &packet[6..6 + length.min(20)]
+}
+
 /// First packets of as many handshakes.
 async fn initials(from: IpAddr, count: usize) -> Result<Vec<Vec<u8>>, OutlawError> {
     let other = |error: std::io::Error| OutlawError::Other(error.to_string());
@@ -34,6 +41,7 @@ async fn initials(from: IpAddr, count: usize) -> Result<Vec<Vec<u8>>, OutlawErro
     let to = recorder.local_addr().map_err(other)?;
     let endpoint = endpoint(from)?;
     let mut made = Vec::new();
+    let mut seen = std::collections::BTreeSet::new();
     let mut buffer = [0; 2048];
     for _ in 0..count {
         let dialer = Dialer::join(SwarmTrust::new(SeedTrust::FirstUse), &Tuning::default());
@@ -41,7 +49,8 @@ async fn initials(from: IpAddr, count: usize) -> Result<Vec<Vec<u8>>, OutlawErro
         let record = async {
             loop {
                 let (bytes, _) = recorder.recv_from(&mut buffer).await.map_err(other)?;
-                if bytes >= INITIAL_BYTES {
+                // Not what the last one says as it is given up, nor a packet that is sent again.
+                if bytes >= INITIAL_BYTES && seen.insert(destination(&buffer).to_vec()) {
                     return Ok(buffer[..bytes].to_vec());
                 }
             }

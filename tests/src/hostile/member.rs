@@ -208,20 +208,6 @@ impl Outlaw {
 }
 
 impl Member {
-    /// The next message from the other side; its hello is skipped.
-    ///
-    /// # Errors
-    /// The end of the connection.
-    pub async fn hear(&mut self) -> Result<Message, OutlawError> {
-        loop {
-            let frame = read_frame(&mut self.inbox).await?;
-            // A hello is the only frame that begins with the image's id, and no message does.
-            if let Ok(message) = decode_message(&frame) {
-                return Ok(message);
-            }
-        }
-    }
-
     /// Says what is given, as it is.
     ///
     /// # Errors
@@ -239,6 +225,19 @@ pub fn framed(frame: &[u8]) -> Vec<u8> {
     // Frames of the protocol are far below 4 GiB.
     let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
     [&length.to_be_bytes()[..], frame].concat()
+}
+
+/// The next message from the other side; its hello is skipped.
+///
+/// # Errors
+/// The end of the connection.
+pub async fn hear(inbox: &mut RecvStream) -> Result<Message, OutlawError> {
+    loop {
+        // A hello is the only frame that begins with the image's id, and is no message.
+        if let Ok(message) = decode_message(&read_frame(inbox).await?) {
+            return Ok(message);
+        }
+    }
 }
 
 async fn read_frame(stream: &mut RecvStream) -> Result<Vec<u8>, OutlawError> {

@@ -157,9 +157,10 @@ async fn a_killed_seed_that_is_back_resets_its_old_connections() {
     let seed = binding.await.unwrap().unwrap();
     // Any packet will do; keep-alives would, two seconds later.
     let _ = connection
-        .open_uni()
+        .open_bi()
         .await
         .unwrap()
+        .0
         .write_all(b"anybody there?")
         .await;
     let closed = connection.closed().await;

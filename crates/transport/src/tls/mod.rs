@@ -390,7 +390,10 @@ impl Listener {
             QuicServerConfig::try_from(config).map_err(|error| TlsError(error.to_string()))?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(config));
         config
-            .transport_config(tuning.transport_config())
+            .transport_config(match identity.role() {
+                Role::Seed => tuning.seed_transport_config(),
+                Role::Peer => tuning.transport_config(),
+            })
             .max_incoming(INCOMING_MAX)
             .incoming_buffer_size(INCOMING_BYTES)
             .incoming_buffer_size_total(INCOMING_TOTAL_BYTES);
