@@ -41,8 +41,8 @@ const TAGS_MAX: usize = 16 * 1024;
 /// For one request and its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Requests a seed takes from a silent mirror before it closes: a mirror asks every few seconds.
-const SILENCE: Duration = Duration::from_secs(60);
+/// How long a mirror may ask nothing before a seed parts from it: it asks every few seconds.
+pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
 const ASK_LISTING: u8 = 0;
 const ASK_MANIFEST: u8 = 1;
@@ -167,15 +167,16 @@ pub(crate) struct Request {
     send: SendStream,
 }
 
-/// Takes the next request; `None` when the mirror has left.
+/// Takes the next request, for which there is `patience`; `None` when the mirror has left.
 pub(crate) async fn accept(
     connection: &Connection,
     swarm: &SwarmPublicKey,
+    patience: Duration,
 ) -> Result<Option<Request>, String> {
-    let (send, mut receive) = match timeout(SILENCE, connection.accept_bi()).await {
+    let (send, mut receive) = match timeout(patience, connection.accept_bi()).await {
         Ok(Ok(streams)) => streams,
         Ok(Err(_)) => return Ok(None),
-        Err(_) => return Err(format!("no request within {} s", SILENCE.as_secs())),
+        Err(_) => return Err(format!("no request within {} s", patience.as_secs())),
     };
     let read = async {
         let proof = framing::read_frame(&mut receive, PROOF_BYTES).await;

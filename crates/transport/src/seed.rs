@@ -300,12 +300,11 @@ async fn accept(inner: Arc<Inner>) {
         }
         let inner = inner.clone();
         tokio::spawn(async move {
-            // A mirror stays, and then does not count as a newcomer.
             match timeout(JOIN_TIMEOUT, welcome(&inner, incoming)).await {
                 Ok(None) => {}
                 Ok(Some(mirror)) => {
-                    drop((permit, place));
-                    if let Err(reason) = serve_mirror(&inner, &mirror).await {
+                    let newcomer = (permit, place);
+                    if let Err(reason) = serve_mirror(&inner, &mirror, newcomer).await {
                         tracing::info!(%from, %reason, "mirror not served");
                         mirror.close(link::CLOSE_SWARM, reason.as_bytes());
                     }
@@ -401,9 +400,24 @@ impl Inner {
     }
 }
 
-/// Serves a mirror's requests, one stream each.
-async fn serve_mirror(inner: &Inner, connection: &Connection) -> Result<(), String> {
-    while let Some(request) = mirror::accept(connection, &inner.ca.public()).await? {
+/// Serves a mirror's requests, one stream each. Until it has proved that it is one, it is a newcomer
+/// like any other: one of so many, and not for long.
+async fn serve_mirror(
+    inner: &Inner,
+    connection: &Connection,
+    newcomer: impl Send,
+) -> Result<(), String> {
+    let mut newcomer = Some(newcomer);
+    loop {
+        let patience = match newcomer {
+            Some(_) => JOIN_TIMEOUT,
+            None => mirror::SILENCE,
+        };
+        let accepted = mirror::accept(connection, &inner.ca.public(), patience).await?;
+        let Some(request) = accepted else {
+            return Ok(());
+        };
+        newcomer = None;
         let answer = match &request.ask {
             mirror::Ask::Listing(report) => inner.directory.mirror(report).map(Listing::encode),
             mirror::Ask::Manifest(id) => {
@@ -416,7 +430,6 @@ async fn serve_mirror(inner: &Inner, connection: &Connection) -> Result<(), Stri
         };
         request.answer(answer).await?;
     }
-    Ok(())
 }
 
 async fn attach(inner: &Inner, connection: Connection, peer: PeerIdentity, from: SocketAddr) {
