@@ -53,8 +53,8 @@ pub enum Holders {
 /// at the core.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Racks {
-    /// Racks; nodes are dealt out to them in equal numbers, node 1 to the first, node 2 to the
-    /// second and so on.
+    /// Racks; nodes stand in them in equal numbers, the first nodes in the first and so on: nodes that
+    /// come late fill the last.
     pub count: usize,
     /// The sum of a rack's node links over its link to the core: 4 for 4:1. At least 1.
     pub oversubscription: f64,

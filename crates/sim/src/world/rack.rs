@@ -24,7 +24,8 @@ pub(crate) fn racks(plan: &Plan) -> Vec<Rack> {
         return Vec::new();
     };
     let rack = |number| {
-        let nodes = (plan.nodes + racks.count - 1 - number) / racks.count;
+        let first = |rack: usize| (rack * plan.nodes).div_ceil(racks.count);
+        let nodes = first(number + 1) - first(number);
         let share = nodes as f64 / racks.oversubscription;
         let port = |bits: f64| Port::new(Rate::new(bits * share, plan.efficiency));
         Rack {
@@ -39,14 +40,20 @@ pub(crate) fn racks(plan: &Plan) -> Vec<Rack> {
 /// What a node is told of where it stands.
 pub(crate) fn rack_name(plan: &Plan, host: usize) -> Option<String> {
     let racks = plan.racks.filter(|racks| racks.known && host != SEED)?;
-    Some(format!("rack-{}", (host - 1) % racks.count))
+    let number = place(host, plan.nodes, racks.count);
+    Some(format!("rack-{number}"))
+}
+
+/// The rack of a node that is not the seed: one is filled after the other, evenly.
+fn place(host: usize, nodes: usize, count: usize) -> usize {
+    (host - 1) * count / nodes
 }
 
 impl World<'_> {
     /// Where a host stands; `None` for the core.
     fn rack_of(&self, host: usize) -> Option<usize> {
         let count = self.racks.len();
-        (count > 0 && host != SEED).then(|| (host - 1) % count)
+        (count > 0 && host != SEED).then(|| place(host, self.plan.nodes, count))
     }
 
     /// The rack that a packet leaves on its way, if any.
@@ -190,11 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn nodes_are_dealt_out_evenly() {
+    fn racks_are_filled_one_after_the_other() {
         let plan = plan(10, 4, 4.0);
         assert_eq!(racks(&plan).len(), 4);
-        let names: Vec<_> = (0..=5).map(|host| rack_name(&plan, host)).collect();
-        let expected = ["0", "1", "2", "3", "0"].map(|number| Some(format!("rack-{number}")));
-        assert_eq!((&names[0], &names[1..]), (&None, &expected[..]));
+        assert_eq!(rack_name(&plan, SEED), None);
+        let names: Vec<_> = (1..=10).flat_map(|host| rack_name(&plan, host)).collect();
+        let expected = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3].map(|number| format!("rack-{number}"));
+        assert_eq!(names, expected);
     }
 }
