@@ -113,6 +113,11 @@ impl Events {
         Some((at_ns, entry.event))
     }
 
+    /// What happens next, as far as it is in order already.
+    pub(crate) fn upcoming(&self) -> impl Iterator<Item = Event> + '_ {
+        self.current[self.taken..].iter().map(|entry| entry.event)
+    }
+
     /// How many events were planned so far.
     pub(crate) fn planned(&self) -> u64 {
         self.planned

@@ -5,6 +5,7 @@
 //! `recovery`'s; how they end early is `ending`'s and what goes wrong `strike`'s.
 //! What must not happen is judged in `checkers`, which the world only tells what it saw.
 
+mod ahead;
 mod chunk;
 mod dial;
 mod ending;
@@ -312,6 +313,7 @@ impl<'a> World<'a> {
         let limit_ns = self.plan.limit_us * 1000;
         let mut end_ns = limit_ns;
         let mut is_resting = false;
+        let mut looked_at = 0;
         while let Some((at_ns, event)) = self.events.pop() {
             if at_ns > end_ns {
                 break;
@@ -321,6 +323,11 @@ impl<'a> World<'a> {
                 self.sample(at_ns);
             }
             self.now_ns = at_ns;
+            if looked_at == 0 {
+                looked_at = ahead::AHEAD;
+                self.look_ahead();
+            }
+            looked_at -= 1;
             self.happens(event);
             if self.unfinished == 0 && !is_resting {
                 is_resting = true;

@@ -448,6 +448,22 @@ impl Node {
         self.picker.is_complete()
     }
 
+    /// Whether the node at the other end of this connection has announced the chunk.
+    pub fn peer_holds(&self, conn: ConnId, index: ChunkIndex) -> bool {
+        self.peers
+            .get(conn)
+            .is_some_and(|peer| peer.have.get(index))
+    }
+
+    /// How many neighbours, seeds not counted, have announced the chunk; 0 beyond the image.
+    pub fn replicas(&self, index: ChunkIndex) -> u16 {
+        if self.geometry.contains(index) {
+            self.picker.replicas(index)
+        } else {
+            0
+        }
+    }
+
     /// Chunks on their way here.
     pub fn in_flight(&self) -> usize {
         self.flights.len()

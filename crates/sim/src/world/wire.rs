@@ -42,7 +42,7 @@ pub(crate) struct Packet {
     pub(super) bytes: u32,
     /// Which side of its connection it goes to.
     side: u8,
-    body: Body,
+    pub(super) body: Body,
 }
 
 /// What a control packet carries.
