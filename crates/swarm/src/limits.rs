@@ -150,7 +150,8 @@ pub const SEED_PER_NODE: usize = 2;
 pub const HAVE_BATCH_MIN: Duration = Duration::from_millis(5);
 /// The same where chunks take long. In the simulator (400 nodes, 1 GB, 1 Gbit/s; p99 over the bound
 /// with 5, 10, 20 and 40 ms): chunks of 1 MiB 1.148, 1.149, 1.155, 1.161, of 512 KiB 1.109 and 1.113
-/// with 5 and 10 ms; 10 ms make a fifth of all control traffic superfluous.
+/// with 5 and 10 ms. So it follows the chunk's time; 10 ms make a fifth of all control traffic
+/// superfluous.
 pub const HAVE_BATCH_MAX: Duration = Duration::from_millis(10);
 
 /// A peer that said `Busy` is left alone for a time in this range (microseconds), drawn anew

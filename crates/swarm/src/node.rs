@@ -293,6 +293,8 @@ pub struct Node {
     offer_again_at: Option<Instant>,
     /// A slot, a chunk or a peer is new: there may be something to offer.
     may_offer_more: bool,
+    /// Since when, with a slot free, nobody could be offered anything.
+    nobody_needs_since: Option<Instant>,
     /// Offers that have not been answered.
     offers: usize,
     /// What the picker should look at.
@@ -356,6 +358,7 @@ impl Node {
             feed_again_at: None,
             offer_again_at: None,
             may_offer_more: false,
+            nobody_needs_since: None,
             offers: 0,
             look: fetching::Look::All,
             news_of: Vec::new(),

@@ -134,6 +134,11 @@ impl Picker {
             .min()
     }
 
+    /// Whether there is such a chunk.
+    pub(crate) fn lacks_any(&self, theirs: &Bitfield, beside: &Bitfield) -> bool {
+        self.lacking(theirs, beside).next().is_some()
+    }
+
     /// Up to `count` of those chunks, rarest first; ties fall as `salt` has it.
     pub(crate) fn rarest_lacking(
         &self,

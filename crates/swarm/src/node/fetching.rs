@@ -455,7 +455,7 @@ impl Node {
             self.call_off(&flight);
         }
         self.unannounced.push(index);
-        self.may_offer_more = true;
+        self.may_offer_chunk(index, now);
         if self.picker.is_complete() && !self.completed {
             self.completed = true;
             self.outputs.push_back(Output::Complete);
@@ -574,10 +574,10 @@ impl Node {
         }
     }
 
-    /// How long chunks are collected before they are announced: about two chunks at the pace at which
+    /// How long chunks are collected before they are announced: about one chunk at the pace at which
     /// they arrive, eight being under way.
     fn have_batch(&self) -> Duration {
-        (self.chunk_time / 4).clamp(limits::HAVE_BATCH_MIN, limits::HAVE_BATCH_MAX)
+        (self.chunk_time / 8).clamp(limits::HAVE_BATCH_MIN, limits::HAVE_BATCH_MAX)
     }
 
     /// Tells the neighbours what arrived since the last time.

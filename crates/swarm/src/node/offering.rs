@@ -16,6 +16,7 @@ use super::{CloseReason, Node};
 use crate::id::{ConnId, Role};
 use crate::limits;
 use crate::message::Message;
+use crate::peers::Peer;
 use crate::time::Instant;
 use rootswarm_image::ChunkIndex;
 
@@ -23,15 +24,25 @@ impl Node {
     /// Offers chunks while slots are free.
     pub(super) fn offer(&mut self, now: Instant) {
         self.offer_again_at = None;
-        self.may_offer_more = false;
+        let is_news = std::mem::take(&mut self.may_offer_more);
         if self.offers > 0 {
             self.end_unanswered(now);
         }
-        if !self.may_offer() {
+        if self.picker.have().is_empty() || !self.may_offer() {
             return;
         }
+        if let Some(since) = self.nobody_needs_since
+            && !is_news
+            && !self.has_rested(since, now)
+        {
+            self.nobody_needs_since = Some(now);
+            return;
+        }
+        self.nobody_needs_since = None;
         while self.uploads.free_slots(limits::OFFERS_AHEAD, now) > self.offers {
             let Some(conn) = self.neediest(now) else {
+                // A seed's nodes, and whether it may offer at all, change in more ways.
+                self.nobody_needs_since = (self.role == Role::Peer).then_some(now);
                 return;
             };
             let salt = self.rng.next_u64() as u32;
@@ -47,7 +58,7 @@ impl Node {
             let until = now + limits::OFFER_TIMEOUT;
             peer.offered = Some((chunks.clone(), until));
             self.offers += 1;
-            self.offer_again_at = Some(self.offer_again_at.map_or(until, |at| at.min(until)));
+            self.offer_later(until);
             self.send(conn, Message::Offer(chunks));
         }
     }
@@ -73,31 +84,83 @@ impl Node {
             && self.seeding.helps_on(&self.picker, lacks_much)
     }
 
+    /// Whether somebody can be offered something who was left alone until after `since`. Sets the time
+    /// at which the next one is.
+    fn has_rested(&mut self, since: Instant, now: Instant) -> bool {
+        let mut next: Option<Instant> = None;
+        for peer in self.peers.iter().filter(|peer| self.may_be_offered(peer)) {
+            let at = peer.offer_after;
+            if at > now {
+                next = Some(next.map_or(at, |first| first.min(at)));
+            } else if at > since && self.picker.lacks_any(&peer.have, &peer.not_needed) {
+                return true;
+            }
+        }
+        self.offer_again_at = self.offer_again_at.into_iter().chain(next).min();
+        false
+    }
+
+    fn may_be_offered(&self, peer: &Peer) -> bool {
+        peer.active
+            && peer.role == Role::Peer
+            && (peer.is_fed || self.role == Role::Peer)
+            && peer.offered.is_none()
+            && !peer.is_complete()
+            // Other racks ask for what they may take.
+            && (peer.is_near || self.role == Role::Seed || !self.locality.matters())
+            && self.uploads.to(peer.conn) == 0
+    }
+
+    /// This peer may be one to offer something. While nobody else is, it alone is looked at: to look
+    /// at all of them at each chunk was a third of a large simulation's time.
+    pub(super) fn may_offer_to(&mut self, conn: ConnId, now: Instant) {
+        if self.nobody_needs_since.is_none() {
+            self.may_offer_more = true;
+            return;
+        }
+        let Some(peer) = self
+            .peers
+            .get(conn)
+            .filter(|peer| self.may_be_offered(peer))
+        else {
+            return;
+        };
+        if peer.offer_after > now {
+            self.offer_later(peer.offer_after);
+        } else if self.picker.lacks_any(&peer.have, &peer.not_needed) {
+            self.may_offer_more = true;
+        }
+    }
+
+    /// This chunk is new here: there may be somebody who lacks it.
+    pub(super) fn may_offer_chunk(&mut self, index: ChunkIndex, now: Instant) {
+        self.may_offer_more |= self.nobody_needs_since.is_none()
+            || self.peers.iter().any(|peer| {
+                self.may_be_offered(peer)
+                    && peer.offer_after <= now
+                    && !peer.have.get(index)
+                    && !peer.not_needed.get(index)
+            });
+    }
+
+    fn offer_later(&mut self, at: Instant) {
+        self.offer_again_at = Some(self.offer_again_at.map_or(at, |first| first.min(at)));
+    }
+
     /// The peer that lacks the rarest chunk held here; of several the one that has been fetching most
     /// slowly since it came, and of those that have not begun the one that holds least; from one drawn
     /// by chance. Sets the time at which there may be another.
     fn neediest(&mut self, now: Instant) -> Option<ConnId> {
         let count = self.peers.len();
         let start = self.rng.below(count);
-        let is_seed = self.role == Role::Seed;
-        let minds_racks = !is_seed && self.locality.matters();
         let mut best: Option<((u16, u64, u32), ConnId)> = None;
         for step in 0..count {
             let peer = self.peers.at((start + step) % count);
-            let may_have = peer.active
-                && peer.role == Role::Peer
-                && (peer.is_fed || !is_seed)
-                && peer.offered.is_none()
-                && !peer.is_complete()
-                // Other racks ask for what they may take.
-                && (peer.is_near || !minds_racks)
-                && self.uploads.to(peer.conn) == 0;
-            if !may_have {
+            if !self.may_be_offered(peer) {
                 continue;
             }
             if peer.offer_after > now {
-                let at = peer.offer_after;
-                self.offer_again_at = Some(self.offer_again_at.map_or(at, |first| first.min(at)));
+                self.offer_later(peer.offer_after);
                 continue;
             }
             let Some(replicas) = self.picker.fewest_lacking(&peer.have, &peer.not_needed) else {
@@ -147,6 +210,8 @@ impl Node {
             } else {
                 peer.offer_after = Instant(now.0 + wait_us);
             }
+            let at = peer.offer_after;
+            self.offer_later(at);
         }
     }
 
@@ -154,7 +219,8 @@ impl Node {
     pub(super) fn end_offer(&mut self, conn: ConnId) -> Option<Vec<ChunkIndex>> {
         let (chunks, _) = self.peers.get_mut(conn)?.offered.take()?;
         self.offers -= 1;
-        self.may_offer_more = true;
+        // Where nobody else could be offered anything, this makes no difference to them.
+        self.may_offer_more |= self.nobody_needs_since.is_none();
         Some(chunks)
     }
 

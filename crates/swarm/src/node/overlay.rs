@@ -193,6 +193,7 @@ impl Node {
             return;
         };
         self.look_at_all();
+        self.may_offer_more = true;
         if peer.active && peer.role == Role::Peer {
             self.locality.parted(peer.is_near);
         }

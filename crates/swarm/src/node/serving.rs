@@ -27,6 +27,7 @@ impl Node {
             self.outputs.push_back(Output::Upload { conn, index });
         } else {
             self.send(conn, Message::Busy(index));
+            self.may_offer_to(conn, now);
         }
     }
 
@@ -46,9 +47,9 @@ impl Node {
         if self.role == Role::Seed {
             self.look_at_all();
         }
-        self.may_offer_more = true;
         let is_delivered = outcome == UploadOutcome::Delivered;
         self.uploads.ended(conn, index, is_delivered, now);
+        self.may_offer_to(conn, now);
         if let Some(peer) = self.peers.get_mut(conn) {
             match outcome {
                 UploadOutcome::Delivered => {
