@@ -1,10 +1,12 @@
 //! One machine's part in a swarm: inputs in, outputs out.
 //!
 //! This file holds the interface, the dispatch and the timers. What is decided lies in its
-//! parts: `fetching` (what to ask of whom), `locality` (what to fetch from other racks), `offering` (what
-//! to offer whom), `serving` (uploads and the seed's pushes), `overlay` (whom to be connected to) and
-//! `revocation` (whom not any more). How bytes travel and where they are kept is the owner's.
+//! parts: `fetching` (what to ask of whom), `announcing` (what to tell them), `locality` (what to fetch
+//! from other racks), `offering` (what to offer whom), `serving` (uploads and the seed's pushes),
+//! `overlay` (whom to be connected to) and `revocation` (whom not any more). How bytes travel and
+//! where they are kept is the owner's.
 
+mod announcing;
 mod fetching;
 mod locality;
 mod offering;
