@@ -17,7 +17,7 @@ use std::time::Duration;
 use quinn::{Connection, Endpoint, ReadToEndError, VarInt};
 use rootswarm_image::{Manifest, SignedTag};
 use rootswarm_swarm::Role;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -59,9 +59,13 @@ pub(crate) async fn first_of(
         tokio::select! {
             biased;
             Some(ended) = attempts.join_next() => match ended {
-                Ok((_, Ok(joined))) => {
-                    let (joined, trust): (Joined, SwarmTrust) = joined;
+                // Its floor is given up when the other attempts are gone: they are never told to
+                // go on.
+                Ok((_, Ok((answer, floor)))) => {
+                    let Answered { joined, trust }: Answered = answer;
                     node.trust.adopt(&trust);
+                    attempts.shutdown().await;
+                    drop::<Option<OwnedMutexGuard<()>>>(floor);
                     return Ok(joined);
                 }
                 Ok((place, Err(error))) => {
@@ -77,7 +81,7 @@ pub(crate) async fn first_of(
                 Some((place, seed)) => {
                     let attempt = Attempt::new(node, *seed, seeds, request);
                     let floor = floor.clone();
-                    attempts.spawn(async move { (place, attempt.run(Some(&floor)).await) });
+                    attempts.spawn(async move { (place, attempt.run(Some(floor)).await) });
                     next_at = Instant::now() + HEAD_START;
                 }
                 None => more = false,
@@ -102,6 +106,13 @@ fn verdict(mut failed: Vec<(usize, JoinError)>) -> JoinError {
         (Some(error), None) | (None, Some(error)) => error,
         (None, None) => JoinError::NoSeeds,
     }
+}
+
+/// An answer that holds.
+pub(crate) struct Answered {
+    pub(crate) joined: Joined,
+    /// What was learnt of the seed's key on the way.
+    pub(crate) trust: SwarmTrust,
 }
 
 /// One seed, asked once.
@@ -135,11 +146,12 @@ impl Attempt {
         }
     }
 
-    /// Connects, waits for the floor if others want to ask too, asks, and checks the answer.
+    /// Connects, waits for the floor if others want to ask too, asks, and checks the answer. The floor
+    /// comes back with an answer that holds: nobody else is to ask any more.
     pub(crate) async fn run(
         self,
-        floor: Option<&Mutex<()>>,
-    ) -> Result<(Joined, SwarmTrust), JoinError> {
+        floor: Option<Arc<Mutex<()>>>,
+    ) -> Result<(Answered, Option<OwnedMutexGuard<()>>), JoinError> {
         let seed = self.seed;
         let dialer = Dialer::join(self.trust.clone(), &self.tuning);
         let (connection, _) = timeout(
@@ -153,15 +165,16 @@ impl Attempt {
             Some(_) => ANSWER_HEAD_START_TOKEN,
             None => ANSWER_HEAD_START,
         };
-        let _floor = match floor {
-            Some(floor) => timeout(patience, floor.lock()).await.ok(),
+        let floor = match floor {
+            Some(floor) => timeout(patience, floor.lock_owned()).await.ok(),
             None => None,
         };
         let asked = timeout(ANSWER_TIMEOUT, self.ask(&connection)).await;
         connection.close(VarInt::from_u32(0), b"joined");
         let (certificate, tag, manifest) = asked.map_err(|_| self.silent(ANSWER_TIMEOUT))??;
         let joined = self.check(certificate, &tag, &manifest)?;
-        Ok((joined, self.trust))
+        let trust = self.trust;
+        Ok((Answered { joined, trust }, floor))
     }
 
     fn unreachable(&self, reason: String) -> JoinError {

@@ -92,7 +92,7 @@ impl SeedKeeper {
         };
         let attempt = Attempt::new(&self.node, self.seed, &[self.seed], &request);
         let joined = match attempt.run(None).await {
-            Ok((joined, _)) => joined,
+            Ok((answer, _)) => answer.joined,
             Err(error) => {
                 tracing::debug!(seed = %self.seed, %error, "not let in again");
                 return;
