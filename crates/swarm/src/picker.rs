@@ -99,11 +99,10 @@ impl Picker {
             if word == 0 {
                 continue;
             }
-            let (replicas, rarest) = self.replicas.rarest(position, word);
             let fewest = best.map_or(u16::MAX, |(fewest, _)| fewest);
-            if replicas > fewest {
+            let Some((replicas, rarest)) = self.replicas.rarest(position, word, fewest) else {
                 continue;
-            }
+            };
             if replicas < fewest {
                 ties = 0;
             }
@@ -126,12 +125,21 @@ impl Picker {
     }
 
     /// The fewest replicas that a chunk has which is held here and in neither of `theirs` and
-    /// `beside`.
-    pub(crate) fn fewest_lacking(&self, theirs: &Bitfield, beside: &Bitfield) -> Option<u16> {
-        let words = self.lacking(theirs, beside);
-        words
-            .map(|(position, word)| self.replicas.rarest(position, word).0)
-            .min()
+    /// `beside`, unless that is more than `most`.
+    pub(crate) fn fewest_lacking(
+        &self,
+        theirs: &Bitfield,
+        beside: &Bitfield,
+        most: u16,
+    ) -> Option<u16> {
+        let mut fewest = None;
+        for (position, word) in self.lacking(theirs, beside) {
+            let most = fewest.unwrap_or(most);
+            if let Some((replicas, _)) = self.replicas.rarest(position, word, most) {
+                fewest = Some(replicas);
+            }
+        }
+        fewest
     }
 
     /// Whether there is such a chunk.
@@ -150,11 +158,12 @@ impl Picker {
         let mut rarest: Vec<(u16, u32, ChunkIndex)> = Vec::with_capacity(count + 1);
         for (position, mut word) in self.lacking(theirs, beside) {
             while word != 0 {
-                let (replicas, ties) = self.replicas.rarest(position, word);
                 let is_full = rarest.len() == count;
-                if is_full && rarest.last().is_some_and(|last| last.0 < replicas) {
+                let last = rarest.last().filter(|_| is_full);
+                let most = last.map_or(u16::MAX, |last| last.0);
+                let Some((replicas, ties)) = self.replicas.rarest(position, word, most) else {
                     break;
-                }
+                };
                 word &= !ties;
                 let mut rest = ties;
                 while rest != 0 {
@@ -259,6 +268,7 @@ mod tests {
         fn lacks_the_rarest(
             chunks in proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), 0u16..4), 1..300),
             salt in any::<u32>(),
+            most in 0u16..5,
         ) {
             let column = |pick: fn(&(bool, bool, bool, u16)) -> bool| bits(&chunks.iter().map(pick).collect::<Vec<_>>());
             let mut picker = Picker::new(column(|c| c.0));
@@ -268,7 +278,7 @@ mod tests {
             let (theirs, beside) = (column(|c| c.1), column(|c| c.2));
             let mut expected: Vec<u16> = chunks.iter().filter(|c| c.0 && !c.1 && !c.2).map(|c| c.3).collect();
             expected.sort_unstable();
-            prop_assert_eq!(picker.fewest_lacking(&theirs, &beside), expected.first().copied());
+            prop_assert_eq!(picker.fewest_lacking(&theirs, &beside, most), expected.first().copied().filter(|fewest| *fewest <= most));
             let found = picker.rarest_lacking(&theirs, &beside, 3, salt);
             let replicas: Vec<u16> = found.iter().map(|index| chunks[index.0 as usize].3).collect();
             prop_assert_eq!(&replicas[..], &expected[..expected.len().min(3)]);

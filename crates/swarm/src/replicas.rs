@@ -69,20 +69,25 @@ impl Replicas {
         (self.groups[group].0.iter_mut()).for_each(|plane| *plane &= !mask);
     }
 
-    /// The smallest count among the chunks in `set`, and those that have it. `set` is not empty: bit
-    /// `i` is chunk `64 * group + i`.
+    /// The smallest count among the chunks in `set`, and those that have it, unless it is above `most`.
+    /// `set` is not empty: bit `i` is chunk `64 * group + i`. The highest planes come first, so what is
+    /// far above is found out at once.
     #[inline]
-    pub(crate) fn rarest(&self, group: usize, set: u64) -> (u16, u64) {
+    pub(crate) fn rarest(&self, group: usize, set: u64, most: u16) -> Option<(u16, u64)> {
+        let planes = &self.groups[group].0[..self.used];
         let (mut fewest, mut rarest) = (0, set);
-        for (bit, plane) in self.groups[group].0[..self.used].iter().enumerate().rev() {
+        for (bit, plane) in planes.iter().enumerate().rev() {
             let below = rarest & !plane;
-            if below == 0 {
-                fewest |= 1 << bit;
-            } else {
+            if below != 0 {
                 rarest = below;
+                continue;
+            }
+            fewest |= 1 << bit;
+            if fewest > most {
+                return None;
             }
         }
-        (fewest, rarest)
+        Some((fewest, rarest))
     }
 }
 
@@ -101,6 +106,7 @@ mod tests {
         fn counts_like_counters(
             steps in proptest::collection::vec((0u32..100, 0u16..600, any::<bool>()), 1..60),
             set in any::<u64>(),
+            most in 0u16..700,
         ) {
             let mut replicas = Replicas::new(100);
             let mut counters = [0u16; 100];
@@ -122,7 +128,8 @@ mod tests {
             let fewest = members.clone().map(|bit| counters[bit as usize]).min().unwrap();
             let rarest = members.filter(|bit| counters[*bit as usize] == fewest);
             let expected = rarest.fold(0u64, |word, bit| word | 1 << bit);
-            prop_assert_eq!(replicas.rarest(0, set), (fewest, expected));
+            let found = replicas.rarest(0, set, most);
+            prop_assert_eq!(found, (fewest <= most).then_some((fewest, expected)));
         }
     }
 

@@ -163,7 +163,11 @@ impl Node {
                 self.offer_later(peer.offer_after);
                 continue;
             }
-            let Some(replicas) = self.picker.fewest_lacking(&peer.have, &peer.not_needed) else {
+            let most = best.map_or(u16::MAX, |((fewest, _, _), _)| fewest);
+            let lacking = self
+                .picker
+                .fewest_lacking(&peer.have, &peer.not_needed, most);
+            let Some(replicas) = lacking else {
                 continue;
             };
             let need = (replicas, peer.pace(now), peer.have.count());
