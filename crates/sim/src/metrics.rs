@@ -18,7 +18,7 @@ pub(crate) struct Traffic {
 /// What a run gave.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// From each node's start to its end, in seconds, ascending; only nodes that fetched.
+    /// From each node's start to its end, in seconds, ascending; only honest nodes that fetched.
     pub finished_s: Vec<f64>,
     /// Nodes that should have finished and did not.
     pub unfinished: usize,
@@ -133,7 +133,9 @@ pub(crate) fn conclude(mut world: World<'_>) -> Outcome {
     let mut queue_max = 0;
     for number in SEED + 1..world.hosts.len() {
         let host = &world.hosts[number];
-        if let Some(at_ns) = host.finished_ns {
+        if host.corrupts > 0.0 || host.lies.is_some() {
+            // Only the times of honest nodes count.
+        } else if let Some(at_ns) = host.finished_ns {
             let time_s = (at_ns - host.started_ns) as f64 / 1e9;
             let own_s = plan.own_bound_us(host.factor) / 1e6;
             times.push(time_s);

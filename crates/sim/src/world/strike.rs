@@ -28,6 +28,8 @@ impl World<'_> {
                 Fault::Lie { share, silent } => {
                     for host in self.victims(share) {
                         self.hosts[host].lies = Some(if silent { Lie::Silent } else { Lie::Busy });
+                        // Who claims to hold everything is fed by nobody: its own time is its affair.
+                        self.give_up(host);
                     }
                 }
                 Fault::LostDials { share } => self.lost_dials = share,

@@ -563,6 +563,7 @@ impl Node {
                     .position(|(known, _)| *known == index)
                 {
                     peer.unconfirmed.swap_remove(at);
+                    self.seeding.arrived(index);
                     self.seeding.ended(index, &self.picker);
                 }
             }

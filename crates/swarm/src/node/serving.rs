@@ -57,6 +57,10 @@ impl Node {
                     peer.delivered();
                     // Its network has the chunk. It counts as held once the peer announces it, so
                     // that a peer that verifies slowly is not pushed more than it can take.
+                    // Who is not fed does not announce, and has asked for it.
+                    if self.role == Role::Seed && (peer.have.get(index) || !peer.is_fed) {
+                        self.seeding.arrived(index);
+                    }
                     if self.role == Role::Seed && !peer.have.get(index) {
                         peer.unconfirmed.push((index, now));
                         return;
@@ -99,7 +103,7 @@ impl Node {
         }
     }
 
-    /// A seed's pushes: chunks that no node holds, to the nodes with the fewest under way.
+    /// A seed's pushes: chunks that no node is known to hold, to the nodes with the fewest under way.
     pub(super) fn feed(&mut self, now: Instant) {
         self.feed_again_at = None;
         if self.role != Role::Seed {
@@ -109,7 +113,7 @@ impl Node {
         for index in self.uploads.newly_overdue(now) {
             self.seeding.ended(index, &self.picker);
         }
-        while self.uploads.free_slots(0, now) > 0 && self.seeding.is_first_round(&self.picker) {
+        while self.uploads.free_slots(0, now) > 0 && self.seeding.may_push(&self.picker) {
             let Some(conn) = self.hungriest(now) else {
                 let resting = self
                     .peers
@@ -118,7 +122,12 @@ impl Node {
                 self.feed_again_at = resting.map(|peer| peer.backoff_until).min();
                 break;
             };
-            let Some(index) = self.seeding.begin_next(&self.picker) else {
+            let nodes = self.peers.len();
+            let next = self
+                .peers
+                .get(conn)
+                .and_then(|peer| self.seeding.begin_next(&self.picker, &peer.have, nodes));
+            let Some(index) = next else {
                 break;
             };
             if !self.uploads.begin(conn, index, 0, now) {
