@@ -87,7 +87,7 @@ fn arguments() {
         (
             &["publish", "db", &good, "--chunk-size", "64KiB"],
             2,
-            "already published with chunks of 262144 bytes",
+            "already published with chunks of 131072 bytes",
         ),
         (&["serve", "web"], 2, "NAME=FILE"),
         (&["serve", "WEB=x"], 2, "'W'"),

@@ -56,7 +56,7 @@ impl ChunkSize {
     pub const MAX: ChunkSize = ChunkSize {
         log2: MAX_CHUNK_SIZE_LOG2,
     };
-    /// 256 KiB, the size for images up to 512 MiB.
+    /// 128 KiB, the size for images up to 256 MiB.
     pub const DEFAULT: ChunkSize = ChunkSize {
         log2: DEFAULT_CHUNK_SIZE_LOG2,
     };
@@ -83,11 +83,12 @@ impl ChunkSize {
         })
     }
 
-    /// The chunk size an image of `length` bytes is published with: the smallest from 256 KiB up
+    /// The chunk size an image of `length` bytes is published with: the smallest from 128 KiB up
     /// that makes at most 2,048 chunks of it, and 16 MiB for what is longer than 32 GiB.
     ///
     /// | length up to | chunk size | chunks   |
     /// |--------------|------------|----------|
+    /// | 256 MiB      | 128 KiB    | ≤ 2,048  |
     /// | 512 MiB      | 256 KiB    | ≤ 2,048  |
     /// | 1 GiB        | 512 KiB    | ≤ 2,048  |
     /// | 2 GiB        | 1 MiB      | ≤ 2,048  |

@@ -51,8 +51,10 @@ fn a_chunk_size_is_a_power_of_two_in_range() {
 #[test]
 fn the_chunk_size_grows_with_the_image() {
     for (length, expected) in [
-        (0, 256 * KIB),
-        (1, 256 * KIB),
+        (0, 128 * KIB),
+        (1, 128 * KIB),
+        (256 * MIB, 128 * KIB),
+        (256 * MIB + 1, 256 * KIB),
         (512 * MIB, 256 * KIB),
         (512 * MIB + 1, 512 * KIB),
         (GIB, 512 * KIB),

@@ -154,6 +154,21 @@ pub const HAVE_BATCH_MIN: Duration = Duration::from_millis(5);
 /// superfluous.
 pub const HAVE_BATCH_MAX: Duration = Duration::from_millis(10);
 
+/// Who holds a chunk already hears of it within half the time that a chunk takes, and within these
+/// bounds. Telling it at once was a sixth to a third of all haves and gained nothing.
+pub const HAVE_DELAY_MIN: Duration = Duration::from_millis(10);
+/// See [`HAVE_DELAY_MIN`].
+pub const HAVE_DELAY_MAX: Duration = Duration::from_millis(250);
+
+/// Chunks below this are small: at 128 KiB haves were 1.0 to 1.2 % of the image's bytes. So those that
+/// more than [`HAVE_URGENT_REPLICAS`] neighbours announced are announced within the same delay. In the
+/// simulator the last of 8, 24 and 100 nodes of 50 and 100 Mbit/s (96.3 MB) is no later for it (1.080,
+/// 1.118, 1.154 of the bound) with half the haves; with chunks of 256 KiB and more it is, by 0.005 to
+/// 0.010.
+pub const HAVE_SMALL_BYTES: u64 = 256 * 1024;
+/// See [`HAVE_SMALL_BYTES`].
+pub const HAVE_URGENT_REPLICAS: u16 = 4;
+
 /// A peer that said `Busy` is left alone for a time in this range (microseconds), drawn anew
 /// each time so that those it sent away do not come back together.
 pub const BUSY_BACKOFF_US: (u64, u64) = (3_000, 10_000);

@@ -274,9 +274,7 @@ pub struct Node {
     /// A seed's duties; empty and idle on a peer.
     seeding: Seeding,
     tracker: Tracker,
-    /// Chunks to announce, and when.
-    unannounced: Vec<ChunkIndex>,
-    announce_at: Option<Instant>,
+    announcements: announcing::Announcements,
     /// Smoothed time from request to arrival.
     chunk_time: Duration,
     /// How many times as long as usual an answer may take: doubled each time that requests run out
@@ -350,8 +348,7 @@ impl Node {
                 limits::chunk_timeout(config.geometry.chunk_size().bytes()),
             ),
             membership: Membership::default(),
-            unannounced: Vec::new(),
-            announce_at: None,
+            announcements: announcing::Announcements::default(),
             chunk_time: Duration::from_millis(20),
             leniency: 1,
             last_arrival: now,
@@ -431,7 +428,7 @@ impl Node {
     pub fn next_timeout(&self) -> Instant {
         [
             Some(self.housekeeping_at),
-            self.announce_at,
+            self.announcements.due(),
             self.flights.next_deadline(),
             self.look_again_at,
             self.feed_again_at,
@@ -527,8 +524,8 @@ impl Node {
         if self.may_offer_more || self.offer_again_at.is_some_and(|at| at <= now) {
             self.offer(now);
         }
-        if self.announce_at.is_some_and(|at| at <= now) {
-            self.announce();
+        if self.announcements.due().is_some_and(|at| at <= now) {
+            self.announce(now);
         }
         if self.may_dial {
             self.dial_neighbours(now);

@@ -32,6 +32,8 @@ pub(crate) struct Peer {
     /// It is not offered anything before this.
     pub(crate) offer_after: Instant,
     pub(crate) connected_at: Instant,
+    /// Of how many of the node's last arrivals it has heard (see `node/announcing`).
+    pub(crate) told: usize,
     /// What it held when its hello came.
     pub(crate) held_at_first: u32,
     /// Chunks that it was offered and has not answered yet, and until when that counts.
@@ -85,6 +87,7 @@ impl Peer {
             failures: 0,
             declines: 0,
             connected_at: now,
+            told: 0,
             held_at_first: 0,
             complete_since: None,
             asked_for_peers_at: None,

@@ -454,14 +454,13 @@ impl Node {
         for flight in self.flights.extract(|flight| flight.index == index) {
             self.call_off(&flight);
         }
-        self.unannounced.push(index);
+        self.note_arrival(index, now);
         self.may_offer_chunk(index, now);
         if self.picker.is_complete() && !self.completed {
             self.completed = true;
             self.outputs.push_back(Output::Complete);
-            self.announce();
+            self.announce_to_all(now);
         }
-        self.announce_at = self.announce_at.or(Some(now + self.have_batch()));
     }
 
     /// Ends a flight that is no longer wanted; it is out of the list already.

@@ -61,8 +61,9 @@ impl Node {
         };
         self.outputs.push_back(Output::Hello { conn, hello });
         let chunks = self.geometry.chunk_count();
-        self.peers
-            .insert(Peer::new(conn, node, addr, role, dialed, chunks, now));
+        let mut peer = Peer::new(conn, node, addr, role, dialed, chunks, now);
+        peer.told = self.announcements.all();
+        self.peers.insert(peer);
     }
 
     fn refuse(&mut self, conn: ConnId, reason: CloseReason) {

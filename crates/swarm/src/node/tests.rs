@@ -2,6 +2,7 @@
 //!
 //! [`Bench`] is one node whose peers are played by the test; `wires` joins real nodes.
 
+mod announcements;
 mod offers;
 mod racks;
 mod revocation;
