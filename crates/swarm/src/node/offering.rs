@@ -63,7 +63,7 @@ impl Node {
         }
     }
 
-    /// A seed offers once every chunk has a holder, while the nodes it feeds still lack a quarter of
+    /// A seed offers once every chunk has a holder, while the nodes it feeds still lack a tenth of
     /// the image or more, no more than [`limits::SEED_OFFERED_COPIES`] copies have left it, and its
     /// link is faster than theirs (see `seeding`).
     fn may_offer(&mut self) -> bool {
@@ -72,16 +72,16 @@ impl Node {
         }
         let chunks = u64::from(self.geometry.chunk_count());
         let peers = &self.peers;
-        let lacks_much = || {
+        let held_percent = || {
             let (mut nodes, mut held) = (0, 0);
             for peer in peers.iter().filter(|peer| peer.is_fed) {
                 nodes += 1;
                 held += u64::from(peer.have.count());
             }
-            held * 4 < chunks * nodes * 3
+            held * 100 / (chunks * nodes).max(1)
         };
         self.counters.uploaded < chunks * limits::SEED_OFFERED_COPIES
-            && self.seeding.helps_on(&self.picker, lacks_much)
+            && self.seeding.helps_on(&self.picker, held_percent)
     }
 
     /// Whether somebody can be offered something who was left alone until after `since`. Sets the time
