@@ -4,10 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::ConnectionError;
 use quinn::crypto::rustls::QuicClientConfig;
-use rustls::DigitallySignedStruct;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{AlertDescription, RootCertStore};
 use tokio::time::timeout;
 
 use super::member::{OutlawError, endpoint};
@@ -21,50 +20,11 @@ const NAMES: &[&[u8]] = &[
     b"rootswarm",
 ];
 
-/// Believes whatever the server presents: what it says is all that is looked at.
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        vec![rustls::SignatureScheme::ED25519]
-    }
-}
-
 /// Tries to connect with each protocol name of another version, and with none, and returns how it
 /// was refused each time.
 ///
 /// # Errors
-/// When one of them is let in, or when nobody answers.
+/// When one of them is let in or refused for another reason, or when nobody answers.
 pub async fn old_versions(from: IpAddr, to: SocketAddr) -> Result<Vec<String>, OutlawError> {
     let other = |error: &dyn std::fmt::Display| OutlawError::Other(error.to_string());
     let endpoint = endpoint(from)?;
@@ -76,8 +36,8 @@ pub async fn old_versions(from: IpAddr, to: SocketAddr) -> Result<Vec<String>, O
         ))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| other(&error))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody))
+        // No authority is known: whoever gets as far as a certificate ends otherwise than expected.
+        .with_root_certificates(RootCertStore::empty())
         .with_no_client_auth();
         config.alpn_protocols = names.iter().map(|name| name.to_vec()).collect();
         let config = QuicClientConfig::try_from(config).map_err(|error| other(&error))?;
@@ -92,9 +52,17 @@ pub async fn old_versions(from: IpAddr, to: SocketAddr) -> Result<Vec<String>, O
                     .map_or("none", |name| std::str::from_utf8(name).unwrap_or("?"));
                 return Err(OutlawError::Other(format!("let in with protocol {said}")));
             }
-            Ok(Err(error)) => refusals.push(error.to_string()),
+            Ok(Err(error)) if is_unknown_protocol(&error) => refusals.push(error.to_string()),
+            Ok(Err(error)) => return Err(other(&error)),
             Err(_) => return Err(OutlawError::Other("no answer".to_owned())),
         }
     }
     Ok(refusals)
+}
+
+/// The server's alert: none of the names is spoken here (RFC 7301, 3.2).
+fn is_unknown_protocol(error: &ConnectionError) -> bool {
+    let alert = u8::from(AlertDescription::NoApplicationProtocol);
+    matches!(error, ConnectionError::ConnectionClosed(close)
+        if close.error_code == quinn::TransportErrorCode::crypto(alert))
 }
