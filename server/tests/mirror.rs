@@ -7,9 +7,9 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::{Server, run, run_ok, squashfs, stderr};
+use common::{Server, request, run, run_ok, squashfs, stderr, until};
 use rootswarm_image::SwarmPublicKey;
-use rootswarm_transport::node::{JoinError, JoinRequest, Node, NodeConfig, SeedTrust, SwarmHandle};
+use rootswarm_transport::node::{JoinError, Node, NodeConfig, SeedTrust, SwarmHandle};
 use rootswarm_transport::store::ChunkStore;
 use rootswarm_transport::tuning::Tuning;
 
@@ -88,25 +88,6 @@ impl Pair {
         let store = ChunkStore::create(path, joined.manifest.clone()).unwrap();
         node.start(joined, store).unwrap()
     }
-}
-
-fn request(token: Option<&str>) -> JoinRequest {
-    JoinRequest {
-        name: "web".parse().unwrap(),
-        pin: None,
-        token: token.map(|token| token.trim().to_owned()),
-        rack: None,
-    }
-}
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let waiting = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    let waited = tokio::time::timeout(LIMIT, waiting).await;
-    assert!(waited.is_ok(), "{what} did not come within {LIMIT:?}");
 }
 
 /// Each name with its version and id, as the admin sees it.

@@ -10,12 +10,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Server, run_ok, squashfs};
+use common::{Server, request, run_ok, squashfs};
 use quinn::{Connection, Endpoint};
 use rootswarm_image::{ImageId, SwarmKey};
 use rootswarm_swarm::{Have, Hello, Message, Role, encode_hello, encode_message};
 use rootswarm_transport::identity::{Identity, NodeKey, SwarmCa};
-use rootswarm_transport::node::{JoinRequest, Node, NodeConfig, SeedTrust};
+use rootswarm_transport::node::{Node, NodeConfig, SeedTrust};
 use rootswarm_transport::store::FileStore;
 use rootswarm_transport::tls::Dialer;
 use rootswarm_transport::trust::SwarmTrust;
@@ -116,15 +116,6 @@ async fn node(key: &SwarmKey, bind: IpAddr) -> Node {
     })
     .await
     .unwrap()
-}
-
-fn request(token: Option<&str>) -> JoinRequest {
-    JoinRequest {
-        name: "web".parse().unwrap(),
-        pin: None,
-        token: token.map(|token| token.trim().to_owned()),
-        rack: None,
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,13 +8,12 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Server, run, run_ok, squashfs, stderr};
+use common::{Server, request, run, run_ok, squashfs, stderr, until};
 use rootswarm_image::SwarmPublicKey;
-use rootswarm_transport::node::{JoinRequest, Node, NodeConfig, SeedTrust, SwarmHandle};
+use rootswarm_transport::node::{Node, NodeConfig, SeedTrust, SwarmHandle};
 use rootswarm_transport::store::{ChunkStore, FileStore};
 use rootswarm_transport::tuning::Tuning;
 
-const LIMIT: Duration = Duration::from_secs(60);
 const LENGTH: usize = 6_000_000;
 
 struct Lab {
@@ -58,19 +57,10 @@ impl Lab {
         .unwrap()
     }
 
-    fn request(token: Option<&str>) -> JoinRequest {
-        JoinRequest {
-            name: "web".parse().unwrap(),
-            pin: None,
-            token: token.map(|token| token.trim().to_owned()),
-            rack: None,
-        }
-    }
-
     /// A node that has the whole image.
     async fn holder(&self, token: Option<&str>) -> SwarmHandle {
         let node = self.node().await;
-        let (seeds, request) = ([self.server.swarm], Lab::request(token));
+        let (seeds, request) = ([self.server.swarm], request(token));
         let joined = node.join(&seeds, &request).await.unwrap();
         let store = FileStore::open(self.path("image"), joined.manifest.geometry());
         node.serve(joined, std::sync::Arc::new(store.unwrap()))
@@ -79,7 +69,7 @@ impl Lab {
 
     async fn fetch(&self, file: &str, token: Option<&str>) -> SwarmHandle {
         let node = self.node().await;
-        let (seeds, request) = ([self.server.swarm], Lab::request(token));
+        let (seeds, request) = ([self.server.swarm], request(token));
         let joined = node.join(&seeds, &request).await.unwrap();
         let store = ChunkStore::create(self.path(file), joined.manifest.clone()).unwrap();
         node.start(joined, store).unwrap()
@@ -95,16 +85,6 @@ impl Lab {
             .map(|node| node["id"].as_str().unwrap().to_owned())
             .collect()
     }
-}
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let waiting = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let waited = tokio::time::timeout(LIMIT, waiting).await;
-    assert!(waited.is_ok(), "{what} did not come within {LIMIT:?}");
 }
 
 fn is_alone(node: &SwarmHandle) -> bool {

@@ -9,6 +9,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use rootswarm_transport::node::JoinRequest;
+
 /// The binary, with an environment that has nothing of the machine's own configuration.
 pub fn rootswarm() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rootswarm"));
@@ -331,4 +333,26 @@ impl Answer {
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
+}
+
+/// Asks for the image `web`, with this token or none.
+pub fn request(token: Option<&str>) -> JoinRequest {
+    JoinRequest {
+        name: "web".parse().unwrap(),
+        pin: None,
+        token: token.map(|token| token.trim().to_owned()),
+        rack: None,
+    }
+}
+
+/// Waits until `holds` does.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let limit = Duration::from_secs(60);
+    let waited = tokio::time::timeout(limit, waiting).await;
+    assert!(waited.is_ok(), "{what} did not come within {limit:?}");
 }
