@@ -43,6 +43,7 @@ const SUITES: &[&str] = &[
     "bench",
     "bad_input",
     "loopback",
+    "seeds",
     "hostile",
     "namespaces",
 ];
