@@ -49,6 +49,10 @@ const RETIRE: Duration = Duration::from_secs(600);
 /// …and for so long at least: a node that was let in a moment ago may not be connected yet.
 const RETIRE_AFTER: Duration = Duration::from_secs(5);
 
+/// Reads of boot files and looks at the state directory at a time: what a disk has use for. Each
+/// thread's stack counts as 2 MiB against a limit like the unit's.
+const MAX_BLOCKING_THREADS: usize = 64;
+
 /// Why the server does not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -204,6 +208,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     load(&catalogue)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .map_err(ServeError::Start)?;
     let served = runtime.block_on(Server::run(settings, key, catalogue, http));

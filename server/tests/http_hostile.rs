@@ -4,14 +4,16 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Server, run_ok, squashfs};
 use proptest::prelude::*;
-use rootswarm::http::server::{HEADER_TIMEOUT, MAX_CONNECTIONS_PER_ADDRESS};
+use rootswarm::http::server::{HEADER_TIMEOUT, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
 
 /// For anything that an honest client gets at once.
 const PROMPT: Duration = Duration::from_secs(10);
@@ -74,6 +76,71 @@ fn who_sends_a_head_slowly_is_cut_off_and_holds_up_nobody() {
             .count();
     }
     assert!(begin.elapsed() >= HEADER_TIMEOUT / 2, "they had their time");
+}
+
+/// What SECURITY.md promises of a seed.
+const SEED_KIB: u64 = 256 * 1024;
+
+fn connect_from(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    // The least there is: what is sent stays with the sender.
+    socket.set_recv_buffer_size(1).unwrap();
+    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+    socket.connect(&to.into()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PROMPT)).unwrap();
+    stream
+}
+
+fn peak_kib(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let digits = line.and_then(|line| line.split_whitespace().nth(1));
+    digits.unwrap().parse().unwrap()
+}
+
+/// As many as there may be, from as many addresses as that takes, each in the middle of a kernel that
+/// it does not read: the next one waits, nobody is closed, and the memory is what is promised.
+#[test]
+fn the_last_place_is_waited_for() {
+    let state = tempfile::tempdir().unwrap();
+    publish(state.path(), &squashfs(300_000, 7));
+    fs::write(state.path().join("boot/vmlinuz"), vec![7; 2 << 20]).unwrap();
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let server = Server::start_under(&["prlimit", "--nofile=8192"], state.path(), &[]);
+    let addresses = MAX_CONNECTIONS / MAX_CONNECTIONS_PER_ADDRESS;
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+    let mut held = Vec::new();
+    for address in 0..addresses {
+        // Loopback is 16 million addresses.
+        let from = Ipv4Addr::new(127, 0, 1, address as u8 + 1);
+        for _ in 0..MAX_CONNECTIONS_PER_ADDRESS {
+            let mut stream = connect_from(from, server.http);
+            stream.write_all(get("/boot/vmlinuz").as_bytes()).unwrap();
+            // It has its place when the answer begins.
+            let mut head = [0; 15];
+            stream.read_exact(&mut head).unwrap();
+            assert_eq!(&head, b"HTTP/1.1 200 OK");
+            held.push(stream);
+        }
+    }
+    assert_eq!(held.len(), MAX_CONNECTIONS);
+    let mut late = connect_from(Ipv4Addr::new(127, 0, 2, 1), server.http);
+    late.write_all(get("/healthz").as_bytes()).unwrap();
+    let mut head = [0; 15];
+    late.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let waited = late.read_exact(&mut head).unwrap_err();
+    assert_eq!(waited.kind(), std::io::ErrorKind::WouldBlock);
+    let peak = peak_kib(server.child.id());
+    println!("{MAX_CONNECTIONS} slow readers: at most {peak} KiB resident");
+    assert!(peak <= SEED_KIB, "{peak} KiB");
+    // One goes, and the place is the next one's.
+    held.pop();
+    late.set_read_timeout(Some(PROMPT)).unwrap();
+    late.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200 OK");
 }
 
 #[test]

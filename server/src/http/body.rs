@@ -21,8 +21,8 @@ const PIECES: usize = 2;
 const MAPPED_PIECE_BYTES: usize = 256 * 1024;
 
 /// The same for reads, where a piece is memory: with 2 in flight and the one being read, a
-/// connection holds 384 KiB.
-const READ_PIECE_BYTES: usize = 128 * 1024;
+/// connection holds 48 KiB, and all that there may be 96 MiB.
+const READ_PIECE_BYTES: usize = 16 * 1024;
 
 /// The bytes from `start` up to `end` of a mapped image, no faster than `limiter` lets them.
 pub fn mapped(whole: Bytes, start: u64, end: u64, limiter: Arc<RateLimiter>) -> Body {

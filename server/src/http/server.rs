@@ -26,9 +26,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 
-/// Connections at a time. Each holds at most a 16 KiB read buffer and 384 KiB of file pieces
-/// (`super::body`): 800 MB if all of them read boot files as slowly as is allowed, some 30 MB when
-/// they read mapped images.
+/// Connections at a time. Each holds at most a 16 KiB read buffer and 48 KiB of file pieces
+/// (`super::body`): 128 MiB if all of them read boot files as slowly as is allowed, a quarter of it
+/// when they read mapped images.
 pub const MAX_CONNECTIONS: usize = 2048;
 
 /// Connections from one address: download tools open up to 16, and a machine boots once.

@@ -168,7 +168,8 @@ impl Server {
         Server::spawn(command, state, args)
     }
 
-    fn spawn(mut command: Command, state: &Path, args: &[&str]) -> Server {
+    /// The same with a command of the caller's, which runs the program in the end.
+    pub fn spawn(mut command: Command, state: &Path, args: &[&str]) -> Server {
         command.arg("serve").arg("--state").arg(state);
         for option in ["--listen", "--http"] {
             if !args.contains(&option) {
