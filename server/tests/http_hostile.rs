@@ -101,6 +101,7 @@ fn peak_kib(process: u32) -> u64 {
 
 /// As many as there may be, from as many addresses as that takes, each in the middle of a kernel that
 /// it does not read: the next one waits, nobody is closed, and the memory is what is promised.
+#[allow(clippy::print_stdout)] // The figure, for whoever asks with --nocapture.
 #[test]
 fn the_last_place_is_waited_for() {
     let state = tempfile::tempdir().unwrap();

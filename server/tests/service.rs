@@ -5,6 +5,8 @@
 //! file systems, the limits and the lost privileges by util-linux's programs, and the filters of
 //! system calls, address families and memory by looking at all that the server asked the kernel for.
 
+#![allow(clippy::print_stdout)] // The figures, for whoever asks with --nocapture.
+
 mod common;
 
 use std::collections::BTreeSet;
