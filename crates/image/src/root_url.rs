@@ -172,17 +172,25 @@ impl FromStr for RootUrl {
         let (scheme, rest) = text
             .split_once("://")
             .ok_or_else(|| RootUrlError::Scheme { found: found() })?;
-        match scheme.to_ascii_lowercase().as_str() {
+        let url = match scheme.to_ascii_lowercase().as_str() {
             "swarm" => {
                 let (hosts, image) = rest
                     .split_once('/')
                     .ok_or_else(|| RootUrlError::NoName { found: found() })?;
-                parse_swarm(hosts, image)
+                parse_swarm(hosts, image)?
             }
-            "http" => parse_http(rest),
-            "https" => Err(RootUrlError::Https { found: found() }),
-            _ => Err(RootUrlError::Scheme { found: found() }),
+            "http" => parse_http(rest)?,
+            "https" => return Err(RootUrlError::Https { found: found() }),
+            _ => return Err(RootUrlError::Scheme { found: found() }),
+        };
+        // `http://h?q` is written `http://h/?q`: what is accepted here is accepted again.
+        let written_bytes = url.to_string().len();
+        if written_bytes > MAX_ROOT_URL_BYTES {
+            return Err(RootUrlError::TooLong {
+                found: written_bytes,
+            });
         }
+        Ok(url)
     }
 }
 

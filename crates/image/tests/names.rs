@@ -106,6 +106,7 @@ fn a_bad_rooturl_is_refused_in_one_clear_line() {
     let upper = HEX.to_uppercase();
     let seventeen = format!("swarm://h{}/n", ",h".repeat(16));
     let too_long = format!("http://h/{}", "a".repeat(1016));
+    let longer_when_written = format!("http://h?{}", "a".repeat(1015));
     let long_label = format!("swarm://{}/n", "a".repeat(64));
     let long_name = format!("swarm://h/{}", "n".repeat(65));
     let long_host = format!("swarm://{}h4/n", "a.".repeat(126));
@@ -122,6 +123,10 @@ fn a_bad_rooturl_is_refused_in_one_clear_line() {
             "is https: expected http:// with the image pinned as @blake3:HEX",
         ),
         (&too_long, "rooturl has 1025 bytes: expected at most 1024"),
+        (
+            &longer_when_written,
+            "rooturl has 1025 bytes: expected at most 1024",
+        ),
         (
             "swarm://h/a b",
             "rooturl has the character ' ': expected visible ASCII",
