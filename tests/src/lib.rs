@@ -8,9 +8,11 @@
 pub mod bench;
 pub mod cargo;
 pub mod cgroup;
+pub mod faults;
 pub mod hostile;
 pub mod keeper;
 pub mod netns;
+pub mod network;
 pub mod packages;
 pub mod process;
 pub mod scenario;

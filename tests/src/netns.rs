@@ -193,8 +193,8 @@ impl Namespace {
         let limit = (share.clamp(0.0, 1.0) * f64::from(SCALE)).round() as u32;
         // nftables refuses a comparison that is always true.
         let drop = match limit {
-            SCALE.. => "drop".to_owned(),
-            limit => format!("numgen random mod {SCALE} < {limit} drop"),
+            SCALE.. => "counter drop".to_owned(),
+            limit => format!("numgen random mod {SCALE} < {limit} counter drop"),
         };
         self.filter(
             &format!("oifname != lo {drop}"),
@@ -202,12 +202,22 @@ impl Namespace {
         )
     }
 
+    /// How many packets [`Namespace::lose`] or [`Namespace::block_udp`] has dropped.
+    ///
+    /// # Errors
+    /// When there is no rule of theirs.
+    pub fn dropped(&self) -> Result<u64> {
+        let rules = output(self.command("nft").args(["list", "table", "inet", PREFIX]))?;
+        Ok(parse_dropped(&rules))
+    }
+
     /// Drops all UDP, as a site's firewall does.
     ///
     /// # Errors
     /// When nftables is missing or refuses.
     pub fn block_udp(&self) -> Result<()> {
-        self.filter("meta l4proto udp drop", "meta l4proto udp drop")
+        let rule = "meta l4proto udp counter drop";
+        self.filter(rule, rule)
     }
 
     /// Lets everything through again.
@@ -401,6 +411,15 @@ fn parse_traffic(proc_net_dev: &str, interface: &str) -> Option<Traffic> {
     Some(Traffic { rx_bytes, tx_bytes })
 }
 
+/// The sum of the packets that the rules of an `nft list table` counted.
+fn parse_dropped(rules: &str) -> u64 {
+    let counted = |line: &str| -> Option<u64> {
+        let (_, rest) = line.split_once("counter packets ")?;
+        rest.split(' ').next()?.parse().ok()
+    };
+    rules.lines().filter_map(counted).sum()
+}
+
 fn run<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) -> Result<String> {
     output(Command::new(program).args(args))
 }
@@ -472,6 +491,15 @@ fn maker(name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dropped_packets_are_those_of_all_rules() {
+        let rules = "table inet t {\n\tchain out {\n\t\ttype filter hook output priority filter;\n\
+                     \t\tnumgen random mod 100 < 5 counter packets 12 bytes 900 drop\n\t}\n\
+                     \tchain in {\n\t\tcounter packets 30 bytes 9 drop\n\t}\n}\n";
+        assert_eq!(parse_dropped(rules), 42);
+        assert_eq!(parse_dropped("table inet t {\n}\n"), 0);
+    }
 
     #[test]
     fn maker_is_read_from_our_names_only() {

@@ -1,115 +1,19 @@
 //! What goes wrong on real networks: seeds and peers that vanish, cables that are pulled, slow
 //! links, firewalls, loss. Each node is in a network namespace of its own. Needs root.
 
-use std::net::Ipv4Addr;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rootswarm_tests::netns::{Bridge, Link, Namespace, NetnsError};
+use rootswarm_tests::network::{Network, all_finish, sum, wait_for_share};
 use rootswarm_tests::scenario::scenario;
 use rootswarm_tests::source;
-use rootswarm_tests::swarm::{Agent, Place, Seed, SwarmError};
+use rootswarm_tests::swarm::{Agent, Seed};
 use rustix::process::Signal;
 
 const MB: u64 = 1_000_000;
-const MBIT: u64 = 1_000_000;
 const SECOND: Duration = Duration::from_secs(1);
 /// Several times what each scenario takes on an idle machine.
 const LIMIT: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(50);
-
-/// A namespace with its cable.
-struct Site {
-    namespace: Namespace,
-    link: Link,
-}
-
-impl Site {
-    fn place(&self) -> Place<'_> {
-        Place::inside(&self.namespace, self.link.address())
-    }
-}
-
-/// A seed and nodes around one switch. Each scenario has its own.
-struct Network {
-    seed: Site,
-    nodes: Vec<Site>,
-    _bridge: Bridge,
-}
-
-impl Network {
-    fn lay_out(nodes: u8, node_mbit: u64, seed_mbit: u64) -> Result<Self, NetnsError> {
-        let bridge = Bridge::create("switch")?;
-        let site = |label: &str, host, rate_mbit: u64| {
-            let namespace = Namespace::create(label)?;
-            let link = bridge.attach(&namespace, Ipv4Addr::new(10, 79, 0, host), 24)?;
-            link.shape(rate_mbit * MBIT)?;
-            Ok::<_, NetnsError>(Site { namespace, link })
-        };
-        let seed = site("seed", 1, seed_mbit)?;
-        let nodes = (0..nodes).map(|number| site(&format!("node{number}"), 10 + number, node_mbit));
-        let nodes = nodes.collect::<Result<_, _>>()?;
-        Ok(Network {
-            seed,
-            nodes,
-            _bridge: bridge,
-        })
-    }
-
-    fn fetch_all(&self, directory: &Path, url: &str) -> Result<Vec<Agent>, SwarmError> {
-        let fetch = |(number, site): (usize, &Site)| {
-            Agent::fetch(
-                site.place(),
-                directory,
-                &format!("node{number}"),
-                url,
-                &["--stay"],
-            )
-        };
-        self.nodes.iter().enumerate().map(fetch).collect()
-    }
-}
-
-fn sum(agents: &[Agent], key: &str) -> Result<u64, SwarmError> {
-    agents.iter().map(|agent| agent.count(key)).sum()
-}
-
-/// Every agent holds the image within the limit.
-fn all_finish(agents: &mut [Agent], image: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    for agent in agents {
-        agent.wait_complete(LIMIT)?;
-        let label = agent.process.label();
-        assert!(
-            source::same(image, agent.output())?,
-            "{label} holds another image"
-        );
-    }
-    Ok(())
-}
-
-/// Waits until all together hold `share` of what they will hold in the end.
-fn wait_for_share(agents: &mut [Agent], bytes: u64, share: f64) -> Result<(), SwarmError> {
-    let goal = (agents.len() as f64 * bytes as f64 * share) as u64;
-    let start = Instant::now();
-    while sum(agents, "bytes_have")? < goal {
-        for agent in agents.iter_mut() {
-            let ended = agent.process.try_wait()?;
-            assert_eq!(
-                ended,
-                None,
-                "{}: {}",
-                agent.process.label(),
-                agent.process.tail(20)
-            );
-        }
-        assert!(
-            start.elapsed() < LIMIT,
-            "no {share} of the swarm's bytes after {LIMIT:?}"
-        );
-        std::thread::sleep(POLL);
-    }
-    Ok(())
-}
 
 #[test]
 fn a_swarm_that_holds_all_finishes_without_its_seed() {
@@ -149,7 +53,7 @@ fn a_swarm_that_holds_all_finishes_without_its_seed() {
         );
         assert!(copies < 1.5, "{copies} copies were sent before the kill");
 
-        all_finish(&mut agents, &image)
+        Ok(all_finish(&mut agents, &image, LIMIT)?)
     });
 }
 
@@ -162,12 +66,12 @@ fn half_of_the_peers_can_vanish() {
         let network = Network::lay_out(6, 20, 20)?;
         let mut seed = Seed::start(network.seed.place(), directory, &[("debian", &image)], &[])?;
         let mut agents = network.fetch_all(directory, &seed.url("debian")?)?;
-        wait_for_share(&mut agents, BYTES, 0.4)?;
+        wait_for_share(&mut agents, BYTES, 0.4, LIMIT)?;
         let mut rest = agents.split_off(3);
         for agent in &mut agents {
             agent.process.kill()?;
         }
-        all_finish(&mut rest, &image)
+        Ok(all_finish(&mut rest, &image, LIMIT)?)
     });
 }
 
@@ -180,17 +84,17 @@ fn half_of_the_peers_can_freeze() {
         let network = Network::lay_out(6, 20, 20)?;
         let mut seed = Seed::start(network.seed.place(), directory, &[("debian", &image)], &[])?;
         let mut agents = network.fetch_all(directory, &seed.url("debian")?)?;
-        wait_for_share(&mut agents, BYTES, 0.4)?;
+        wait_for_share(&mut agents, BYTES, 0.4, LIMIT)?;
         let mut rest = agents.split_off(3);
         for agent in &mut agents {
             agent.process.signal(Signal::STOP)?;
         }
-        all_finish(&mut rest, &image)?;
+        all_finish(&mut rest, &image, LIMIT)?;
         // Those that wake up again finish as well.
         for agent in &mut agents {
             agent.process.signal(Signal::CONT)?;
         }
-        all_finish(&mut agents, &image)
+        Ok(all_finish(&mut agents, &image, LIMIT)?)
     });
 }
 
@@ -203,7 +107,7 @@ fn a_pulled_cable_costs_time_and_nothing_else() {
         let network = Network::lay_out(2, 20, 20)?;
         let mut seed = Seed::start(network.seed.place(), directory, &[("debian", &image)], &[])?;
         let mut agents = network.fetch_all(directory, &seed.url("debian")?)?;
-        wait_for_share(&mut agents, BYTES, 0.3)?;
+        wait_for_share(&mut agents, BYTES, 0.3, LIMIT)?;
         let held = agents[0].count("bytes_have")?;
         network.nodes[0].link.set_up(false)?;
         // Longer than a connection stays alive without an answer.
@@ -214,7 +118,7 @@ fn a_pulled_cable_costs_time_and_nothing_else() {
         );
         agents[1].wait_complete(LIMIT)?;
         network.nodes[0].link.set_up(true)?;
-        all_finish(&mut agents, &image)?;
+        all_finish(&mut agents, &image, LIMIT)?;
         let duplicate = agents[0].count("duplicate_bytes")?;
         assert!(
             duplicate < held,
@@ -245,7 +149,7 @@ fn a_late_node_is_served_by_its_peers() {
             )
         };
         let mut agents = vec![stay(0)?, stay(1)?, stay(2)?];
-        all_finish(&mut agents, &image)?;
+        all_finish(&mut agents, &image, LIMIT)?;
 
         // The seed comes back with 1 Mbit: alone it would need 96 s for one more copy.
         seed.process.terminate(rootswarm_tests::swarm::STOP_GRACE)?;
@@ -267,7 +171,7 @@ fn a_late_node_is_served_by_its_peers() {
 
         let start = Instant::now();
         let mut late = vec![stay(3)?];
-        all_finish(&mut late, &image)?;
+        all_finish(&mut late, &image, LIMIT)?;
         let took_s = start.elapsed().as_secs_f64();
         assert!(
             took_s < 30.0,
@@ -327,6 +231,6 @@ fn two_of_a_hundred_packets_lost_is_survived() {
         }
         let mut seed = Seed::start(network.seed.place(), directory, &[("debian", &image)], &[])?;
         let mut agents = network.fetch_all(directory, &seed.url("debian")?)?;
-        all_finish(&mut agents, &image)
+        Ok(all_finish(&mut agents, &image, LIMIT)?)
     });
 }

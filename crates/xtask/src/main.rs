@@ -1,8 +1,9 @@
-//! `cargo xtask`: the demo, the tests, the bench, the simulator, the fuzzer, the attacks and the size
-//! check. This file only chooses between them.
+//! `cargo xtask`: the demo, the tests, the bench, the simulator, the fuzzer, the attacks, the faults
+//! and the size check. This file only chooses between them.
 
 mod bench;
 mod demo;
+mod faults;
 mod fuzz;
 mod hostile;
 mod predict;
@@ -41,6 +42,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Attack the programs in every way there is, one after the other, and print what it cost (needs root)
     Hostile(hostile::Args),
+    /// Inject every fault there is into the programs, and print what came of it (needs root)
+    Faults(faults::Args),
     /// Build the static agent and hold its size against the limit
     Size(size::Args),
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Hostile(args) => hostile::run(&args),
+        Command::Faults(args) => faults::run(&args),
         Command::Size(args) => size::run(args),
     };
     match result {

@@ -46,6 +46,7 @@ const SUITES: &[&str] = &[
     "seeds",
     "hostile",
     "namespaces",
+    "faults",
 ];
 
 /// Installs and runs.

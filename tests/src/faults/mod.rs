@@ -1,0 +1,128 @@
+//! Faults, injected for real into the real programs, and what came of each.
+//!
+//! A [`Fault`] is a row of the table that `cargo xtask faults` prints. Its function injects the fault
+//! into programs of its own, counts how often it really fired, holds the programs to what must happen
+//! and says what did. To add a row: write `pub(super) const NAME: Fault` in the file of its group and
+//! name it in [`ALL`]. A row that must not only survive but be compared uses a [`Drill`]: the same
+//! download with and without the fault, in one run.
+
+mod drill;
+mod links;
+
+use std::error::Error;
+use std::path::Path;
+use std::time::Duration;
+
+pub use drill::{Drill, Running};
+
+/// What fails a row: one line.
+pub type Failure = Box<dyn Error>;
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// Its name on the command line and in the table: `group: what`.
+    pub name: &'static str,
+    /// Free space it needs in its directory, in bytes.
+    pub need_bytes: u64,
+    /// Injects it, with an empty directory of its own.
+    pub inject: fn(&Path) -> Result<Outcome, Failure>,
+}
+
+/// What came of a fault.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// How often it fired: counted where it was injected, never assumed. None fails the row.
+    pub fired: u64,
+    /// What was counted, in the plural: "packets dropped", "nodes killed".
+    pub unit: &'static str,
+    /// What happened, in a few words.
+    pub outcome: String,
+    /// How much longer the last node took than without the fault, where that is a question.
+    pub added: Option<Added>,
+}
+
+/// The times of the last node with and without a fault.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Added {
+    /// Without.
+    pub without: Duration,
+    /// With.
+    pub with: Duration,
+}
+
+impl std::fmt::Display for Added {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (with, without) = (self.with.as_secs_f64(), self.without.as_secs_f64());
+        write!(f, "{:+.1} s on {without:.1} s", with - without)
+    }
+}
+
+/// Every row, in the order of the table.
+pub const ALL: &[Fault] = &[links::LOSS_1, links::LOSS_5];
+
+impl Fault {
+    /// Injects it in `directory`.
+    ///
+    /// # Errors
+    /// When the programs do not do what they must, or the fault never fired.
+    pub fn run(&self, directory: &Path) -> Result<Outcome, Failure> {
+        let outcome = (self.inject)(directory)?;
+        if outcome.fired == 0 {
+            return Err(format!("the fault never fired: 0 {}", outcome.unit).into());
+        }
+        Ok(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_different() {
+        let mut names: Vec<&str> = ALL.iter().map(|fault| fault.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+
+    #[test]
+    fn a_fault_that_did_not_fire_proves_nothing() {
+        let fault = |fired| Fault {
+            name: "test",
+            need_bytes: 0,
+            inject: match fired {
+                true => |_| {
+                    Ok(Outcome {
+                        fired: 1,
+                        unit: "tests",
+                        outcome: String::new(),
+                        added: None,
+                    })
+                },
+                false => |_| {
+                    Ok(Outcome {
+                        fired: 0,
+                        unit: "tests",
+                        outcome: String::new(),
+                        added: None,
+                    })
+                },
+            },
+        };
+        assert!(fault(true).run(Path::new("/")).is_ok());
+        let error = fault(false).run(Path::new("/")).expect_err("nothing fired");
+        assert_eq!(error.to_string(), "the fault never fired: 0 tests");
+    }
+
+    #[test]
+    fn added_time_says_what_it_is_added_to() {
+        let added = |with, without| Added {
+            with: Duration::from_millis(with),
+            without: Duration::from_millis(without),
+        };
+        assert_eq!(added(7_500, 5_000).to_string(), "+2.5 s on 5.0 s");
+        assert_eq!(added(4_900, 5_000).to_string(), "-0.1 s on 5.0 s");
+    }
+}

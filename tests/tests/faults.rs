@@ -1,0 +1,25 @@
+//! Some of the faults that `cargo xtask faults` injects, as tests: a quick one of each group. Needs
+//! root.
+
+use std::path::Path;
+
+use rootswarm_tests::faults::{ALL, Fault};
+use rootswarm_tests::scenario::{self, scenario};
+
+/// Room for the largest of the rows chosen here.
+const NEED_BYTES: u64 = 400_000_000;
+
+/// Injects the fault of this name.
+fn survive(name: &str, directory: &Path) -> scenario::Outcome {
+    let named = |fault: &&Fault| fault.name == name;
+    let fault = ALL.iter().find(named).ok_or("no such fault")?;
+    fault.run(directory)?;
+    Ok(())
+}
+
+#[test]
+fn five_of_a_hundred_packets_lost() {
+    scenario(NEED_BYTES, |directory| {
+        survive("links: loss 5 %", directory)
+    });
+}
