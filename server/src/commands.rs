@@ -135,9 +135,10 @@ fn refuse_mirror(state: &StateDir) -> Result<(), StateError> {
 fn revoke(settings: &Settings, args: &RevokeArgs) -> Result<(), Failure> {
     if args.list {
         let list = RevocationList::new(StateDir::open_existing(&settings.state)?);
+        let nodes = list.load()?.nodes;
         let mut out = io::stdout().lock();
         writeln!(out, "{:64}  REVOKED (UTC)", "NODE")?;
-        for (node, when) in list.load()?.nodes {
+        for (node, when) in nodes {
             writeln!(out, "{}  {}", node_hex(&node), format_utc(when))?;
         }
         return Ok(out.flush()?);
@@ -309,9 +310,10 @@ fn token(settings: &Settings, command: &TokenCommand) -> Result<(), Failure> {
         }
         TokenCommand::List => {
             let tokens = Tokens::new(StateDir::open_existing(&settings.state)?);
+            let records = tokens.list(now_unix_s())?;
             let mut out = io::stdout().lock();
             writeln!(out, "{:8}  {:8}  {:16}  NOTE", "ID", "USE", "EXPIRES (UTC)")?;
-            for record in tokens.list(now_unix_s())? {
+            for record in records {
                 let usage = match record.usage {
                     Use::OneTime => "one-time",
                     Use::Reusable => "reusable",

@@ -17,6 +17,7 @@ pub mod commands;
 pub mod config;
 pub mod durable;
 pub mod exit;
+pub mod guarded;
 pub mod http;
 pub mod mirror;
 pub mod network;

@@ -9,14 +9,13 @@
 //! change, so that of two lists the newer one is known.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::io;
 use std::path::PathBuf;
 
 use rootswarm_swarm::limits::REVOKED_MAX;
 use rootswarm_swarm::{NodeId, Revocations};
 
 use crate::exit::Exit;
+use crate::guarded::REVOKED;
 use crate::node_name::{node_hex, parse_node};
 use crate::state::{EPOCH, StateDir, StateError};
 
@@ -175,19 +174,18 @@ impl RevocationList {
 
     /// Where it is.
     pub fn path(&self) -> PathBuf {
-        self.state.root().join("revoked")
+        self.state.root().join(REVOKED.name)
     }
 
     /// What it says; no file is an empty list.
     pub fn load(&self) -> Result<Contents, RevocationError> {
-        let path = self.path();
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Contents::default()),
-            Err(e) => return Err(StateError::io("read", &path)(e).into()),
+        let root = self.state.root();
+        let Some(text) = REVOKED.read(root).map_err(StateError::from)? else {
+            return Ok(Contents::default());
         };
+        let text = String::from_utf8_lossy(&text);
         Contents::parse(&text).map_err(|(line, reason)| RevocationError::Damaged {
-            path,
+            path: self.path(),
             line,
             reason,
         })
@@ -265,7 +263,8 @@ impl RevocationList {
     /// Called with the lock held.
     fn store(&self, contents: &Contents) -> Result<(), StateError> {
         let text = contents.text();
-        self.state.replace(&self.path(), text.as_bytes(), 0o644)
+        self.state
+            .replace(&self.path(), text.as_bytes(), REVOKED.mode)
     }
 }
 
@@ -314,6 +313,8 @@ pub fn resolve(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn list() -> (tempfile::TempDir, RevocationList) {

@@ -201,6 +201,7 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
         }
     }
     let key = Arc::new(state.key()?);
+    state.check_guarded()?;
     let mirrors = settings.mirror.as_ref().map(ToString::to_string);
     state.set_mirrors(mirrors.as_deref())?;
     publish_named(&state, &key, &settings)?;

@@ -19,7 +19,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -29,6 +28,7 @@ use rootswarm_image::{
 
 use crate::durable::{self, Lock, Owner};
 use crate::exit::Exit;
+use crate::guarded::{GuardError, REVOKED, SWARM_KEY, TOKENS};
 
 /// Where the state is unless somebody says otherwise.
 pub const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/rootswarm";
@@ -56,24 +56,9 @@ pub enum StateError {
         /// The reason.
         source: io::Error,
     },
-    /// Others can read the private key.
-    #[error("swarm key {} has mode {mode:04o}, expected 0600: others may have read it (chmod 600 it if you trust them, else make a new installation key)", path.display())]
-    KeyMode {
-        /// The key file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// The key belongs to another user.
-    #[error("swarm key {} belongs to user {found}, expected user {expected} (chown it, or run as that user)", path.display())]
-    KeyOwner {
-        /// The key file.
-        path: PathBuf,
-        /// The user it belongs to.
-        found: u32,
-        /// The user it should belong to.
-        expected: u32,
-    },
+    /// A file that lets somebody in is not only ours.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
     /// The key file holds something else.
     #[error("swarm key {}: {source}", path.display())]
     KeyContents {
@@ -123,7 +108,8 @@ impl StateError {
             StateError::Missing(_) | StateError::Io { .. } | StateError::KeyGeneration(_) => {
                 Exit::Local
             }
-            StateError::KeyMode { .. } | StateError::KeyOwner { .. } => Exit::Refused,
+            StateError::Guard(GuardError::Io { .. }) => Exit::Local,
+            StateError::Guard(_) => Exit::Refused,
             StateError::KeyContents { .. }
             | StateError::KeyLost { .. }
             | StateError::DamagedTag { .. } => Exit::Damaged,
@@ -309,11 +295,16 @@ impl StateDir {
 
     /// The swarm key. Made if there is none, unless tags are there that a lost one signed.
     pub fn key(&self) -> Result<SwarmKey, StateError> {
-        let path = self.root.join("swarm.key");
+        let path = self.root.join(SWARM_KEY.name);
         let _lock = self.lock()?;
-        let key = match File::open(&path) {
-            Ok(file) => self.load_key(&path, file)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+        let key = match SWARM_KEY.read(&self.root)? {
+            Some(pkcs8) => {
+                SwarmKey::from_pkcs8(&pkcs8).map_err(|source| StateError::KeyContents {
+                    path: path.clone(),
+                    source,
+                })?
+            }
+            None => {
                 if !self.read_tags()?.is_empty() {
                     return Err(StateError::KeyLost {
                         key: path,
@@ -321,10 +312,9 @@ impl StateDir {
                     });
                 }
                 let key = SwarmKey::generate().map_err(StateError::KeyGeneration)?;
-                self.replace(&path, key.to_pkcs8(), 0o600)?;
+                self.replace(&path, key.to_pkcs8(), SWARM_KEY.mode)?;
                 key
             }
-            Err(e) => return Err(StateError::io("open swarm key", &path)(e)),
         };
         let public_path = self.root.join("swarm.pub");
         let public = format!("{}\n", key.public());
@@ -334,43 +324,13 @@ impl StateDir {
         Ok(key)
     }
 
-    fn load_key(&self, path: &Path, mut file: File) -> Result<SwarmKey, StateError> {
-        // Of the open file, not of the path: what is checked is what is read.
-        let metadata = file
-            .metadata()
-            .map_err(StateError::io("open swarm key", path))?;
-        let mode = metadata.mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(StateError::KeyMode {
-                path: path.to_owned(),
-                mode,
-            });
+    /// That nobody else can let nodes in: a server refuses to start rather than to find out at the
+    /// first node.
+    pub fn check_guarded(&self) -> Result<(), StateError> {
+        for file in [TOKENS, REVOKED] {
+            file.read(&self.root)?;
         }
-        let me = rustix::process::geteuid().as_raw();
-        let expected = if me == 0 {
-            fs::metadata(&self.root)
-                .map_err(StateError::io("open state directory", &self.root))?
-                .uid()
-        } else {
-            me
-        };
-        if metadata.uid() != expected {
-            return Err(StateError::KeyOwner {
-                path: path.to_owned(),
-                found: metadata.uid(),
-                expected,
-            });
-        }
-        let mut pkcs8 = Vec::new();
-        // An Ed25519 key is 85 bytes; 4 KiB holds any PKCS#8 document ring could mean.
-        file.by_ref()
-            .take(4096)
-            .read_to_end(&mut pkcs8)
-            .map_err(StateError::io("read swarm key", path))?;
-        SwarmKey::from_pkcs8(&pkcs8).map_err(|source| StateError::KeyContents {
-            path: path.to_owned(),
-            source,
-        })
+        Ok(())
     }
 
     /// Replaces a file of the state directory, durably. Called with the lock held.
@@ -445,7 +405,7 @@ impl StateDir {
 
     /// Whether the swarm key is there; [`StateDir::key`] would make one.
     pub(crate) fn has_key(&self) -> bool {
-        self.root.join("swarm.key").exists()
+        self.root.join(SWARM_KEY.name).exists()
     }
 
     /// The tag of one name; `None` if it is not published.

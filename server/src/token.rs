@@ -13,14 +13,13 @@
 //! NODE the 64 digits of a node id. Version 1, which had no `used`, is read too.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use rootswarm_swarm::NodeId;
 
 use crate::exit::Exit;
+use crate::guarded::TOKENS;
 use crate::node_name::{node_hex, parse_node};
 use crate::state::{StateDir, StateError};
 
@@ -265,7 +264,7 @@ impl Tokens {
     }
 
     fn path(&self) -> PathBuf {
-        self.state.root().join("tokens")
+        self.state.root().join(TOKENS.name)
     }
 
     /// Makes a token and returns its text, which is kept nowhere.
@@ -375,19 +374,23 @@ impl Tokens {
     }
 
     fn load(&self) -> Result<Vec<TokenRecord>, TokenError> {
-        let path = self.path();
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(StateError::io("read", &path)(e).into()),
+        let root = self.state.root();
+        let Some(text) = TOKENS.read(root).map_err(StateError::from)? else {
+            return Ok(Vec::new());
         };
-        parse(&text).map_err(|(line, reason)| TokenError::Damaged { path, line, reason })
+        parse(&String::from_utf8_lossy(&text)).map_err(|(line, reason)| TokenError::Damaged {
+            path: self.path(),
+            line,
+            reason,
+        })
     }
 
     /// Called with the lock held.
     fn store(&self, records: &[TokenRecord]) -> Result<(), TokenError> {
         let text = format(records);
-        Ok(self.state.replace(&self.path(), text.as_bytes(), 0o600)?)
+        Ok(self
+            .state
+            .replace(&self.path(), text.as_bytes(), TOKENS.mode)?)
     }
 }
 

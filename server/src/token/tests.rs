@@ -1,12 +1,21 @@
 //! Who a token admits, how often, and what is kept of it.
 
-use super::*;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
+
+use super::*;
 
 fn tokens() -> (tempfile::TempDir, Tokens) {
     let dir = tempfile::tempdir().unwrap();
     let tokens = Tokens::new(StateDir::open(dir.path()).unwrap());
     (dir, tokens)
+}
+
+/// As an admin who edits the file leaves it.
+fn write(state: &std::path::Path, text: &str) {
+    let path = state.join("tokens");
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 const NOW: u64 = 1_000_000;
@@ -78,7 +87,7 @@ fn a_file_of_the_first_version_is_read() {
     let token = "00000001-abc";
     let hash = blake3::hash(token.as_bytes());
     let text = format!("rootswarm-tokens 1\n00000001 {hash} one-time 1 2000000 a note\n");
-    fs::write(dir.path().join("tokens"), text).unwrap();
+    write(dir.path(), &text);
     assert!(tokens.consume(Some(token), NODE, NOW).unwrap().is_ok());
     let text = fs::read_to_string(dir.path().join("tokens")).unwrap();
     let used = format!("used:{}:{NOW}", "07".repeat(32));
@@ -195,7 +204,7 @@ fn damaged_files_are_refused_with_the_line() {
         (format!("{HEADER}\n0 {hash} one-time x 2 \n"), 2),
         (format!("{HEADER}\n0 {hash} one-time 1 soon \n"), 2),
     ] {
-        fs::write(dir.path().join("tokens"), &text).unwrap();
+        write(dir.path(), &text);
         match tokens.list(NOW) {
             Err(TokenError::Damaged { line: found, .. }) => assert_eq!(found, line, "{text:?}"),
             other => panic!("{text:?}: {other:?}"),
