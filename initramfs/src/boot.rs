@@ -1,4 +1,4 @@
-//! `boot`: plan, check, fetch, mount, hand off, serve; in this order and nothing else.
+//! `boot`: plan, check, fetch, mount, hand off, drop privileges, serve; in this order and nothing else.
 //!
 //! Each step is another module's; here is only what holds them together: what is undone when a
 //! later one fails, and what stays when all went well.
@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::args::BootArgs;
 use crate::baked;
 use crate::cmdline::{self, BootPlan};
+use crate::confine;
 use crate::console;
 use crate::exit::{Exit, Failure};
 use crate::fetch::{self, Destination, Fetched};
@@ -81,6 +82,9 @@ async fn boot_and_serve(args: &BootArgs, detached: Detached) -> Result<(), Failu
     let Some(mut serving) = booted.serving else {
         return Ok(());
     };
+    for failed in confine::confine() {
+        reporter.say(&format!("WARNING: {failed}"));
+    }
     tokio::select! {
         () = serving.serve(&mut reporter) => Ok(()),
         // At shutdown every process that lingers delays the poweroff: no goodbyes.

@@ -16,6 +16,7 @@ pub mod args;
 pub mod baked;
 pub mod boot;
 pub mod cmdline;
+pub mod confine;
 pub mod console;
 pub mod copy_tree;
 pub mod exit;

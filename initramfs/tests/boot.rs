@@ -5,6 +5,7 @@ mod seed;
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -183,6 +184,94 @@ fn every_mode_over_http() {
     });
 }
 
+/// What a process of its own user may do, in every thread: nothing.
+fn has_no_privileges(pid: i32) {
+    let mut threads = 0;
+    let user = rootswarm_agent::confine::USER.to_string();
+    // Real, effective, saved, of the file system.
+    let four = [user.as_str(); 4].join("\t");
+    for task in fs::read_dir(format!("/proc/{pid}/task")).expect("a process") {
+        let status = task.expect("a thread").path().join("status");
+        // A thread that was idle for long enough ends.
+        let Ok(status) = fs::read_to_string(status) else {
+            continue;
+        };
+        threads += 1;
+        for (name, expected) in [
+            ("Uid", four.clone()),
+            ("Gid", four.clone()),
+            ("Groups", String::new()),
+            ("CapInh", "0".repeat(16)),
+            ("CapPrm", "0".repeat(16)),
+            ("CapEff", "0".repeat(16)),
+            ("CapAmb", "0".repeat(16)),
+            ("NoNewPrivs", "1".to_owned()),
+            // A filter.
+            ("Seccomp", "2".to_owned()),
+        ] {
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            assert_eq!(line.map(str::trim), Some(expected.as_str()), "{name}");
+        }
+    }
+    assert!(threads > 0);
+    let own = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+    assert!(
+        own.contains(&format!("CapBnd:\t{}\n", "0".repeat(16))),
+        "{own}"
+    );
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("a process");
+    for (name, most) in [("Max core file size", "0"), ("Max open files", "128")] {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name));
+        let found: Vec<&str> = line.unwrap_or_default().split_whitespace().collect();
+        assert_eq!(found[..2], [most, most], "{name}");
+    }
+    // Not dumpable: what is its own in /proc is root's.
+    let owner = fs::metadata(format!("/proc/{pid}/status")).expect("a process");
+    assert_eq!(owner.uid(), 0);
+}
+
+/// A tracer of a process that runs; its word is that nothing was refused to it.
+struct Watched {
+    tracer: Child,
+    trace: PathBuf,
+}
+
+impl Watched {
+    fn new(pid: i32, trace: PathBuf) -> Watched {
+        let tracer = Command::new("strace")
+            .args(["-f", "-qq", "-p", &pid.to_string(), "-o"])
+            .arg(&trace)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("strace is there (cargo xtask test installs it)");
+        let watched = Watched { tracer, trace };
+        // It wakes up every two seconds, if nobody asks for anything.
+        eventually("the tracer", || !watched.text().is_empty());
+        watched
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(&self.trace).unwrap_or_default()
+    }
+
+    fn nothing_was_refused(mut self, worked: &[&str]) {
+        // Its end lets the process go on.
+        kill(
+            i32::try_from(self.tracer.id()).expect("a number"),
+            Signal::INT,
+        );
+        self.tracer.wait().expect("an end");
+        let text = self.text();
+        let refused: Vec<&str> = text.lines().filter(|line| line.contains("EPERM")).collect();
+        assert!(refused.is_empty(), "{refused:#?}");
+        for call in worked {
+            assert!(text.contains(&format!(" {call}(")), "no {call}");
+        }
+    }
+}
+
 /// Boots from the swarm, and the child that stays behind serves the next node with the seed cut
 /// down to nearly nothing.
 #[test]
@@ -236,6 +325,12 @@ fn a_child_stays_and_serves() {
         };
         assert!(kib("RssAnon") < 24 * 1024, "{} kB", kib("RssAnon"));
 
+        eventually("the filter", || {
+            read("status").is_ok_and(|status| status.contains("Seccomp:\t2"))
+        });
+        has_no_privileges(pid);
+        let watched = Watched::new(pid, lab.path("trace"));
+
         drop(seed);
         let _slow = TestSeed::with(&published, port, None, Some(20_000));
         let (code, out, err) = run(agent()
@@ -249,12 +344,47 @@ fn a_child_stays_and_serves() {
         eventually("the count of what was served", || {
             lab.status()["bytes_uploaded"].as_u64() > Some(2_000_000)
         });
+        has_no_privileges(pid);
+        watched.nothing_was_refused(&["sendmsg", "pwrite64"]);
 
         // Shutdown: it ends at once, and the root does not notice.
         kill(pid, Signal::TERM);
         ends_within(pid, Duration::from_secs(1));
         let hostname = fs::read_to_string(lab.path("root/etc/hostname"));
         assert_eq!(hostname.expect("a file"), "swarm\n");
+    });
+}
+
+/// Boots over HTTP because no seed is there, and finds its way into the swarm without privileges:
+/// names, routes, the join.
+#[test]
+fn who_stays_without_privileges_finds_the_swarm() {
+    in_mount_namespace("who_stays_without_privileges_finds_the_swarm", || {
+        let lab = Lab::new();
+        let published = Published::new(lab.image());
+        let (port, http) = (seed::free_udp_port(), published.http(Duration::ZERO));
+        fs::write(lab.path("conf/swarm.pub"), published.key_text() + "\n").expect("a file");
+        let cmdline = format!(
+            "rooturl=swarm://localhost:{port}/root rootswarm.http-port={}",
+            http.addr.port()
+        );
+        let (code, _, err) = run(&mut lab.boot(&cmdline));
+        assert_eq!(code, 0, "{err}");
+        let [pid] = lab.processes()[..] else {
+            panic!("one process stays")
+        };
+        eventually("the filter", || {
+            fs::read_to_string(format!("/proc/{pid}/status"))
+                .is_ok_and(|status| status.contains("Seccomp:\t2"))
+        });
+        let watched = Watched::new(pid, lab.path("trace"));
+        eventually("another try", || watched.text().contains("etc/hosts"));
+        let _seed = TestSeed::start(&published, port);
+        eventually("the swarm", || lab.status()["seed_connected"] == true);
+        has_no_privileges(pid);
+        watched.nothing_was_refused(&["openat", "socket", "connect", "sendmsg"]);
+        kill(pid, Signal::TERM);
+        ends_within(pid, Duration::from_secs(1));
     });
 }
 
