@@ -1,5 +1,5 @@
-//! `cargo xtask`: the demo, the tests, the bench, the simulator, the fuzzer, the attacks, the faults
-//! and the size check. This file only chooses between them.
+//! `cargo xtask`: the demo, the tests, the bench, the simulator, the fuzzer, the attacks, the faults,
+//! the bills of materials and the size check. This file only chooses between them.
 
 mod bench;
 mod demo;
@@ -8,6 +8,7 @@ mod fuzz;
 mod hostile;
 mod predict;
 mod print;
+mod sbom;
 mod sim;
 mod size;
 mod test;
@@ -44,6 +45,8 @@ enum Command {
     Hostile(hostile::Args),
     /// Inject every fault there is into the programs, and print what came of it (needs root)
     Faults(faults::Args),
+    /// Write a bill of materials for each of the two programs
+    Sbom(sbom::Args),
     /// Build the static agent and hold its size against the limit
     Size(size::Args),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Hostile(args) => hostile::run(&args),
         Command::Faults(args) => faults::run(&args),
+        Command::Sbom(args) => sbom::run(&args),
         Command::Size(args) => size::run(args),
     };
     match result {
