@@ -4,7 +4,7 @@
 //! The faults are in the package rootswarm-tests; this file chooses, runs and prints.
 
 use anyhow::ensure;
-use rootswarm_tests::faults::{ALL, Fault};
+use rootswarm_tests::faults::{ALL, Fault, MACHINES};
 use rootswarm_tests::scratch::Scratch;
 
 use crate::print;
@@ -14,6 +14,9 @@ use crate::print;
 pub struct Args {
     /// Only faults whose name contains this
     filter: Option<String>,
+    /// Leave out those in virtual machines (a minute or some each)
+    #[arg(long)]
+    no_vm: bool,
     /// Name the faults and inject none
     #[arg(long)]
     list: bool,
@@ -25,8 +28,10 @@ pub struct Args {
 /// When a row failed, or a fault did not fire.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let filter = args.filter.as_deref().unwrap_or_default();
+    let machines = if args.no_vm { &[][..] } else { MACHINES };
     let chosen: Vec<&Fault> = ALL
         .iter()
+        .chain(machines)
         .filter(|fault| fault.name.contains(filter))
         .collect();
     ensure!(

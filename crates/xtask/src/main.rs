@@ -2,6 +2,7 @@
 //! the bills of materials and the size check. This file only chooses between them.
 
 mod bench;
+mod boots;
 mod demo;
 mod faults;
 mod fuzz;
@@ -31,6 +32,8 @@ struct Cli {
 enum Command {
     /// Boot virtual machines over PXE from one seed and from each other (needs root)
     Demo(demo::Args),
+    /// Boot many machines in a row on cables that lose packets (needs root)
+    Boots(boots::Args),
     /// Measure rootswarm and other tools in one lab of shaped links (needs root)
     Bench(Box<bench::Args>),
     /// Run a plan of crates/sim in the simulator and print how close to the bound it came
@@ -55,6 +58,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(args),
+        Command::Boots(args) => boots::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Sim(args) => sim::run(args),
         Command::Predict(args) => predict::run(args),

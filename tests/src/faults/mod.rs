@@ -3,11 +3,16 @@
 //! A [`Fault`] is a row of the table that `cargo xtask faults` prints. Its function injects the fault
 //! into programs of its own, counts how often it really fired, holds the programs to what must happen
 //! and says what did. To add a row: write `pub(super) const NAME: Fault` in the file of its group and
-//! name it in [`ALL`]. A row that must not only survive but be compared uses a [`Drill`]: the same
-//! download with and without the fault, in one run.
+//! name it in [`ALL`] or, where it needs a virtual machine, in [`MACHINES`]. A row that must not only
+//! survive but be compared uses a [`Drill`]: the same download with and without the fault, in one run.
+//!
+//! [`twenty`] is no row: many machines in a row over cables that lose packets (`cargo xtask boots`).
 
 mod drill;
 mod links;
+pub mod machines;
+pub mod power;
+pub mod twenty;
 
 use std::error::Error;
 use std::path::Path;
@@ -58,7 +63,17 @@ impl std::fmt::Display for Added {
     }
 }
 
-/// Every row, in the order of the table.
+/// The rows in virtual machines, last in the table: a minute or some each.
+pub const MACHINES: &[Fault] = &[
+    machines::MODULE_MISSING,
+    machines::IMAGE_LARGER_THAN_RAM,
+    machines::CLOCKS,
+    machines::FIRST_SEED_DESTROYED,
+    machines::AGENT_DIES,
+    power::POWER_OFF,
+];
+
+/// Every other row, in the order of the table.
 pub const ALL: &[Fault] = &[links::LOSS_1, links::LOSS_5];
 
 impl Fault {
@@ -81,10 +96,11 @@ mod tests {
 
     #[test]
     fn names_are_different() {
-        let mut names: Vec<&str> = ALL.iter().map(|fault| fault.name).collect();
+        let rows = || ALL.iter().chain(MACHINES).map(|fault| fault.name);
+        let mut names: Vec<&str> = rows().collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), ALL.len());
+        assert_eq!(names.len(), rows().count());
     }
 
     #[test]

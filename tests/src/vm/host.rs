@@ -13,20 +13,22 @@ use serde_json::Value;
 
 use super::binaries::Binaries;
 use super::debian::Debian;
-use super::machine::MachineSpec;
+use super::machine::{Loaded, MachineSpec};
 use super::step::{self, StepError};
 use crate::netns::{BRIDGE_INTERFACE, Bridge, NetnsError};
 use crate::process::{Process, ProcessError};
 
 /// The host's address on the bridge; machine N is 10.78.0.N.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
-const PREFIX_LEN: u8 = 24;
+/// The site's network.
+pub(super) const PREFIX_LEN: u8 = 24;
 /// The numbers that machines may have.
 const MACHINE_NUMBERS: RangeInclusive<u8> = 2..=199;
 /// The name that the image is published under.
 pub const IMAGE: &str = "debian";
-/// The console that the lab reads, and no emergency shell that nobody will type into.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 panic=5";
+/// The console that the lab reads, no emergency shell that nobody will type into, and no check of the
+/// timer: an emulated one on a busy host fails it, and the kernel panics.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 panic=5 no_timer_check";
 
 const STEP_LIMIT: Duration = Duration::from_secs(300);
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -44,11 +46,14 @@ pub enum HostError {
     /// A file or a command of the preparation.
     #[error(transparent)]
     Step(#[from] StepError),
+    /// It was stopped before.
+    #[error("no seed runs")]
+    NoSeed,
     /// `rootswarm status` failed.
     #[error("`rootswarm status --json` failed: {0}")]
     Status(String),
     /// The pxelinux configuration has no line to change.
-    #[error("{}: no APPEND line", path.display())]
+    #[error("{}: no KERNEL, INITRD or APPEND line", path.display())]
     NoAppend {
         /// The file.
         path: PathBuf,
@@ -84,6 +89,15 @@ impl SwarmKeys {
     }
 }
 
+/// How the boot loader gets kernel and initramfs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Files {
+    /// From dnsmasq. TFTP sends a packet and waits for its answer: a lost one costs a second.
+    Tftp,
+    /// From the seed's HTTP side (`rootswarm pxe --http`); only the boot loader is left to TFTP.
+    Http,
+}
+
 /// A running PXE host.
 #[derive(Debug)]
 pub struct Host {
@@ -106,6 +120,7 @@ impl Host {
         debian: &Debian,
         initrd: &Path,
         keys: &SwarmKeys,
+        files: Files,
         directory: &Path,
     ) -> Result<Host, HostError> {
         let state = directory.join("state");
@@ -151,6 +166,9 @@ impl Host {
             .arg(initrd)
             .arg("--out")
             .arg(&tftp);
+        if files == Files::Http {
+            pxe.arg("--http");
+        }
         step::run("rootswarm pxe", pxe, &directory.join("pxe.log"), STEP_LIMIT)?;
 
         let dnsmasq = start_dnsmasq(&bridge, &tftp, directory)?;
@@ -214,6 +232,32 @@ impl Host {
         Ok(())
     }
 
+    /// Kills the seed and removes its state directory: what is left of it is nothing. Returns its
+    /// process id.
+    ///
+    /// # Errors
+    /// When it survives, or does not run, or its files cannot be removed.
+    pub fn destroy_seed(&mut self) -> Result<u32, HostError> {
+        let mut seed = self.seed.take().ok_or(HostError::NoSeed)?;
+        seed.kill()?;
+        let state = self.state();
+        fs::remove_dir_all(&state).map_err(StepError::file("remove", &state))?;
+        Ok(seed.pid())
+    }
+
+    /// Publishes another image.
+    ///
+    /// # Errors
+    /// When `rootswarm publish` refuses.
+    pub fn publish(&self, name: &str, image: &Path) -> Result<(), HostError> {
+        let mut publish = self.bridge.namespace().command(&self.server);
+        publish.args(["publish", name]).arg(image);
+        publish.arg("--state").arg(self.state());
+        let log = self.directory.join(format!("publish-{name}.log"));
+        step::run("rootswarm publish", publish, &log, STEP_LIMIT)?;
+        Ok(())
+    }
+
     /// `rootswarm status --json`.
     ///
     /// # Errors
@@ -237,17 +281,56 @@ impl Host {
     /// When the site's entry is not as expected.
     pub fn write_entry(&self, spec: &MachineSpec) -> Result<(), HostError> {
         let directory = self.directory.join("tftp/pxelinux.cfg");
-        let site = directory.join("default");
-        let text = fs::read_to_string(&site).map_err(StepError::file("read", &site))?;
-        let text =
-            with_arguments(&text, &spec.arguments).ok_or(HostError::NoAppend { path: site })?;
+        let text = self.entry(spec)?;
         // 01 is Ethernet, as in BOOTIF.
         let own = directory.join(format!("01-{}", spec.mac().replace(':', "-")));
         fs::write(&own, text).map_err(StepError::file("write", &own))?;
         Ok(())
     }
 
-    fn state(&self) -> PathBuf {
+    /// What pxelinux would load for the machine, with `initrd` in place of the site's.
+    ///
+    /// # Errors
+    /// When the site's entry is not as expected.
+    pub fn loaded(&self, spec: &MachineSpec, initrd: Option<&Path>) -> Result<Loaded, HostError> {
+        let entry = self.entry(spec)?;
+        let line = |key: &str| {
+            let mut lines = entry.lines().map(str::trim_start);
+            lines.find_map(|line| line.strip_prefix(key)).map(str::trim)
+        };
+        // Both ways have the same files in this directory.
+        let file = |key: &str| {
+            let name = line(key)?.rsplit('/').next()?;
+            Some(self.directory.join("tftp").join(name))
+        };
+        match (file("KERNEL "), file("INITRD "), line("APPEND ")) {
+            (Some(kernel), Some(site_initrd), Some(line)) => Ok(Loaded {
+                kernel,
+                initrd: initrd.map_or(site_initrd, Path::to_owned),
+                line: line.to_owned(),
+            }),
+            _ => Err(HostError::NoAppend {
+                path: self.site_entry(),
+            }),
+        }
+    }
+
+    fn entry(&self, spec: &MachineSpec) -> Result<String, HostError> {
+        let site = self.site_entry();
+        let text = fs::read_to_string(&site).map_err(StepError::file("read", &site))?;
+        with_arguments(&text, &spec.arguments).ok_or(HostError::NoAppend { path: site })
+    }
+
+    fn site_entry(&self) -> PathBuf {
+        self.directory.join("tftp/pxelinux.cfg/default")
+    }
+
+    /// The `rootswarm` that it runs.
+    pub(super) fn server(&self) -> &Path {
+        &self.server
+    }
+
+    pub(super) fn state(&self) -> PathBuf {
         self.directory.join("state")
     }
 }

@@ -30,6 +30,32 @@ chroot /mnt/root mkinitramfs -o /initrd.img "$version"
 cp /mnt/root/initrd.img "$out"
 "#;
 
+/// Takes one module out of an initramfs, with the tools of the image's own Debian.
+///
+/// Prints the file that it took out, and fails when there is none.
+const STRIP: &str = r#"
+set -e
+tree=$1 initrd=$2 module=$3 version=$4 out=$5
+mount -t tmpfs -o size=512m tmpfs /mnt
+mkdir /mnt/upper /mnt/work /mnt/root
+mount -t overlay -o "lowerdir=$tree,upperdir=/mnt/upper,workdir=/mnt/work" overlay /mnt/root
+mkdir /mnt/root/files
+cp "$initrd" /mnt/root/whole.img
+chroot /mnt/root sh -e -c '
+cd /files
+zstd -dc /whole.img >/whole.cpio
+cpio -idm --quiet </whole.cpio
+found=$(find . -name "$1.ko*")
+test -n "$found"
+rm $found
+depmod -a -b /files "$2"
+find . | cpio -o --quiet -H newc >/stripped.cpio
+zstd -q -1 /stripped.cpio
+echo "$found"
+' strip "$module" "$version"
+cp /mnt/root/stripped.cpio.zst "$out"
+"#;
+
 const STEP_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// Makes the initramfs below `cache`, or finds it there.
@@ -90,4 +116,33 @@ pub fn make(
     fs::rename(&part, &initrd).map_err(StepError::file("rename", &part))?;
     fs::write(&stamp, inputs).map_err(StepError::file("write", &stamp))?;
     Ok(initrd)
+}
+
+/// An initramfs without one kernel module, in `directory`, and the file that was taken out.
+///
+/// # Errors
+/// When it has no such module or a tool fails.
+pub fn without(
+    debian: &Debian,
+    initrd: &Path,
+    module: &str,
+    directory: &Path,
+) -> Result<(PathBuf, String), StepError> {
+    let out = directory.join(format!("initrd-without-{module}.img"));
+    let log = directory.join(format!("initrd-without-{module}.log"));
+    let mut command = step::contained("sh");
+    let args: [&OsStr; 8] = [
+        "-c".as_ref(),
+        STRIP.as_ref(),
+        "strip-initrd".as_ref(),
+        debian.tree.as_ref(),
+        initrd.as_ref(),
+        module.as_ref(),
+        debian.kernel_version.as_ref(),
+        out.as_ref(),
+    ];
+    command.args(args);
+    step::run("initramfs without a module", command, &log, STEP_LIMIT)?;
+    let printed = fs::read_to_string(&log).map_err(StepError::file("read", &log))?;
+    Ok((out, printed.trim().to_owned()))
 }

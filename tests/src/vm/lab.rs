@@ -9,9 +9,11 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::binaries::{Binaries, target_directory};
 use super::debian::Debian;
-use super::host::{Host, HostError, SwarmKeys};
+use super::host::{Files, Host, HostError, SwarmKeys};
 use super::initrd;
-use super::machine::{Machine, MachineError, MachineSpec, Phase};
+use super::loss::Counted;
+use super::machine::{Loader, Machine, MachineError, MachineSpec, Phase};
+use super::second::Second;
 use super::step::StepError;
 use crate::scratch::{Scratch, ScratchError};
 
@@ -70,6 +72,8 @@ pub struct Lab {
     /// Before the host: the plug is pulled before the switch goes.
     machines: Vec<Machine>,
     host: Host,
+    debian: Debian,
+    initrd: PathBuf,
     scratch: Scratch,
     /// Held as long as the lab lives: what is made is shared with other runs.
     _lock: File,
@@ -81,6 +85,14 @@ impl Lab {
     /// # Errors
     /// When something cannot be made or started; a bare Debian lacks [`PACKAGES`].
     pub fn open(say: &dyn Fn(&str)) -> Result<Lab, LabError> {
+        Lab::open_with(Files::Tftp, say)
+    }
+
+    /// The same, with the boot loader told where to get kernel and initramfs.
+    ///
+    /// # Errors
+    /// As [`Lab::open`].
+    pub fn open_with(files: Files, say: &dyn Fn(&str)) -> Result<Lab, LabError> {
         let cache = target_directory().join("demo");
         let logs = cache.join("log");
         fs::create_dir_all(&logs).map_err(StepError::file("make", &logs))?;
@@ -94,10 +106,12 @@ impl Lab {
 
         let scratch = Scratch::create("vm", SCRATCH_BYTES, &cache)?;
         say("publishing the image and starting the PXE host");
-        let host = Host::start(&binaries, &debian, &initrd, &keys, scratch.path())?;
+        let host = Host::start(&binaries, &debian, &initrd, &keys, files, scratch.path())?;
         Ok(Lab {
             machines: Vec::new(),
             host,
+            debian,
+            initrd,
             scratch,
             _lock: lock,
         })
@@ -113,14 +127,21 @@ impl Lab {
         &mut self.host
     }
 
-    /// Writes this machine's pxelinux entry and switches it on. Returns its place in
+    /// Switches a machine on, after its pxelinux entry is written where it needs one. Returns its place in
     /// [`Lab::machines`].
     ///
     /// # Errors
     /// When qemu cannot be started.
     pub fn switch_on(&mut self, spec: MachineSpec) -> Result<usize, LabError> {
-        self.host.write_entry(&spec)?;
-        let machine = Machine::switch_on(spec, self.host.bridge(), self.scratch.path())?;
+        let loaded = match &spec.loader {
+            Loader::Pxe => {
+                self.host.write_entry(&spec)?;
+                None
+            }
+            Loader::Emulator { initrd } => Some(self.host.loaded(&spec, initrd.as_deref())?),
+        };
+        let bridge = self.host.bridge();
+        let machine = Machine::switch_on(spec, loaded.as_ref(), bridge, self.scratch.path())?;
         self.machines.push(machine);
         Ok(self.machines.len() - 1)
     }
@@ -136,6 +157,14 @@ impl Lab {
     /// When qemu survives.
     pub fn switch_off(&mut self, place: usize) -> Result<(), LabError> {
         Ok(self.machines[place].switch_off()?)
+    }
+
+    /// What a machine's cable has carried and lost.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn counted(&self, place: usize) -> Result<Counted, LabError> {
+        Ok(self.machines[place].counted(self.host.bridge())?)
     }
 
     /// One of them, to press its buttons.
@@ -179,6 +208,30 @@ impl Lab {
             }
             std::thread::sleep(TICK);
         }
+    }
+
+    /// Starts a second seed that has all that the PXE host's has. It lives as long as what is
+    /// returned.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn second_seed(&self) -> Result<Second, LabError> {
+        Ok(Second::start(&self.host, self.scratch.path())?)
+    }
+
+    /// The site's initramfs without one kernel module. Returns where it is and the file that was
+    /// taken out.
+    ///
+    /// # Errors
+    /// When it has no such module or cannot be packed again.
+    pub fn initrd_without(&self, module: &str) -> Result<(PathBuf, String), LabError> {
+        let directory = self.scratch.path();
+        Ok(initrd::without(
+            &self.debian,
+            &self.initrd,
+            module,
+            directory,
+        )?)
     }
 
     /// Where consoles and logs are while the lab lives.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::console::{Console, Line};
 use super::facts::Facts;
+use super::loss::{Counted, Loss, LossError};
+use super::shell::{Shell, ShellError};
 use crate::netns::{Bridge, NetnsError};
 use crate::process::{Process, ProcessError};
 
@@ -48,6 +50,17 @@ pub enum MachineError {
         /// Why.
         source: io::Error,
     },
+    /// Its cable.
+    #[error(transparent)]
+    Loss(#[from] LossError),
+    /// A command in it.
+    #[error("{machine}: {source}")]
+    Shell {
+        /// Its name.
+        machine: String,
+        /// Why.
+        source: ShellError,
+    },
     /// Its report is not as it should be.
     #[error("{machine}: unexpected line in its report: `{line}`")]
     Report {
@@ -69,7 +82,7 @@ pub enum MachineError {
 }
 
 /// What is to be booted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MachineSpec {
     /// What messages call it.
     pub name: String,
@@ -79,6 +92,35 @@ pub struct MachineSpec {
     pub arguments: Vec<String>,
     /// Its memory.
     pub memory_mib: u32,
+    /// Where its kernel comes from.
+    pub loader: Loader,
+    /// What its clock says when it is switched on (`-rtc base=`); the host's time when empty.
+    pub clock: String,
+    /// The share of packets that its cable loses, each way.
+    pub loss: f64,
+}
+
+/// Where a machine's kernel and initramfs come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Loader {
+    /// Its network card's firmware, DHCP and TFTP, as on a real site.
+    Pxe,
+    /// The emulator puts them into its memory; the kernel command line is the site's.
+    Emulator {
+        /// Another initramfs than the site's.
+        initrd: Option<PathBuf>,
+    },
+}
+
+/// What [`Loader::Emulator`] puts into memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initrd: PathBuf,
+    /// The kernel command line.
+    pub line: String,
 }
 
 impl MachineSpec {
@@ -89,7 +131,39 @@ impl MachineSpec {
             number,
             arguments: Vec::new(),
             memory_mib: 1024,
+            loader: Loader::Pxe,
+            clock: String::new(),
+            loss: 0.0,
         }
+    }
+
+    /// With another memory than 1 GiB.
+    #[must_use]
+    pub fn with_memory_mib(mut self, memory_mib: u32) -> MachineSpec {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// With this date and time (`2100-01-01T00:00:00`) in its clock when it is switched on.
+    #[must_use]
+    pub fn with_clock(mut self, clock: &str) -> MachineSpec {
+        clock.clone_into(&mut self.clock);
+        self
+    }
+
+    /// With a cable that loses this share of the packets, each way.
+    #[must_use]
+    pub fn with_loss(mut self, share: f64) -> MachineSpec {
+        self.loss = share;
+        self
+    }
+
+    /// Without firmware, DHCP and TFTP in front of the kernel; with another initramfs than the
+    /// site's where one is named.
+    #[must_use]
+    pub fn loaded_by_emulator(mut self, initrd: Option<PathBuf>) -> MachineSpec {
+        self.loader = Loader::Emulator { initrd };
+        self
     }
 
     /// With another word on its kernel command line.
@@ -134,28 +208,44 @@ pub struct Machine {
     process: Process,
     console: Console,
     monitor: PathBuf,
+    port: PathBuf,
+    shell: Option<Shell>,
+    loss: Option<Loss>,
     facts: Option<Facts>,
     up_at: Option<Duration>,
 }
 
 impl Machine {
-    /// Plugs a machine into `bridge` and switches it on. Its files go to `directory`.
+    /// Plugs a machine into `bridge` and switches it on; it boots from its network card unless
+    /// something is `loaded`. Its files go to `directory`.
     ///
     /// # Errors
-    /// Without /dev/net/tun or qemu.
+    /// Without /dev/net/tun or qemu, or nftables where its cable loses packets.
     pub fn switch_on(
         spec: MachineSpec,
+        loaded: Option<&Loaded>,
         bridge: &Bridge,
         directory: &Path,
     ) -> Result<Machine, MachineError> {
         let tap = bridge.tap()?;
         let console = directory.join(format!("{}.console", spec.name));
         let monitor = directory.join(format!("{}.monitor", spec.name));
+        let port = directory.join(format!("{}.port", spec.name));
+        // Before it is switched on: its first packet may be lost.
+        let loss = match spec.loss {
+            share if share > 0.0 => Some(Loss::start(bridge, &tap, share)?),
+            _ => None,
+        };
         let mut qemu = bridge.namespace().command("qemu-system-x86_64");
         qemu.args(["-nodefaults", "-display", "none", "-no-reboot"])
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"])
             .args(["-m", &spec.memory_mib.to_string()])
             .args(["-serial", &format!("file:{}", console.display())])
+            .args([
+                "-chardev",
+                &format!("socket,id=port,path={},server=on,wait=off", port.display()),
+            ])
+            .args(["-serial", "chardev:port"])
             .args([
                 "-netdev",
                 &format!("tap,id=net,ifname={tap},script=no,downscript=no"),
@@ -171,6 +261,17 @@ impl Machine {
             // Without it getrandom waits for a pool that an emulated machine fills slowly.
             .args(["-object", "rng-random,id=rng,filename=/dev/urandom"])
             .args(["-device", "virtio-rng-pci,rng=rng"]);
+        if !spec.clock.is_empty() {
+            // With the host's clock behind it, qemu cannot go further than 68 years from now; and
+            // the older machine's firmware tells Linux of no century.
+            qemu.args(["-rtc", &format!("base={},clock=vm", spec.clock)]);
+            qemu.args(["-machine", "q35"]);
+        }
+        if let Some(loaded) = loaded {
+            qemu.arg("-kernel").arg(&loaded.kernel);
+            qemu.arg("-initrd").arg(&loaded.initrd);
+            qemu.args(["-append", &loaded.line]);
+        }
         let log = directory.join(format!("{}.qemu", spec.name));
         let process = Process::spawn(&spec.name, qemu, &log)?;
         let console = Console::follow(&console);
@@ -179,6 +280,9 @@ impl Machine {
             process,
             console,
             monitor,
+            port,
+            shell: None,
+            loss,
             facts: None,
             up_at: None,
         })
@@ -209,6 +313,33 @@ impl Machine {
         let console = &self.console;
         let line = console.first(COMPLETE).or_else(|| console.first(MOUNTED))?;
         Some(line.at)
+    }
+
+    /// Runs one line of shell in it, once it is up: what it printed.
+    ///
+    /// # Errors
+    /// When it ends with another status than 0, or not within `limit`.
+    pub fn run(&mut self, command: &str, limit: Duration) -> Result<String, MachineError> {
+        let outcome = match &mut self.shell {
+            Some(shell) => shell.run(command, limit),
+            None => Shell::connect(&self.port)
+                .and_then(|shell| self.shell.insert(shell).run(command, limit)),
+        };
+        outcome.map_err(|source| MachineError::Shell {
+            machine: self.spec.name.clone(),
+            source,
+        })
+    }
+
+    /// What its cable has carried and lost; nothing is counted on one that loses nothing.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn counted(&self, bridge: &Bridge) -> Result<Counted, MachineError> {
+        match &self.loss {
+            Some(loss) => Ok(loss.counted(bridge)?),
+            None => Ok(Counted::default()),
+        }
     }
 
     /// Pulls the plug. Its console and its report stay.

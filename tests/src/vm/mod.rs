@@ -6,8 +6,9 @@
 //!
 //! - [`debian`] and [`initrd`] make what is booted, [`binaries`] what it is booted with; all three
 //!   are kept below `target/demo` and made again when what they are made from changes.
-//! - [`host`] is the PXE host, [`machine`] one machine, [`console`] its serial console and
-//!   [`facts`] what it reports about itself.
+//! - [`host`] is the PXE host, [`second`] another seed, [`machine`] one machine, [`console`] its
+//!   serial console, [`facts`] what it reports about itself, [`shell`] a shell in it and [`loss`]
+//!   what its cable loses.
 //! - [`lab`] puts these together for the demo and the tests.
 //!
 //! It needs root, for namespaces and for making a Debian root. Nothing of it outlives its process.
@@ -19,7 +20,10 @@ pub mod facts;
 pub mod host;
 pub mod initrd;
 pub mod lab;
+pub mod loss;
 pub mod machine;
+pub mod second;
+pub mod shell;
 pub mod step;
 
 pub use lab::{Lab, LabError, PACKAGES};
