@@ -23,6 +23,7 @@
 
 mod chunk_buffers;
 mod congestion;
+mod connection_ids;
 mod crowd;
 mod driver;
 mod endpoint;

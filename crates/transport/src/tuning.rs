@@ -11,6 +11,7 @@ use std::time::Duration;
 use quinn::{AckFrequencyConfig, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use crate::congestion::DelayBoundConfig;
+use crate::connection_ids::ShortIds;
 
 /// What one stream may have in flight unread: 32 chunks of 256 KiB, 8 of 1 MiB. A stream carries
 /// one chunk, so only chunks over 8 MiB ever meet it, and they flow as they are read.
@@ -132,7 +133,8 @@ impl Tuning {
             .max(QUIC_MIN_PAYLOAD_BYTES)
     }
 
-    /// For `quinn::Endpoint::new`. A node accepts datagrams as large as it would send.
+    /// For `quinn::Endpoint::new`. A node accepts datagrams as large as it would send, and its
+    /// connection ids are short; a seed then makes its own.
     #[must_use]
     pub fn endpoint_config(&self) -> EndpointConfig {
         let mut config = EndpointConfig::default();
@@ -141,6 +143,10 @@ impl Tuning {
         let payload = self.max_payload_bytes().max(1472);
         if let Err(error) = config.max_udp_payload_size(payload) {
             tracing::warn!(payload, %error, "payload size refused");
+        }
+        // Without random bytes it is quinn's own ids, which are longer.
+        if let Some(ids) = ShortIds::new() {
+            config.cid_generator(move || Box::new(ids.clone()));
         }
         config
     }
