@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rootswarm_image::Host;
 use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
 
 /// Where names and name servers are found; a test has its own.
 #[derive(Debug, Clone)]
@@ -70,6 +71,11 @@ pub enum ResolveError {
 
 /// How long one name server has, per try.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Tries at one name server.
+const TRIES: usize = 2;
+/// When the next name server is asked as well: one that is dead costs a second, and all of them no
+/// more than (MAX_SERVERS - 1) of these and the last one's tries, 6 s.
+const NEXT_SERVER_AFTER: Duration = Duration::from_secs(1);
 /// Name servers asked, as in the C library.
 const MAX_SERVERS: usize = 3;
 /// The largest answer over UDP without extensions is 512 bytes; some servers ignore that.
@@ -94,21 +100,35 @@ impl Resolver {
                 name: name.to_owned(),
             });
         }
+        let bad_name = || ResolveError::BadName {
+            name: name.to_owned(),
+        };
+        // Each asks on its own, so that they end with this call.
+        let mut asked = JoinSet::new();
+        for (index, server) in servers.iter().copied().enumerate() {
+            let question = |kind| Question::new(name, kind).ok_or_else(bad_name);
+            let (a, aaaa) = (question(RecordKind::A)?, question(RecordKind::Aaaa)?);
+            let port = self.port;
+            asked.spawn(async move {
+                tokio::time::sleep(NEXT_SERVER_AFTER * index as u32).await;
+                (
+                    server,
+                    tokio::join!(a.ask(server, port), aaaa.ask(server, port)),
+                )
+            });
+        }
         let mut refused = None;
-        for server in &servers {
-            let mut found = Vec::new();
-            let mut answered = false;
-            for kind in [RecordKind::A, RecordKind::Aaaa] {
-                if let Ok(addresses) = self.ask(*server, name, kind).await? {
-                    answered = true;
-                    found.extend(addresses);
-                }
+        while let Some(answer) = asked.join_next().await {
+            // Nothing in such a task panics, and nobody ends it.
+            let Ok((server, (a, aaaa))) = answer else {
+                continue;
+            };
+            if a.is_ok() || aaaa.is_ok() {
+                refused.get_or_insert(server);
             }
+            let found: Vec<IpAddr> = [a, aaaa].into_iter().flatten().flatten().collect();
             if !found.is_empty() {
                 return Ok(found);
-            }
-            if answered {
-                refused.get_or_insert(*server);
             }
         }
         let name = name.to_owned();
@@ -156,47 +176,48 @@ impl Resolver {
         once.truncate(MAX_SERVERS);
         once
     }
+}
 
-    /// One question to one server. The outer error ends the search (the name is impossible), the
-    /// inner one only this server's part in it.
-    async fn ask(
-        &self,
-        server: IpAddr,
-        name: &str,
-        kind: RecordKind,
-    ) -> Result<io::Result<Vec<IpAddr>>, ResolveError> {
+/// A question to name servers.
+struct Question {
+    kind: RecordKind,
+    id: u16,
+    message: Vec<u8>,
+}
+
+impl Question {
+    /// `None` when the name cannot be one.
+    fn new(name: &str, kind: RecordKind) -> Option<Question> {
         let mut id = [0; 2];
-        if getrandom::fill(&mut id).is_err() {
-            return Ok(Err(io::ErrorKind::Unsupported.into()));
-        }
+        // Without randomness there is no TLS either: who forges an answer has the least to gain.
+        let _ = getrandom::fill(&mut id);
         let id = u16::from_be_bytes(id);
-        let question = encode_question(id, name, kind).ok_or_else(|| ResolveError::BadName {
-            name: name.to_owned(),
-        })?;
-        let exchange = async {
-            let local: SocketAddr = match server {
-                IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-                IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-            };
-            let socket = UdpSocket::bind(local).await?;
-            socket.connect((server, self.port)).await?;
-            let mut answer = vec![0; MAX_ANSWER_BYTES];
-            for _ in 0..2 {
-                socket.send(&question).await?;
-                let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT;
-                // Datagrams that answer something else do not end the wait.
-                while let Ok(received) =
-                    tokio::time::timeout_at(deadline, socket.recv(&mut answer)).await
-                {
-                    let length = received?;
-                    if let Some(addresses) = decode_answer(&answer[..length], id, kind) {
-                        return Ok(addresses);
-                    }
+        let message = encode_question(id, name, kind)?;
+        Some(Question { kind, id, message })
+    }
+
+    async fn ask(self, server: IpAddr, port: u16) -> io::Result<Vec<IpAddr>> {
+        let local: SocketAddr = match server {
+            IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket = UdpSocket::bind(local).await?;
+        socket.connect((server, port)).await?;
+        let mut answer = vec![0; MAX_ANSWER_BYTES];
+        for _ in 0..TRIES {
+            socket.send(&self.message).await?;
+            let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT;
+            // Datagrams that answer something else do not end the wait.
+            while let Ok(received) =
+                tokio::time::timeout_at(deadline, socket.recv(&mut answer)).await
+            {
+                let length = received?;
+                if let Some(addresses) = decode_answer(&answer[..length], self.id, self.kind) {
+                    return Ok(addresses);
                 }
             }
-            Err(io::ErrorKind::TimedOut.into())
-        };
-        Ok(exchange.await)
+        }
+        Err(io::ErrorKind::TimedOut.into())
     }
 }
 
@@ -385,6 +406,44 @@ mod tests {
                 "{length}"
             );
         }
+    }
+
+    /// The first name server never answers; the second does when it is asked.
+    #[tokio::test]
+    async fn a_dead_server_is_passed_over() {
+        let dead = UdpSocket::bind("127.0.0.2:0").await.unwrap();
+        let port = dead.local_addr().unwrap().port();
+        let alive = UdpSocket::bind(("127.0.0.3", port)).await.unwrap();
+        let serving = tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            loop {
+                let (length, from) = alive.recv_from(&mut buffer).await.unwrap();
+                let mut answer = buffer[..length].to_vec();
+                answer[2] = 0x81;
+                if answer[length - 3] == 1 {
+                    answer[7] = 1;
+                    answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 10, 0, 0, 1]);
+                }
+                alive.send_to(&answer, from).await.unwrap();
+            }
+        });
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("etc")).unwrap();
+        let text = "nameserver 127.0.0.2\nnameserver 127.0.0.3\n";
+        fs::write(root.path().join("etc/resolv.conf"), text).unwrap();
+        let resolver = Resolver {
+            root: root.path().to_owned(),
+            port,
+        };
+        let found = resolver.resolve(&host("seed.lab")).await.unwrap();
+        assert_eq!(found, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+        serving.abort();
+        // It was asked once for each kind: nobody waited for its second try.
+        let mut questions = 0;
+        while dead.try_recv(&mut [0; 512]).is_ok() {
+            questions += 1;
+        }
+        assert_eq!(questions, 2);
     }
 
     #[tokio::test]

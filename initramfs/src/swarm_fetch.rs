@@ -4,7 +4,7 @@
 //! Everything this program asks of the transport crate's node is in this file. Which chunk comes
 //! from whom is decided there; here is only: how long to try, what to say, and when to fall back.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -99,6 +99,10 @@ fn exit_of_node(error: &StartError) -> Exit {
 const FALLBACK_AFTER: Duration = Duration::from_secs(5);
 /// How long a started download may be without seed, peers and progress before HTTP helps out.
 const ISOLATED_AFTER: Duration = Duration::from_secs(5);
+/// What the other seeds' name servers have when one seed has a route: little at first, because that
+/// seed is mostly there; when it was not, as long as a lookup takes (`crate::resolve`).
+const FIRST_NAMES: Duration = Duration::from_millis(500);
+const LATE_NAMES: Duration = Duration::from_secs(6);
 /// How often a running download is looked at.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -198,6 +202,7 @@ pub async fn fetch(
             token: plan.token.clone(),
             rack: plan.rack.clone(),
         },
+        tried: Cell::new(false),
     };
     let start = RefCell::new(Start {
         destination,
@@ -256,13 +261,19 @@ pub struct Seeker {
     hosts: Vec<HostPort>,
     bind: Option<std::net::IpAddr>,
     request: JoinRequest,
+    /// Whether an attempt was made already.
+    tried: Cell<bool>,
 }
 
 impl Seeker {
     /// One attempt, at every seed that has a route.
     pub async fn try_join(&self, image: Option<ImageId>) -> Result<Joined, FetchError> {
         let resolver = Resolver::default();
-        let routes = network::reachable(&resolver, &self.hosts, SWARM_PORT, self.bind).await?;
+        let routes = {
+            let tried = self.tried.replace(true);
+            let others_have = if tried { LATE_NAMES } else { FIRST_NAMES };
+            network::reachable(&resolver, &self.hosts, SWARM_PORT, self.bind, others_have).await?
+        };
         let seeds: Vec<_> = routes.iter().map(|route| route.host).collect();
         let subnet = || {
             routes
