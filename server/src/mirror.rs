@@ -2,8 +2,8 @@
 //!
 //! Both hold the same swarm key. Every second the mirror asks what there is ([`Primary::listing`]):
 //! signed tags, removed names, tokens, revocations. What is missing is fetched through the swarm as a
-//! node fetches it, one image at a time, verified chunk by chunk, and published under the tag that the
-//! primary signed. Everything is written as commands write it, so that the server beside this picks
+//! node fetches it, one image at a time, verified chunk by chunk, and published whole under the tag that
+//! the primary signed; a download that was cut off goes on with the chunks that are there. Everything is written as commands write it, so that the server beside this picks
 //! it up as usual, and so that the mirror is a whole seed whenever the primary is gone.
 //!
 //! **Tokens.** A one-time token must not admit two machines, so while the primary can be reached the
@@ -27,7 +27,7 @@ use rootswarm_image::{HostPort, ImageId, Manifest, SWARM_PORT, SignedTag, SwarmK
 use rootswarm_transport::mirror::{MirrorError, Primary};
 use rootswarm_transport::node::{Node, NodeConfig, SeedTrust, StartError};
 use rootswarm_transport::seed::Listing;
-use rootswarm_transport::store::ChunkStore;
+use rootswarm_transport::store::{ChunkStore, StoreError};
 use rootswarm_transport::tuning::Tuning;
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -39,7 +39,7 @@ use crate::token::Tokens;
 /// How often the primary is asked.
 const POLL: Duration = Duration::from_secs(1);
 
-/// A download without a new chunk for so long is begun anew.
+/// A download without a new chunk for so long is ended, and gone on with after [`RETRY`].
 const STALLED: Duration = Duration::from_secs(60);
 
 /// An image that could not be fetched is left alone for so long.
@@ -264,6 +264,12 @@ impl Mirror {
         if self.fetching.is_some() {
             return;
         }
+        let wanted: Vec<ImageId> = missing.iter().map(|tag| tag.unverified().id).collect();
+        let state = self.state.clone();
+        let kept = blocking(move || state.keep_partials(&wanted).map_err(|e| e.to_string()));
+        if let Err(error) = kept.await {
+            tracing::warn!("downloads that were begun are in the way: {error}");
+        }
         let rested = |tag: &SignedTag| {
             let failed = self.failed.get(&tag.unverified().id);
             failed.is_none_or(|(at, _)| at.elapsed() >= RETRY)
@@ -467,9 +473,17 @@ impl Download {
     }
 }
 
-/// Room for the whole image, taken now.
+/// Room for the whole image, taken now; with what an earlier attempt got of it, verified again.
 fn open(state: &StateDir, manifest: Arc<Manifest>) -> Result<(Workspace, ChunkStore), String> {
-    let workspace = Workspace::new(state).map_err(|error| error.to_string())?;
-    let store = ChunkStore::create(workspace.path().join("image"), manifest);
+    let workspace = Workspace::resume(state, manifest.id()).map_err(|error| error.to_string())?;
+    let path = workspace.path().join("image");
+    let store = match path.exists() {
+        true => match ChunkStore::resume(&path, manifest.clone()) {
+            // Cut off while room was taken for it.
+            Err(StoreError::WrongLength { .. }) => ChunkStore::create(&path, manifest),
+            resumed => resumed,
+        },
+        false => ChunkStore::create(&path, manifest),
+    };
     Ok((workspace, store.map_err(|error| error.to_string())?))
 }

@@ -467,6 +467,8 @@ fn free_bytes(directory: &Path) -> Option<u64> {
 /// A directory in `tmp/` in which a copy comes to be; gone with this value unless it was moved.
 pub(crate) struct Workspace {
     path: PathBuf,
+    /// Whether what is in it outlives this process, for the next one to go on with.
+    is_kept: bool,
     /// Tells a sweeping process that this one is alive.
     _lock: Option<Lock>,
 }
@@ -479,7 +481,29 @@ impl Workspace {
         durable::make_directory(&path, 0o755, state.owner())
             .map_err(StateError::io("make directory", &path))?;
         let lock = Lock::try_directory(&path).map_err(StateError::io("lock", &path))?;
-        Ok(Workspace { path, _lock: lock })
+        Ok(Workspace {
+            path,
+            is_kept: false,
+            _lock: lock,
+        })
+    }
+
+    /// The one in which the image `id` is assembled: what an earlier attempt left is still in it, to
+    /// be verified before it is used. It stays until it is published, or
+    /// [`StateDir::keep_partials`] finds that nobody wants it.
+    pub(crate) fn resume(state: &StateDir, id: &ImageId) -> Result<Workspace, PublishError> {
+        let path = state.partial(id);
+        let _lock = state.lock()?;
+        durable::make_directory(&path, 0o755, state.owner())
+            .map_err(StateError::io("make directory", &path))?;
+        let lock = Lock::try_directory(&path)
+            .and_then(|lock| lock.ok_or_else(|| io::ErrorKind::ResourceBusy.into()))
+            .map_err(StateError::io("lock", &path))?;
+        Ok(Workspace {
+            path,
+            is_kept: true,
+            _lock: Some(lock),
+        })
     }
 
     /// Where it is.
@@ -538,6 +562,8 @@ impl Workspace {
 impl Drop for Workspace {
     fn drop(&mut self) {
         // Not there when it was moved to its place; a leftover is swept at the next start.
-        let _ = fs::remove_dir_all(&self.path);
+        if !self.is_kept {
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }

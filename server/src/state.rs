@@ -9,7 +9,7 @@
 //! revoked                         the epoch, and nodes whose admission was taken back (crate::revocation)
 //! mirror                          the seed that is mirrored here, if one is (crate::mirror)
 //! boot/                           kernels, initrds and boot scripts for HTTP
-//! tmp/                            what is not finished; emptied at start
+//! tmp/                            what is not finished; emptied at start, but for a mirror's downloads
 //! lock, serve.lock, control.sock
 //! ```
 //!
@@ -233,22 +233,48 @@ impl StateDir {
         Lock::try_exclusive(&path, self.owner).map_err(StateError::io("lock", &path))
     }
 
-    /// Removes what no live process works on in `tmp/`, and copies that no tag names.
-    fn sweep(&self) -> Result<(), StateError> {
+    /// Where a mirror assembles the image `id`.
+    pub(crate) fn partial(&self, id: &ImageId) -> PathBuf {
+        self.root.join("tmp").join(format!("{PARTIAL}{id}"))
+    }
+
+    /// Removes what mirroring has begun of other images than these.
+    pub(crate) fn keep_partials(&self, wanted: &[ImageId]) -> Result<(), StateError> {
         let _lock = self.lock()?;
+        let wanted: Vec<PathBuf> = wanted.iter().map(|id| self.partial(id)).collect();
+        self.visit_temporary(|path| match is_partial(path) && !wanted.contains(path) {
+            true => remove_abandoned(path),
+            false => Ok(()),
+        })
+    }
+
+    fn visit_temporary(
+        &self,
+        visit: impl Fn(&PathBuf) -> Result<(), StateError>,
+    ) -> Result<(), StateError> {
         let tmp = self.root.join("tmp");
         for entry in fs::read_dir(&tmp).map_err(StateError::io("read", &tmp))? {
-            let path = entry.map_err(StateError::io("read", &tmp))?.path();
+            visit(&entry.map_err(StateError::io("read", &tmp))?.path())?;
+        }
+        Ok(())
+    }
+
+    /// Removes what no live process works on in `tmp/`, and copies that no tag names. What a mirror
+    /// has begun to fetch is left to [`StateDir::keep_partials`], as long as this is a mirror.
+    fn sweep(&self) -> Result<(), StateError> {
+        let _lock = self.lock()?;
+        let is_mirror = self.mirrors().is_some();
+        self.visit_temporary(|path| {
             if path.is_dir() {
-                // A live publisher holds a lock on its directory; the lock dies with its process.
-                if let Ok(Some(_abandoned)) = Lock::try_directory(&path) {
-                    fs::remove_dir_all(&path).map_err(StateError::io("remove leftover", &path))?;
+                match is_mirror && is_partial(path) {
+                    true => Ok(()),
+                    false => remove_abandoned(path),
                 }
             } else {
                 // Single files are only written under the lock that is held here.
-                fs::remove_file(&path).map_err(StateError::io("remove leftover", &path))?;
+                fs::remove_file(path).map_err(StateError::io("remove leftover", path))
             }
-        }
+        })?;
         self.remove_unnamed_copies()
     }
 
@@ -482,6 +508,23 @@ impl StateDir {
         self.remove_unnamed_copies()?;
         Ok(signed)
     }
+}
+
+/// What a mirror's directories in `tmp/` begin with; the rest is a hash.
+const PARTIAL: &str = "mirror-";
+
+fn is_partial(path: &Path) -> bool {
+    path.file_name()
+        .and_then(|name| name.to_str()?.strip_prefix(PARTIAL)?.parse().ok())
+        .is_some_and(|_: ImageId| true)
+}
+
+/// Removes a directory that no live process works in: such a one holds a lock, which dies with it.
+fn remove_abandoned(path: &Path) -> Result<(), StateError> {
+    if let Ok(Some(_abandoned)) = Lock::try_directory(path) {
+        fs::remove_dir_all(path).map_err(StateError::io("remove leftover", path))?;
+    }
+    Ok(())
 }
 
 fn read_tag_file(path: &Path, name: &str) -> Result<Option<SignedTag>, StateError> {

@@ -345,3 +345,45 @@ fn a_full_disk_is_said_and_stops_nothing_else() {
     assert!(said.contains("no room for the image"), "{said}");
     assert!(b.line().contains("/b-small@blake3:"));
 }
+
+/// The mirror is killed with half of an image: nothing of it is published, and the next start goes on
+/// with what is there. What an image that was removed meanwhile left goes away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_that_was_cut_off_goes_on() {
+    const LENGTH: u64 = 24_000_000;
+    let mut pair = Pair::new(&["--upload-limit", "6MB/s"]);
+    let image = squashfs(LENGTH as usize, 1);
+    pair.publish("web", &image);
+    let primary = || pair.a.as_ref().unwrap();
+    primary().line();
+    until("half of the image", || primary().uploaded() > LENGTH / 2).await;
+    pair.b.child.kill().unwrap();
+    pair.b.child.wait().unwrap();
+    let primary = || pair.a.as_ref().unwrap();
+    let id = blake3::hash(&image).to_hex().to_string();
+    let second = pair.second();
+    let partial = second.join(format!("tmp/mirror-{id}"));
+    assert!(partial.join("image").exists());
+    assert!(names(&second).is_empty() && !second.join("images").join(&id).exists());
+    let other = second.join(format!("tmp/mirror-{}", "5e".repeat(32)));
+    fs::create_dir(&other).unwrap();
+    // Commands look at the directory too, and leave what a mirror needs.
+    run_ok(&second, &["key"]);
+    assert!(partial.exists() && other.exists());
+    // One chunk of what is there is no longer what it was.
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(partial.join("image"));
+    std::os::unix::fs::FileExt::write_at(&file.unwrap(), b"damage", 0).unwrap();
+
+    let of = format!("swarm://{}", pair.at);
+    let mirror = Server::start(&second, &["--mirror", &of]);
+    assert!(mirror.line().contains(&id));
+    let answer = mirror.request("GET", "/images/web", &[]);
+    assert!(answer.body == image);
+    // Once, the damaged chunk again, and what was under way when it was killed.
+    let uploaded = primary().uploaded();
+    assert!(uploaded < LENGTH + LENGTH / 4, "{uploaded} of {LENGTH}");
+    assert!(!partial.exists() && !other.exists());
+    assert_eq!(mirror.stop(), Some(0));
+}
