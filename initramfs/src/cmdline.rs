@@ -4,7 +4,7 @@
 //! whole parameter, and are dropped; parameters after `--` belong to init. Of repeated parameters
 //! the last one counts. The command line can tighten trust, never loosen it.
 
-use rootswarm_image::{RootUrl, RootUrlError};
+use rootswarm_image::{RootUrl, RootUrlError, SwarmPublicKey};
 
 use crate::args::DEFAULT_PATIENCE;
 use crate::baked::{Baked, Settings};
@@ -91,17 +91,27 @@ pub fn plan(text: &str, baked: &Baked) -> Result<BootPlan, CmdlineError> {
                 line.set("rootdelay", text).map_err(bad)?;
             }
             "rootswarm.key" => {
-                given_key = Some(
-                    text.parse()
-                        .map_err(|e: rootswarm_image::SwarmPublicKeyError| bad(e.to_string()))?,
-                )
+                let key: SwarmPublicKey = text
+                    .parse()
+                    .map_err(|e: rootswarm_image::SwarmPublicKeyError| bad(e.to_string()))?;
+                // Elsewhere the last one counts. Here whoever can add to a line could undo it.
+                if given_key.is_some_and(|given| given != key) {
+                    return Err(bad("another key stands further to the left".to_owned()));
+                }
+                given_key = Some(key);
             }
             "rootswarm.token" => token = Some(text.to_owned()),
             _ => {
                 let Some(setting) = name.strip_prefix("rootswarm.") else {
                     continue;
                 };
-                if !line.set(setting, text).map_err(bad)? {
+                let verify = line.require_verify;
+                let known = line.set(setting, text).map_err(bad)?;
+                if verify == Some(true) {
+                    // For the same reason.
+                    line.require_verify = verify;
+                }
+                if !known {
                     warnings.push(format!(
                         "unknown parameter {} on the kernel command line",
                         console::printable(&name)
@@ -392,6 +402,70 @@ mod tests {
         let plan = plan(&pinned, &strict).unwrap();
         assert_eq!(plan.warnings.len(), 1);
         assert_eq!(plan.fetch.trust, Trust::Pin(PIN.parse().unwrap()));
+    }
+
+    /// What an image is held to: a key, a pin; nothing at all is no plan.
+    fn anchors(line: &str, baked: &Baked) -> Option<(Option<String>, Option<String>)> {
+        let trust = plan(line, baked).ok()?.fetch.trust;
+        Some(match trust {
+            Trust::Key { key, pin } => (Some(key.to_string()), pin.map(|pin| pin.to_string())),
+            Trust::Pin(pin) => (None, Some(pin.to_string())),
+            Trust::Unverified => (None, None),
+        })
+    }
+
+    /// Every initrd, every rooturl, every option: with one more of them what was refused stays so,
+    /// and what an image was held to it is still held to.
+    #[test]
+    fn an_option_more_never_loosens() {
+        let options = [
+            format!("rootswarm.key={}", key('1')),
+            format!("rootswarm.key={}", key('2')),
+            "rootswarm.require-verify=yes".to_owned(),
+            "rootswarm.require-verify=no".to_owned(),
+            "rootswarm.mode=ro".to_owned(),
+            "rootswarm.token=t".to_owned(),
+        ];
+        let (mut kept, mut tightened) = (0, 0);
+        for baked_key in [None, Some(key('1'))] {
+            for require_verify in [None, Some(false), Some(true)] {
+                let mut baked = baked(baked_key.as_deref());
+                baked.settings.require_verify = require_verify;
+                for url in ["swarm://h/x", "http://h/x"] {
+                    for pin in ["".to_owned(), format!("@blake3:{PIN}")] {
+                        // All sets of options.
+                        for chosen in 0..1_u32 << options.len() {
+                            let line = |chosen: u32| {
+                                let is_in = |at: &usize| chosen & (1 << at) != 0;
+                                let chosen = (0..options.len()).filter(is_in);
+                                let chosen = chosen.map(|at| format!(" {}", options[at]));
+                                format!("rooturl={url}{pin}{}", chosen.collect::<String>())
+                            };
+                            let before = anchors(&line(chosen), &baked);
+                            for more in (0..options.len()).filter(|at| chosen & (1 << at) == 0) {
+                                let line = line(chosen | 1 << more);
+                                let after = anchors(&line, &baked);
+                                let Some((key, pin)) = &after else {
+                                    tightened += u32::from(before.is_some());
+                                    continue;
+                                };
+                                let what = format!("{line} with {baked:?}");
+                                let Some((old_key, old_pin)) = &before else {
+                                    panic!("not refused any more: {what}");
+                                };
+                                assert!(old_key.is_none() || old_key == key, "{what}");
+                                assert!(old_pin.is_none() || old_pin == pin, "{what}");
+                                kept += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(
+            kept > 0 && tightened > 0,
+            "{kept} kept, {tightened} tightened"
+        );
     }
 
     #[test]
