@@ -11,6 +11,11 @@ use std::time::{Duration, Instant};
 
 /// How long one read waits before the limit is looked at.
 const READ_TIMEOUT: Duration = Duration::from_millis(200);
+/// A port that nobody in the machine has opened yet loses what is written to it: the shell is asked
+/// again until it answers.
+const ASK_INTERVAL: Duration = Duration::from_secs(2);
+/// The command that it is asked with; real ones count from 1.
+const ASK_ID: u32 = 0;
 
 /// Why a command has no outcome.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +53,8 @@ pub enum ShellError {
 pub struct Shell {
     port: UnixStream,
     commands: u32,
+    /// It has answered once.
+    ready: bool,
     /// What came in and belongs to no command yet.
     pending: Vec<u8>,
 }
@@ -63,6 +70,7 @@ impl Shell {
         Ok(Shell {
             port,
             commands: 0,
+            ready: false,
             pending: Vec::new(),
         })
     }
@@ -76,11 +84,22 @@ impl Shell {
         if command.contains('\n') {
             return Err(ShellError::Lines(command.to_owned()));
         }
+        let started = Instant::now();
+        let late = |pending: &[u8]| ShellError::Late {
+            command: command.to_owned(),
+            limit_s: limit.as_secs(),
+            output: String::from_utf8_lossy(pending).into_owned(),
+        };
+        while !self.ready {
+            if started.elapsed() > limit {
+                return Err(late(&self.pending));
+            }
+            self.ready = self.ask()?;
+        }
         self.commands += 1;
         let id = self.commands;
         self.port
             .write_all(format!("{id} {command}\n").as_bytes())?;
-        let started = Instant::now();
         loop {
             if let Some((output, status)) = take_outcome(&mut self.pending, id) {
                 return match status {
@@ -93,25 +112,46 @@ impl Shell {
                 };
             }
             if started.elapsed() > limit {
-                return Err(ShellError::Late {
-                    command: command.to_owned(),
-                    limit_s: limit.as_secs(),
-                    output: String::from_utf8_lossy(&self.pending).into_owned(),
-                });
+                return Err(late(&self.pending));
             }
-            let mut buffer = [0; 4096];
-            match self.port.read(&mut buffer) {
-                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                Ok(length) => self.pending.extend_from_slice(&buffer[..length]),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock
-                            | io::ErrorKind::TimedOut
-                            | io::ErrorKind::Interrupted
-                    ) => {}
-                Err(error) => return Err(error.into()),
+            self.read()?;
+        }
+    }
+
+    /// Asks whether somebody is there. The line break before ends what may have come half.
+    fn ask(&mut self) -> Result<bool, ShellError> {
+        self.port
+            .write_all(format!("\n{ASK_ID} true\n").as_bytes())?;
+        let asked = Instant::now();
+        while asked.elapsed() < ASK_INTERVAL {
+            self.read()?;
+            if take_outcome(&mut self.pending, ASK_ID).is_some() {
+                return Ok(true);
             }
+        }
+        Ok(false)
+    }
+
+    /// Takes in what there is, and waits a moment where there is nothing.
+    fn read(&mut self) -> Result<(), ShellError> {
+        let mut buffer = [0; 4096];
+        match self.port.read(&mut buffer) {
+            Ok(0) => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(length) => {
+                self.pending.extend_from_slice(&buffer[..length]);
+                Ok(())
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock
+                        | io::ErrorKind::TimedOut
+                        | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -122,6 +162,11 @@ fn take_outcome(pending: &mut Vec<u8>, id: u32) -> Option<(String, i32)> {
     let (output, rest) = text.split_once(&format!("\n@done {id} "))?;
     let (status, rest) = rest.split_once('\n')?;
     let status = status.trim().parse().ok()?;
+    // Answers to what was asked more than once come before anything that was run.
+    let output = match output.rsplit_once(&format!("@done {ASK_ID} ")) {
+        Some((_, after)) => after.split_once('\n').map_or("", |(_, after)| after),
+        None => output,
+    };
     let outcome = (output.trim_matches(['\r', '\n']).to_owned(), status);
     *pending = rest.as_bytes().to_vec();
     Some(outcome)
@@ -139,6 +184,9 @@ mod tests {
         assert_eq!(take_outcome(&mut pending, 6), None, "of another command");
         assert_eq!(take_outcome(&mut pending, 7), Some(("a\nb".to_owned(), 0)));
         assert_eq!(pending, b"next");
+        let mut pending =
+            b"sh: 1: x: not found\n\n@done 0 0\n\n@done 0 0\nout\n\n@done 1 0\n".to_vec();
+        assert_eq!(take_outcome(&mut pending, 1), Some(("out".to_owned(), 0)));
         let mut pending = b"\n@done 8 127\n".to_vec();
         assert_eq!(take_outcome(&mut pending, 8), Some((String::new(), 127)));
     }
