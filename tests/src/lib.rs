@@ -5,6 +5,7 @@
 //! and the [`keeper`] does it for a process that was killed. What is tested is not here but in
 //! `tests/tests/`.
 
+pub mod bad_cable;
 pub mod bench;
 pub mod cargo;
 pub mod cgroup;
@@ -17,6 +18,7 @@ pub mod packages;
 pub mod process;
 pub mod scenario;
 pub mod scratch;
+pub mod sieve;
 pub mod source;
 pub mod swarm;
 pub mod vm;

@@ -19,8 +19,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
 
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use crate::keeper::{self, Kept};
 
@@ -65,12 +66,20 @@ pub enum NetnsError {
         source: io::Error,
     },
     /// A number the kernel should have printed is not one.
-    #[error("{} holds no byte counter of {interface}", path.display())]
+    #[error("{} holds no counter of {interface}", path.display())]
     Counter {
         /// The file.
         path: PathBuf,
         /// Whose counter was looked for.
         interface: String,
+    },
+    /// A tap cannot be opened.
+    #[error("cannot open the tap {tap}: {source} (taps need root and /dev/net/tun)")]
+    Tap {
+        /// Its name.
+        tap: String,
+        /// Why.
+        source: io::Error,
     },
     /// The keeper could not be started.
     #[error("cannot start the keeper that removes namespaces after a crash: {0}")]
@@ -136,6 +145,32 @@ impl Namespace {
         command
     }
 
+    /// As [`Namespace::command`], for a program that looks at the machine's interfaces: it sees those
+    /// of this namespace in /sys as well, and its mounts are its own. (/sys shows the interfaces of
+    /// whoever mounted it.)
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.command(program);
+        // SAFETY: the closure runs between fork and exec and makes three system calls; it allocates
+        // nothing and takes no lock. It is the child that is moved, before it runs anything.
+        unsafe {
+            command.pre_exec(|| {
+                unshare_unsafe(UnshareFlags::NEWNS)?;
+                mount_change(
+                    c"/",
+                    MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+                )?;
+                mount(c"sysfs", c"/sys", c"sysfs", MountFlags::empty(), None)?;
+                Ok(())
+            });
+        }
+        command
+    }
+
+    /// The namespace itself, for a thread that is to enter it.
+    pub(crate) fn handle(&self) -> Arc<File> {
+        Arc::clone(&self.handle)
+    }
+
     /// Runs `ip ARGS` inside.
     ///
     /// # Errors
@@ -183,6 +218,21 @@ impl Namespace {
         })
     }
 
+    /// How often `eth0` has lost its carrier: cables pulled.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or has no such interface.
+    pub fn carrier_losses(&self) -> Result<u64> {
+        let path = Path::new("/sys/class/net")
+            .join(NODE_INTERFACE)
+            .join("carrier_down_count");
+        let losses = output(self.program("cat").arg(&path))?;
+        losses.trim().parse().map_err(|_| NetnsError::Counter {
+            path,
+            interface: NODE_INTERFACE.to_owned(),
+        })
+    }
+
     /// Drops this share (0.0 to 1.0) of what arrives and of what leaves, at random.
     /// Replaces what [`Namespace::lose`] or [`Namespace::block_udp`] did before.
     ///
@@ -193,8 +243,8 @@ impl Namespace {
         let limit = (share.clamp(0.0, 1.0) * f64::from(SCALE)).round() as u32;
         // nftables refuses a comparison that is always true.
         let drop = match limit {
-            SCALE.. => "counter drop".to_owned(),
-            limit => format!("numgen random mod {SCALE} < {limit} counter drop"),
+            SCALE.. => "drop".to_owned(),
+            limit => format!("numgen random mod {SCALE} < {limit} drop"),
         };
         self.filter(
             &format!("oifname != lo {drop}"),
@@ -202,22 +252,12 @@ impl Namespace {
         )
     }
 
-    /// How many packets [`Namespace::lose`] or [`Namespace::block_udp`] has dropped.
-    ///
-    /// # Errors
-    /// When there is no rule of theirs.
-    pub fn dropped(&self) -> Result<u64> {
-        let rules = output(self.command("nft").args(["list", "table", "inet", PREFIX]))?;
-        Ok(parse_dropped(&rules))
-    }
-
     /// Drops all UDP, as a site's firewall does.
     ///
     /// # Errors
     /// When nftables is missing or refuses.
     pub fn block_udp(&self) -> Result<()> {
-        let rule = "meta l4proto udp counter drop";
-        self.filter(rule, rule)
+        self.filter("meta l4proto udp drop", "meta l4proto udp drop")
     }
 
     /// Lets everything through again.
@@ -339,9 +379,9 @@ impl Bridge {
 /// One node's cable to the bridge.
 #[derive(Debug)]
 pub struct Link {
-    node: String,
-    bridge: String,
-    port: String,
+    pub(crate) node: String,
+    pub(crate) bridge: String,
+    pub(crate) port: String,
     address: Ipv4Addr,
 }
 
@@ -366,6 +406,26 @@ impl Link {
     pub fn shape_each(&self, up_bit_per_s: u64, down_bit_per_s: u64) -> Result<()> {
         token_bucket(&self.node, NODE_INTERFACE, up_bit_per_s)?;
         token_bucket(&self.bridge, &self.port, down_bit_per_s)
+    }
+
+    /// Sets the largest packet that either end sends, in bytes of IP.
+    ///
+    /// # Errors
+    /// When `ip` refuses.
+    pub fn set_mtu(&self, mtu_bytes: u16) -> Result<()> {
+        let mtu = mtu_bytes.to_string();
+        for (namespace, interface) in self.ends() {
+            run(
+                "ip",
+                ["-n", namespace, "link", "set", interface, "mtu", &mtu],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Both ends: namespace and interface.
+    pub(crate) fn ends(&self) -> [(&str, &str); 2] {
+        [(&self.node, NODE_INTERFACE), (&self.bridge, &self.port)]
     }
 
     /// Pulls the cable or puts it back. It is the switch's end that goes down, so the node keeps
@@ -411,16 +471,7 @@ fn parse_traffic(proc_net_dev: &str, interface: &str) -> Option<Traffic> {
     Some(Traffic { rx_bytes, tx_bytes })
 }
 
-/// The sum of the packets that the rules of an `nft list table` counted.
-fn parse_dropped(rules: &str) -> u64 {
-    let counted = |line: &str| -> Option<u64> {
-        let (_, rest) = line.split_once("counter packets ")?;
-        rest.split(' ').next()?.parse().ok()
-    };
-    rules.lines().filter_map(counted).sum()
-}
-
-fn run<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) -> Result<String> {
+pub(crate) fn run<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) -> Result<String> {
     output(Command::new(program).args(args))
 }
 
@@ -491,15 +542,6 @@ fn maker(name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dropped_packets_are_those_of_all_rules() {
-        let rules = "table inet t {\n\tchain out {\n\t\ttype filter hook output priority filter;\n\
-                     \t\tnumgen random mod 100 < 5 counter packets 12 bytes 900 drop\n\t}\n\
-                     \tchain in {\n\t\tcounter packets 30 bytes 9 drop\n\t}\n}\n";
-        assert_eq!(parse_dropped(rules), 42);
-        assert_eq!(parse_dropped("table inet t {\n}\n"), 0);
-    }
 
     #[test]
     fn maker_is_read_from_our_names_only() {

@@ -167,7 +167,7 @@ impl<'a> Place<'a> {
     /// A command that runs here, without this process's own settings for the programs.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = match self.namespace {
-            Some(namespace) => namespace.command(program),
+            Some(namespace) => namespace.program(program),
             None => Command::new(program),
         };
         for (name, _) in std::env::vars_os() {

@@ -23,3 +23,17 @@ fn five_of_a_hundred_packets_lost() {
         survive("links: loss 5 %", directory)
     });
 }
+
+#[test]
+fn large_packets_vanish_without_a_word() {
+    scenario(NEED_BYTES, |directory| {
+        survive("links: black hole over 1300 bytes", directory)
+    });
+}
+
+#[test]
+fn a_cable_that_reorders_doubles_corrupts_and_loses() {
+    scenario(NEED_BYTES, |directory| {
+        survive("cables: all of these and loss 1 %", directory)
+    });
+}

@@ -9,7 +9,7 @@ use super::{Added, Failure};
 use crate::network::{Network, all_finish};
 use crate::scratch::Scratch;
 use crate::source;
-use crate::swarm::{Agent, Seed};
+use crate::swarm::{Agent, STOP_GRACE, Seed};
 
 /// Several times what any drill takes without a fault.
 const QUIET_LIMIT: Duration = Duration::from_secs(120);
@@ -49,8 +49,8 @@ pub struct Running {
 static WITHOUT: Mutex<BTreeMap<Drill, Duration>> = Mutex::new(BTreeMap::new());
 
 impl Drill {
-    /// Lays out the network and starts the seed. `prepare` may inject what has to be there before the
-    /// nodes start.
+    /// Lays out the network, starts the seed and the nodes. `prepare` may inject what has to be there
+    /// before the programs start.
     ///
     /// # Errors
     /// When something cannot be made or started.
@@ -59,12 +59,36 @@ impl Drill {
         directory: &Path,
         prepare: impl FnOnce(&Network) -> Result<(), Failure>,
     ) -> Result<Running, Failure> {
+        self.start(directory, prepare, true)
+    }
+
+    /// [`Drill::begin`] with a seed that has published the image and ended again.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin_without_seed(
+        self,
+        directory: &Path,
+        prepare: impl FnOnce(&Network) -> Result<(), Failure>,
+    ) -> Result<Running, Failure> {
+        self.start(directory, prepare, false)
+    }
+
+    fn start(
+        self,
+        directory: &Path,
+        prepare: impl FnOnce(&Network) -> Result<(), Failure>,
+        is_seed_there: bool,
+    ) -> Result<Running, Failure> {
         let image = directory.join("source");
         source::write(&image, self.image_bytes, 1)?;
         let network = Network::lay_out(self.nodes, self.node_mbit, self.seed_mbit)?;
+        prepare(&network)?;
         let mut seed = Seed::start(network.seed.place(), directory, &[("debian", &image)], &[])?;
         let url = seed.url("debian")?;
-        prepare(&network)?;
+        if !is_seed_there {
+            seed.process.terminate(STOP_GRACE)?;
+        }
         let start = Instant::now();
         let agents = network.fetch_all(directory, &url)?;
         Ok(Running {

@@ -1,47 +1,267 @@
-//! What cables and switches do: they lose packets.
+//! What switches and wires do: they lose packets, carry only small ones, and are pulled.
+//!
+//! Faults that take a cable with a mind of its own are in `bad_cables`.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::drill::Running;
 use super::{Drill, Failure, Fault, Outcome};
+use crate::netns::NetnsError;
+use crate::network::{Network, wait_for_share};
+use crate::sieve::{Counted, Sieve};
 
-const DRILL: Drill = Drill {
+/// Long enough that the fault meets a steady flow and not only its start.
+pub(super) const DRILL: Drill = Drill {
     nodes: 3,
     node_mbit: 50,
     seed_mbit: 50,
+    image_bytes: 24_000_000,
+};
+
+/// Short enough for a test.
+pub(super) const QUICK_DRILL: Drill = Drill {
+    image_bytes: 10_000_000,
+    ..DRILL
+};
+
+/// Slow, so that there is time to pull a cable in the middle.
+const SLOW_DRILL: Drill = Drill {
+    nodes: 3,
+    node_mbit: 20,
+    seed_mbit: 20,
     image_bytes: 12_000_000,
 };
-const LIMIT: Duration = Duration::from_secs(120);
+
+pub(super) const LIMIT: Duration = Duration::from_secs(180);
+const POLL: Duration = Duration::from_millis(10);
+
+/// What IPv6 and UDP headers take, and how near to the largest the search has to come: it stops
+/// within 20 bytes.
+const MTU_SLACK_BYTES: u16 = 48 + 20;
 
 pub(super) const LOSS_1: Fault = Fault {
     name: "links: loss 1 %",
     need_bytes: DRILL.need_bytes(),
-    inject: |directory| loss(directory, 0.01),
+    inject: |directory| loss(directory, DRILL, 10),
 };
 
 pub(super) const LOSS_5: Fault = Fault {
     name: "links: loss 5 %",
-    need_bytes: DRILL.need_bytes(),
-    inject: |directory| loss(directory, 0.05),
+    need_bytes: QUICK_DRILL.need_bytes(),
+    inject: |directory| loss(directory, QUICK_DRILL, 50),
 };
 
-/// Every node's namespace drops this share of what arrives and of what leaves.
-fn loss(directory: &Path, share: f64) -> Result<Outcome, Failure> {
-    let mut running = DRILL.begin(directory, |network| {
-        for site in &network.nodes {
-            site.namespace.lose(share)?;
+pub(super) const MTU_9000: Fault = Fault {
+    name: "links: MTU 9000",
+    need_bytes: DRILL.need_bytes(),
+    inject: |directory| mtu(directory, 9000),
+};
+
+pub(super) const MTU_1500: Fault = Fault {
+    name: "links: MTU 1500",
+    need_bytes: DRILL.need_bytes(),
+    inject: |directory| mtu(directory, 1500),
+};
+
+pub(super) const MTU_1280: Fault = Fault {
+    name: "links: MTU 1280",
+    need_bytes: DRILL.need_bytes(),
+    inject: |directory| mtu(directory, 1280),
+};
+
+pub(super) const BLACK_HOLE: Fault = Fault {
+    name: "links: black hole over 1300 bytes",
+    need_bytes: QUICK_DRILL.need_bytes(),
+    inject: black_hole,
+};
+
+pub(super) const BLACK_HOLE_LATE: Fault = Fault {
+    name: "links: black hole from the middle on",
+    need_bytes: SLOW_DRILL.need_bytes(),
+    inject: black_hole_late,
+};
+
+pub(super) const DOWN_1: Fault = Fault {
+    name: "links: down for 1 s",
+    need_bytes: SLOW_DRILL.need_bytes(),
+    inject: |directory| down(directory, 1),
+};
+
+pub(super) const DOWN_10: Fault = Fault {
+    name: "links: down for 10 s",
+    need_bytes: SLOW_DRILL.need_bytes(),
+    inject: |directory| down(directory, 10),
+};
+
+pub(super) const DOWN_60: Fault = Fault {
+    name: "links: down for 60 s",
+    need_bytes: SLOW_DRILL.need_bytes(),
+    inject: |directory| down(directory, 60),
+};
+
+/// The same rules on every node's cable.
+pub(super) fn sieves(network: &Network, rules: &[&str]) -> Result<Vec<Sieve>, NetnsError> {
+    let sieve = |site: &crate::network::Site| Sieve::put_on(&site.link, rules);
+    network.nodes.iter().map(sieve).collect()
+}
+
+/// What all cables' rules counted together, rule by rule.
+pub(super) fn total(sieves: &[Sieve]) -> Result<Vec<Counted>, NetnsError> {
+    let mut sums: Vec<Counted> = Vec::new();
+    for sieve in sieves {
+        let counted = sieve.counted()?;
+        sums.resize(counted.len(), Counted::default());
+        for (sum, counted) in sums.iter_mut().zip(counted) {
+            sum.packets += counted.packets;
+            sum.bytes += counted.bytes;
         }
+    }
+    Ok(sums)
+}
+
+/// Says how often HTTP had to help, which is no failure and yet no success of the swarm.
+pub(super) fn finished(running: &Running) -> Result<String, Failure> {
+    let nodes = running.agents.len();
+    let by_http = crate::network::sum(&running.agents, "bytes_from_http")?;
+    Ok(match by_http {
+        0 => format!("all {nodes} nodes have the image"),
+        bytes => format!("all {nodes} nodes have the image, {bytes} bytes of it by http"),
+    })
+}
+
+/// Every node's cable loses so many of a thousand packets, each way.
+fn loss(directory: &Path, drill: Drill, per_mille: u32) -> Result<Outcome, Failure> {
+    let rule = format!("numgen random mod 1000 < {per_mille} counter drop");
+    let mut sieved = Vec::new();
+    let mut running = drill.begin(directory, |network| {
+        sieved = sieves(network, &[&rule, "counter"])?;
         Ok(())
     })?;
     let added = running.finish_compared(LIMIT)?;
-    let mut fired = 0;
-    for site in &running.network.nodes {
-        fired += site.namespace.dropped()?;
+    let counted = total(&sieved)?;
+    let packets = counted[0].packets + counted[1].packets;
+    let share = 100.0 * counted[0].packets as f64 / packets.max(1) as f64;
+    Ok(Outcome {
+        fired: counted[0].packets,
+        unit: "packets dropped",
+        outcome: format!("{}; {share:.1} % lost", finished(&running)?),
+        added: Some(added),
+    })
+}
+
+/// Every cable and every interface carries packets of at most `mtu` bytes. Most bytes have to travel
+/// in packets of about that size.
+fn mtu(directory: &Path, mtu: u16) -> Result<Outcome, Failure> {
+    let large = format!("meta length > {} counter", mtu - MTU_SLACK_BYTES);
+    let mut sieved = Vec::new();
+    let mut running = DRILL.begin(directory, |network| {
+        for site in network.nodes.iter().chain([&network.seed]) {
+            site.link.set_mtu(mtu)?;
+        }
+        sieved = sieves(network, &[&large, "counter"])?;
+        Ok(())
+    })?;
+    let added = running.finish_compared(LIMIT)?;
+    let counted = total(&sieved)?;
+    let (large, all) = (counted[0], counted[1]);
+    let share = 100.0 * large.bytes as f64 / all.bytes.max(1) as f64;
+    if share < 80.0 {
+        return Err(format!(
+            "the path MTU was not found: {share:.0} % of {} bytes in packets of nearly {mtu} bytes",
+            all.bytes
+        )
+        .into());
+    }
+    let mean = large.bytes / large.packets.max(1);
+    Ok(Outcome {
+        fired: large.packets,
+        unit: "packets of full size",
+        outcome: format!(
+            "{}; {share:.0} % of the bytes in packets of {mean} bytes",
+            finished(&running)?
+        ),
+        added: Some(added),
+    })
+}
+
+/// Interfaces say 1500, and packets above 1300 bytes vanish. Nobody is told: no ICMP.
+const HOLE: &str = "meta length > 1300 counter drop";
+
+fn black_hole(directory: &Path) -> Result<Outcome, Failure> {
+    let mut sieved = Vec::new();
+    let mut running = QUICK_DRILL.begin(directory, |network| {
+        sieved = sieves(network, &[HOLE])?;
+        Ok(())
+    })?;
+    let added = running.finish_compared(LIMIT)?;
+    Ok(Outcome {
+        fired: total(&sieved)?[0].packets,
+        unit: "packets swallowed",
+        outcome: finished(&running)?,
+        added: Some(added),
+    })
+}
+
+/// The hole opens when 1452 bytes of payload have long been found to pass.
+fn black_hole_late(directory: &Path) -> Result<Outcome, Failure> {
+    let mut running = SLOW_DRILL.begin(directory, |_| Ok(()))?;
+    wait_for_share(&mut running.agents, SLOW_DRILL.image_bytes, 0.3, LIMIT)?;
+    let sieved = sieves(&running.network, &[HOLE])?;
+    let added = running.finish_compared(LIMIT)?;
+    Ok(Outcome {
+        fired: total(&sieved)?[0].packets,
+        unit: "packets swallowed",
+        outcome: finished(&running)?,
+        added: Some(added),
+    })
+}
+
+/// The first node's cable is pulled in the middle and put back.
+fn down(directory: &Path, seconds: u64) -> Result<Outcome, Failure> {
+    let mut running = SLOW_DRILL.begin(directory, |_| Ok(()))?;
+    wait_for_share(&mut running.agents, SLOW_DRILL.image_bytes, 0.3, LIMIT)?;
+    let site = &running.network.nodes[0];
+    site.link.set_up(false)?;
+    std::thread::sleep(Duration::from_secs(seconds));
+    if running.agents[0].is_complete() {
+        return Err("the cable was pulled too late: the node has the image".into());
+    }
+    let held = running.agents[0].count("bytes_have")?;
+    let before = site.namespace.traffic(crate::netns::NODE_INTERFACE)?;
+    site.link.set_up(true)?;
+    let back = Instant::now();
+    while running.agents[0].count("bytes_have")? <= held && !running.agents[0].is_complete() {
+        if back.elapsed() > LIMIT {
+            return Err(format!("no byte more within {} s", LIMIT.as_secs()).into());
+        }
+        std::thread::sleep(POLL);
+    }
+    let resumed_s = back.elapsed().as_secs_f64();
+    let added = running.finish_compared(LIMIT)?;
+    let site = &running.network.nodes[0];
+    let losses = site.namespace.carrier_losses()?;
+    let received = site
+        .namespace
+        .traffic(crate::netns::NODE_INTERFACE)?
+        .rx_bytes
+        - before.rx_bytes;
+    let again = running.agents[0].count("duplicate_bytes")?;
+    if again >= held {
+        return Err(format!("{again} bytes were fetched again, {held} were held").into());
+    }
+    // Headers and acknowledgements of what it sends to others come on top of the payload.
+    let missing = SLOW_DRILL.image_bytes - held;
+    if received > missing + missing / 4 + held / 2 {
+        return Err(format!("{received} bytes received for {missing} that were missing").into());
     }
     Ok(Outcome {
-        fired,
-        unit: "packets dropped",
-        outcome: format!("{} of {} nodes have the image", DRILL.nodes, DRILL.nodes),
+        fired: losses,
+        unit: "losses of carrier",
+        outcome: format!(
+            "{}; kept {held} bytes, {again} fetched again, next ones {resumed_s:.1} s after the link",
+            finished(&running)?
+        ),
         added: Some(added),
     })
 }

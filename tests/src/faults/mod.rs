@@ -8,7 +8,9 @@
 //!
 //! [`twenty`] is no row: many machines in a row over cables that lose packets (`cargo xtask boots`).
 
+mod bad_cables;
 mod drill;
+mod joins;
 mod links;
 pub mod machines;
 pub mod power;
@@ -74,7 +76,28 @@ pub const MACHINES: &[Fault] = &[
 ];
 
 /// Every other row, in the order of the table.
-pub const ALL: &[Fault] = &[links::LOSS_1, links::LOSS_5];
+pub const ALL: &[Fault] = &[
+    links::LOSS_1,
+    links::LOSS_5,
+    links::MTU_9000,
+    links::MTU_1500,
+    links::MTU_1280,
+    links::BLACK_HOLE,
+    links::BLACK_HOLE_LATE,
+    links::DOWN_1,
+    links::DOWN_10,
+    links::DOWN_60,
+    bad_cables::DELAY,
+    bad_cables::REORDER,
+    bad_cables::DUPLICATE,
+    bad_cables::CORRUPT,
+    bad_cables::ALL_AT_ONCE,
+    joins::TWICE,
+    joins::LATE,
+    joins::MISSING,
+    joins::SEED_LATE,
+    joins::ONE_ADDRESS,
+];
 
 impl Fault {
     /// Injects it in `directory`.
