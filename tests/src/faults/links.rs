@@ -222,6 +222,8 @@ fn down(directory: &Path, seconds: u64) -> Result<Outcome, Failure> {
     let mut running = SLOW_DRILL.begin(directory, |_| Ok(()))?;
     wait_for_share(&mut running.agents, SLOW_DRILL.image_bytes, 0.3, LIMIT)?;
     let site = &running.network.nodes[0];
+    // Not 0: the cable was without a carrier while it was laid.
+    let losses_before = site.namespace.carrier_losses()?;
     site.link.set_up(false)?;
     std::thread::sleep(Duration::from_secs(seconds));
     if running.agents[0].is_complete() {
@@ -240,7 +242,7 @@ fn down(directory: &Path, seconds: u64) -> Result<Outcome, Failure> {
     let resumed_s = back.elapsed().as_secs_f64();
     let added = running.finish_compared(LIMIT)?;
     let site = &running.network.nodes[0];
-    let losses = site.namespace.carrier_losses()?;
+    let losses = site.namespace.carrier_losses()? - losses_before;
     let received = site
         .namespace
         .traffic(crate::netns::NODE_INTERFACE)?
