@@ -18,6 +18,7 @@ use rootswarm_transport::node::{
 use rootswarm_transport::socket::BindError;
 use rootswarm_transport::store::ChunkStore;
 use rootswarm_transport::tuning::Tuning;
+use tokio::time::Instant;
 
 use crate::exit::{Classified, Exit};
 use crate::fetch::{Destination, FetchError, Fetched, part_of};
@@ -103,6 +104,9 @@ const ISOLATED_AFTER: Duration = Duration::from_secs(5);
 /// seed is mostly there; when it was not, as long as a lookup takes (`crate::resolve`).
 const FIRST_NAMES: Duration = Duration::from_millis(500);
 const LATE_NAMES: Duration = Duration::from_secs(6);
+/// How long nothing new may come before that is said, and HTTP helps out where no seed is connected.
+/// Longer than a peer that froze holds a chunk up (`limits.rs` in rootswarm-swarm).
+const STALLED_AFTER: Duration = Duration::from_secs(10);
 /// How often a running download is looked at.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -455,7 +459,8 @@ impl Swarm {
         // The swarm was started a moment ago.
         let began = reporter.elapsed();
         let mut have = 0;
-        let mut connected = tokio::time::Instant::now();
+        let mut connected = Instant::now();
+        let mut moved = Instant::now();
         let mut cause = "neither seed nor peers send anything".to_owned();
         loop {
             let completed = tokio::time::timeout(TICK, self.handle.completed()).await;
@@ -475,6 +480,7 @@ impl Swarm {
             if snapshot.bytes_have > have {
                 have = snapshot.bytes_have;
                 patience.progressed();
+                moved = Instant::now();
             }
             if patience.is_exhausted() {
                 return Err(FetchError::GaveUp {
@@ -483,13 +489,21 @@ impl Swarm {
                 });
             }
             if status.seed_connected || status.peers > 0 {
-                connected = tokio::time::Instant::now();
+                connected = Instant::now();
             }
-            if connected.elapsed() < ISOLATED_AFTER {
+            cause = if connected.elapsed() >= ISOLATED_AFTER {
+                "neither the seed nor a peer can be reached".to_owned()
+            } else if moved.elapsed() >= STALLED_AFTER {
+                standstill(&snapshot)
+            } else {
+                continue;
+            };
+            reporter.retry(&cause);
+            if status.seed_connected {
+                // Its HTTP side would send no more than it does. Said again when as much time passed.
+                moved = Instant::now();
                 continue;
             }
-            cause = "neither the seed nor a peer can be reached".to_owned();
-            reporter.retry(&cause);
             for host in hosts {
                 // By its id: the name may mean another image by now.
                 let manifest = Arc::clone(self.store.manifest());
@@ -501,7 +515,10 @@ impl Swarm {
                 }
             }
             if !self.store.is_complete() {
-                patience.wait().await;
+                tokio::select! {
+                    _ = patience.wait() => {}
+                    () = moves_again(&self.handle) => {}
+                }
             }
         }
     }
@@ -523,24 +540,50 @@ impl Swarm {
             store,
             bytes: self.http_bytes,
         };
-        let back = async {
-            loop {
-                tokio::time::sleep(TICK).await;
-                let status = handle.status();
-                if status.seed_connected || status.peers > 0 {
-                    break;
-                }
-            }
-        };
         let mut told = |snapshot| reporter.progress(snapshot);
         let filled = http_chunks::fill(client, &image.blob, &image.manifest, &mut sink, &mut told);
         let result = tokio::select! {
             result = filled => result,
-            () = back => Ok(()),
+            () = moves_again(handle) => Ok(()),
         };
         self.http_bytes = sink.bytes;
         result
     }
+}
+
+/// Returns when the swarm does what it did not: a seed or one more peer is there, or bytes come.
+async fn moves_again(handle: &SwarmHandle) {
+    let received = |status: &SwarmStatus| status.bytes_from_seed + status.bytes_from_peers;
+    let before = handle.status();
+    loop {
+        tokio::time::sleep(TICK).await;
+        let status = handle.status();
+        if status.seed_connected
+            || status.peers > before.peers
+            || received(&status) > received(&before)
+        {
+            return;
+        }
+    }
+}
+
+/// Why a node that is connected gets no further, for the console: without this line it would look
+/// dead while it waits for a seed that has what no peer has.
+fn standstill(snapshot: &Snapshot) -> String {
+    let missing = snapshot.bytes_total.saturating_sub(snapshot.bytes_have);
+    let seed = match snapshot.seed_connected {
+        true => "a seed is connected",
+        false => "no seed is connected",
+    };
+    let peers = match snapshot.peers {
+        1 => "1 peer sends".to_owned(),
+        peers => format!("{peers} peers send"),
+    };
+    format!(
+        "{} missing and nothing new for {} s: {seed}, {peers} nothing",
+        crate::units::size(missing),
+        STALLED_AFTER.as_secs(),
+    )
 }
 
 /// Chunks from HTTP for a running swarm, which announces them to the others.

@@ -242,9 +242,17 @@ fn commit(
         version: state.next_version(request.name)?,
         epoch: EPOCH,
     };
-    state.write_tag(&tag.clone().sign(key))?;
-    state.remove_unnamed_copies()?;
+    name_the_copy(state, &tag.clone().sign(key))?;
     Ok(tag)
+}
+
+/// Writes the tag and removes what no tag names any more: the copy it replaces, or, when there was no
+/// room left for the tag itself, the copy that was made for it.
+fn name_the_copy(state: &StateDir, signed: &SignedTag) -> Result<(), StateError> {
+    let written = state.write_tag(signed);
+    let removed = state.remove_unnamed_copies();
+    // Why it failed is worth more than what could not be tidied up then.
+    written.and(removed)
 }
 
 /// The manifest of the copy at `place`, if that copy is what its directory says. It is hashed to
@@ -535,8 +543,7 @@ impl Workspace {
             return Ok(());
         }
         self.move_to(&state.copy(manifest.id()), state)?;
-        state.write_tag(signed)?;
-        Ok(state.remove_unnamed_copies()?)
+        Ok(name_the_copy(state, signed)?)
     }
 
     /// Becomes the copy at `place`; a damaged one that is there is mended by it. Called with the lock

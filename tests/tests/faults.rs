@@ -32,8 +32,29 @@ fn large_packets_vanish_without_a_word() {
 }
 
 #[test]
+fn the_seed_killed_when_little_was_sent() {
+    scenario(NEED_BYTES, |directory| {
+        survive("seeds: killed at 10 %", directory)
+    });
+}
+
+#[test]
 fn a_cable_that_reorders_doubles_corrupts_and_loses() {
     scenario(NEED_BYTES, |directory| {
         survive("cables: all of these and loss 1 %", directory)
+    });
+}
+
+#[test]
+fn half_of_the_peers_frozen() {
+    scenario(NEED_BYTES, |directory| {
+        survive("peers: half freeze", directory)
+    });
+}
+
+#[test]
+fn a_full_state_disk() {
+    scenario(NEED_BYTES, |directory| {
+        survive("disk: state full", directory)
     });
 }

@@ -9,11 +9,15 @@
 //! [`twenty`] is no row: many machines in a row over cables that lose packets (`cargo xtask boots`).
 
 mod bad_cables;
+mod disk;
 mod drill;
 mod joins;
 mod links;
 pub mod machines;
+mod memory;
+mod peers;
 pub mod power;
+mod seeds;
 pub mod twenty;
 
 use std::error::Error;
@@ -97,6 +101,17 @@ pub const ALL: &[Fault] = &[
     joins::MISSING,
     joins::SEED_LATE,
     joins::ONE_ADDRESS,
+    seeds::KILLED_10,
+    seeds::KILLED_50,
+    seeds::KILLED_90,
+    peers::VANISHED,
+    peers::FROZEN,
+    peers::UNPLUGGED,
+    memory::IMAGE_TOO_LARGE,
+    disk::SOURCE_REPLACED,
+    disk::COPY_DAMAGED,
+    disk::PUBLISHED_IN_A_LOOP,
+    disk::STATE_FULL,
 ];
 
 impl Fault {
