@@ -60,8 +60,9 @@ fn machines_boot_over_pxe() {
 const EARLY: &str = "1970-01-01T00:00:00";
 const LATE: &str = "2100-01-01T00:00:00";
 
-/// Overlay roots over PXE. Each gets most of the image from the others, and the seed sends less
-/// than two copies for four machines. The last one has no pin on its command line: its trust is the
+/// Overlay roots over PXE. Most of the image comes from the others, and the seed sends less than
+/// two and a half copies for four machines: less than two on an idle host; where that is busy, the
+/// machines serve slowly and a fast seed helps out. The last one has no pin on its command line: its trust is the
 /// key in the initramfs. Two have a clock that is decades wrong.
 fn four_together(lab: &mut Lab) -> Vec<usize> {
     let by_name = format!("rooturl=swarm://{}/{IMAGE}", host::ADDRESS);
@@ -95,7 +96,7 @@ fn four_together(lab: &mut Lab) -> Vec<usize> {
     let image_bytes = number(&lab.machines()[places[0]], "bytes_total");
     let sent_bytes: u64 = from_seed_bytes.iter().sum();
     assert!(
-        sent_bytes < 2 * image_bytes,
+        sent_bytes < image_bytes * 5 / 2,
         "the seed sent {sent_bytes} bytes for four copies of {image_bytes}"
     );
     // Whoever is first may have found nobody but the seed.

@@ -22,18 +22,25 @@ use quinn_proto::RttEstimator;
 /// beside which a request that waits this long is quick. See TUNING.md for 10 to 80 ms.
 const QUEUE_TARGET: Duration = Duration::from_millis(15);
 
+/// What one packet carries with an MTU of 1500 and IPv6.
+const ETHERNET_PAYLOAD_BYTES: u64 = 1_452;
+
 /// Packets in flight before anything is known: 46 kB, what a gigabit link moves in 0.4 ms.
 const INITIAL_PACKETS: u64 = 32;
 
-/// Packets that a window grows by in a round trip, at most, once the queue has been seen.
-const GROWTH_PACKETS: f64 = 4.0;
+/// What a window grows by in a round trip, at most, once the queue has been seen: four packets of
+/// Ethernet's size, and no more with jumbo packets. With four of those, three uploads overflowed a
+/// switch port of 50 Mbit/s again and again, and lost bursts of large packets are what quinn takes
+/// for an MTU black hole: it went back to 1,200 bytes (`cargo xtask faults "links: MTU 9000"`).
+const GROWTH_BYTES: u64 = 4 * ETHERNET_PAYLOAD_BYTES;
 
 /// What a queue that is too long leaves of a window. The round trip is that of data one way and of
 /// acknowledgements back, so that a link which is busy only in the other direction looks crowded
 /// too, and a queue may be all somebody else's: with two packets for a floor, a node's downlink
-/// idled for 10 % of the time (16 nodes of 50 Mbit/s). Eight uploads of 24 packets are 45 ms at
-/// 50 Mbit/s, less than a switch port holds.
-const KEPT_PACKETS: u64 = 24;
+/// idled for 10 % of the time (16 nodes of 50 Mbit/s). 24 packets of Ethernet's size: eight uploads
+/// of them are 45 ms at 50 Mbit/s, less than a switch port holds. Jumbo packets do not make it more,
+/// for the reason given at [`GROWTH_BYTES`].
+const KEPT_BYTES: u64 = 24 * ETHERNET_PAYLOAD_BYTES;
 
 /// What losses leave at least.
 const FLOOR_PACKETS: u64 = 2;
@@ -111,11 +118,11 @@ impl DelayBound {
             let excess = (queued - target).as_secs_f64() / shortest.as_secs_f64().max(1e-6);
             let keep = 1.0 - (excess / 2.0).min(SHRINK_MOST);
             // Not below what keeps it alive among others, nor up to that if a loss has said less.
-            let least = (KEPT_PACKETS * self.packet_bytes).min(self.window_bytes);
+            let least = KEPT_BYTES.max(self.floor_bytes()).min(self.window_bytes);
             self.window_bytes = scaled(self.window_bytes, keep).max(least);
         } else if self.was_full {
             let room = 1.0 - queued.as_secs_f64() / target.as_secs_f64();
-            self.window_bytes += scaled(self.packet_bytes, GROWTH_PACKETS * room);
+            self.window_bytes += scaled(GROWTH_BYTES, room);
         }
     }
 }
@@ -207,7 +214,7 @@ mod tests {
             let now = Instant::now();
             let mut path = Path {
                 now,
-                control: DelayBound::new(now, 1_400),
+                control: DelayBound::new(now, PACKET_BYTES as u16),
             };
             // Nothing queued yet: this is what the path takes by itself.
             path.round(0, true);
@@ -244,19 +251,19 @@ mod tests {
         assert_eq!(path.packets(), 4 * INITIAL_PACKETS);
         // Half of the target: the doubling ends with this round.
         path.round(8, true);
-        let seen = path.packets();
+        let seen = path.control.window();
         for _ in 0..100 {
             path.round(15, true);
         }
-        assert_eq!(path.packets(), seen, "at the target");
+        assert_eq!(path.control.window(), seen, "at the target");
         // Room again: the round that is under way ends, then it grows in each.
         for _ in 0..32 {
             path.round(0, true);
         }
-        let grown = path.packets() - seen;
+        let grown = path.control.window() - seen;
         assert!(
-            (GROWTH_PACKETS as u64..=32 * GROWTH_PACKETS as u64).contains(&grown),
-            "{grown} packets in 32 round trips"
+            (GROWTH_BYTES..=32 * GROWTH_BYTES).contains(&grown),
+            "{grown} bytes in 32 round trips"
         );
     }
 
@@ -279,7 +286,30 @@ mod tests {
         for _ in 0..100 {
             path.round(40, true);
         }
-        assert_eq!(path.packets(), KEPT_PACKETS);
+        assert_eq!(path.control.window(), KEPT_BYTES);
+    }
+
+    #[test]
+    fn jumbo_packets_change_neither_growth_nor_what_is_kept() {
+        let mut path = Path::new();
+        path.control.on_mtu_update(8_952);
+        path.round(8, true);
+        let before = path.control.window();
+        for _ in 0..32 {
+            path.round(0, true);
+        }
+        let grown = path.control.window() - before;
+        assert!(
+            (GROWTH_BYTES..=32 * GROWTH_BYTES).contains(&grown),
+            "{grown} bytes in 32 round trips"
+        );
+        for _ in 0..4 {
+            path.round(0, true);
+        }
+        for _ in 0..100 {
+            path.round(40, true);
+        }
+        assert_eq!(path.control.window(), KEPT_BYTES);
     }
 
     #[test]
