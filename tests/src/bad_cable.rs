@@ -446,8 +446,8 @@ mod tests {
         let udp = udp_start(&frame).unwrap();
         assert_eq!(udp, 34);
         fix_checksum(&mut frame, udp);
-        // 0a00+0001+0a00+0002 + 0011+000b + 0001+0002+000b + 6162+6300 = d893, its complement.
-        assert_eq!(frame[40..42], [0x27, 0x6c]);
+        // 0a00+0001+0a00+0002 + 0011+000b + 0001+0002+000b + 6162+6300 = d88f, its complement.
+        assert_eq!(frame[40..42], [0x27, 0x70]);
     }
 
     #[test]
