@@ -144,24 +144,11 @@ impl BadCable {
         // port - stub bridge - node tap - thread - switch tap - the switch's bridge
         let (stub, port) = (format!("stub-{}", link.port), link.port.as_str());
         let taps = [format!("n-{port}"), format!("s-{port}")];
-        switch.ip([
-            "link",
-            "add",
-            &stub,
-            "type",
-            "bridge",
-            "stp_state",
-            "0",
-            "forward_delay",
-            "0",
-            "mcast_snooping",
-            "0",
-        ])?;
+        switch.add_bridge(&stub)?;
         for (tap, master) in taps.iter().zip([stub.as_str(), BRIDGE_INTERFACE]) {
             switch.ip(["tuntap", "add", "dev", tap, "mode", "tap"])?;
             switch.ip(["link", "set", tap, "master", master, "up"])?;
         }
-        switch.ip(["link", "set", &stub, "up"])?;
         let counters = Arc::new(Counters::default());
         let stop = Arc::new(AtomicBool::new(false));
         let (opened, is_open) = mpsc::channel();

@@ -233,6 +233,14 @@ impl Namespace {
         })
     }
 
+    /// Makes a bridge that passes everything on at once (no spanning tree, no snooping), up.
+    pub(crate) fn add_bridge(&self, name: &str) -> Result<()> {
+        let add = ["link", "add", name, "type", "bridge"];
+        let at_once = ["stp_state", "0", "forward_delay", "0", "mcast_snooping", "0"];
+        self.ip(add.into_iter().chain(at_once))?;
+        self.set_up(name, true)
+    }
+
     /// Drops this share (0.0 to 1.0) of what arrives and of what leaves, at random.
     /// Replaces what [`Namespace::lose`] or [`Namespace::block_udp`] did before.
     ///
@@ -307,20 +315,7 @@ impl Bridge {
     /// As [`Namespace::create`].
     pub fn create(label: &str) -> Result<Self> {
         let namespace = Namespace::create(label)?;
-        namespace.ip([
-            "link",
-            "add",
-            BRIDGE_INTERFACE,
-            "type",
-            "bridge",
-            "stp_state",
-            "0",
-            "forward_delay",
-            "0",
-            "mcast_snooping",
-            "0",
-        ])?;
-        namespace.set_up(BRIDGE_INTERFACE, true)?;
+        namespace.add_bridge(BRIDGE_INTERFACE)?;
         Ok(Bridge {
             namespace,
             next_port: AtomicU32::new(0),

@@ -1,11 +1,11 @@
 //! `cargo xtask boots`: many virtual machines boot one after the other on cables that lose packets.
 //!
-//! The series itself is `rootswarm_tests::faults::twenty`; here is what is printed of it.
+//! The series itself is `rootswarm_tests::faults::boots`; here is what is printed of it.
 
 use std::time::Instant;
 
 use anyhow::ensure;
-use rootswarm_tests::faults::twenty::{self, BOOTS_MAX, Boot, Series};
+use rootswarm_tests::faults::boots::{self as series_of, BOOTS_MAX, Boot, Series};
 
 use crate::print;
 
@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "{:<8} {:>8} {:>8} {:>10} {:>11} {:>9} {:>8}",
         "machine", "image", "up", "from seed", "from peers", "packets", "lost"
     ))?;
-    let boots = twenty::run(&series, &say, |boot| {
+    let boots = series_of::run(&series, &say, |boot| {
         let _ = print::line(format_args!("{}", row(boot)));
     })?;
     let packets: u64 = boots.iter().map(|boot| boot.counted.packets).sum();

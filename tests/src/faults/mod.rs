@@ -6,7 +6,7 @@
 //! name it in [`ALL`] or, where it needs a virtual machine, in [`MACHINES`]. A row that must not only
 //! survive but be compared uses a [`Drill`]: the same download with and without the fault, in one run.
 //!
-//! [`twenty`] is no row: many machines in a row over cables that lose packets (`cargo xtask boots`).
+//! [`boots`] is no row: many machines in a row over cables that lose packets (`cargo xtask boots`).
 
 mod bad_cables;
 mod disk;
@@ -18,7 +18,7 @@ mod memory;
 mod peers;
 pub mod power;
 mod seeds;
-pub mod twenty;
+pub mod boots;
 
 use std::error::Error;
 use std::path::Path;
