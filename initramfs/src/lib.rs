@@ -39,6 +39,7 @@ pub mod resolve;
 pub mod run_dir;
 pub mod serving;
 pub mod status;
+pub mod swarm_download;
 pub mod swarm_fetch;
 pub mod units;
 

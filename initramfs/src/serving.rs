@@ -7,7 +7,8 @@ use rootswarm_transport::store::ChunkStore;
 
 use crate::patience::Patience;
 use crate::report::Reporter;
-use crate::swarm_fetch::{Seeker, Swarm};
+use crate::swarm_download::Swarm;
+use crate::swarm_fetch::Seeker;
 
 /// How often the status document is brought up to date. Rare enough to cost nothing in a booted
 /// system, often enough to watch.

@@ -1,29 +1,26 @@
-//! `rooturl=swarm://…`: joins, fetches, and goes on serving; with verified HTTP from the same host
-//! as the way out when the swarm cannot be reached.
+//! `rooturl=swarm://…`: the way to the image. Joins the swarm, with verified HTTP from the same host
+//! as the way out when it cannot be reached, and ends with a whole image and what is left to serve.
 //!
-//! Everything this program asks of the transport crate's node is in this file. Which chunk comes
-//! from whom is decided there; here is only: how long to try, what to say, and when to fall back.
+//! Here is only: how long to try, what to say, and when to fall back. What happens between joining and
+//! the last chunk is [`crate::swarm_download`]'s business.
 
 use std::cell::{Cell, RefCell};
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rootswarm_image::{HostPort, ImageId, ImageName, Manifest, SWARM_PORT, VerifiedChunk};
+use rootswarm_image::{HostPort, ImageId, ImageName, Manifest, SWARM_PORT};
 use rootswarm_transport::node::{
     JoinError, JoinRequest, Joined, Node, NodeConfig, OfferError, Refusal, SeedTrust, StartError,
-    SwarmHandle, SwarmStatus,
 };
 use rootswarm_transport::socket::BindError;
 use rootswarm_transport::store::ChunkStore;
 use rootswarm_transport::tuning::Tuning;
-use tokio::time::Instant;
 
 use crate::exit::{Classified, Exit};
 use crate::fetch::{Destination, FetchError, Fetched, part_of};
 use crate::http::HttpClient;
-use crate::http_chunks::{self, ChunkSink, StoreSink, first_run};
+use crate::http_chunks::{self, ChunkSink, StoreSink};
 use crate::http_fetch::open_store;
 use crate::http_image::{self, HttpImage};
 use crate::network;
@@ -35,6 +32,7 @@ use crate::report::Reporter;
 use crate::resolve::Resolver;
 use crate::serving::{Serving, State};
 use crate::status::Phase;
+use crate::swarm_download::Swarm;
 
 /// Why the swarm is no way to the image.
 #[derive(Debug, thiserror::Error)]
@@ -98,17 +96,10 @@ fn exit_of_node(error: &StartError) -> Exit {
 
 /// How long the swarm has before HTTP is tried beside it: one join attempt (4 s) and a bit.
 const FALLBACK_AFTER: Duration = Duration::from_secs(5);
-/// How long a started download may be without seed, peers and progress before HTTP helps out.
-const ISOLATED_AFTER: Duration = Duration::from_secs(5);
 /// What the other seeds' name servers have when one seed has a route: little at first, because that
 /// seed is mostly there; when it was not, as long as a lookup takes (`crate::resolve`).
 const FIRST_NAMES: Duration = Duration::from_millis(500);
 const LATE_NAMES: Duration = Duration::from_secs(6);
-/// How long nothing new may come before that is said, and HTTP helps out where no seed is connected.
-/// Longer than a peer that froze holds a chunk up (`limits.rs` in rootswarm-swarm).
-const STALLED_AFTER: Duration = Duration::from_secs(10);
-/// How often a running download is looked at.
-const TICK: Duration = Duration::from_millis(200);
 
 /// A place for the image, opened.
 struct Opened {
@@ -402,225 +393,5 @@ async fn all_by_http(
             pace.progressed();
         }
         pace.wait().await;
-    }
-}
-
-/// A swarm this node takes part in.
-pub struct Swarm {
-    /// To the running swarm.
-    pub handle: SwarmHandle,
-    store: ChunkStore,
-    http_bytes: u64,
-}
-
-impl Swarm {
-    /// Takes part with what `store` holds.
-    pub fn start(
-        node: Node,
-        joined: Joined,
-        store: ChunkStore,
-        http_bytes: u64,
-    ) -> Result<Swarm, SwarmError> {
-        let handle = node.start(joined, store.clone())?;
-        Ok(Swarm {
-            handle,
-            store,
-            http_bytes,
-        })
-    }
-
-    /// The numbers of `status`, and ours.
-    pub fn snapshot(&self, status: &SwarmStatus) -> Snapshot {
-        Snapshot {
-            bytes_total: status.bytes_total,
-            bytes_have: status.bytes_have,
-            bytes_from_seed: status.bytes_from_seed,
-            bytes_from_peers: status.bytes_from_peers,
-            bytes_from_http: self.http_bytes,
-            bytes_uploaded: status.bytes_uploaded,
-            duplicate_bytes: status.duplicate_bytes,
-            peers: status.peers,
-            seed_connected: status.seed_connected,
-        }
-    }
-
-    /// Waits for the whole image, with HTTP's help when nobody else is there.
-    async fn download(
-        &mut self,
-        plan: &FetchPlan,
-        hosts: &[HostPort],
-        reporter: &mut Reporter,
-    ) -> Result<(), FetchError> {
-        let client = HttpClient {
-            bind: plan.bind,
-            ..HttpClient::default()
-        };
-        let mut patience = Patience::new(plan.patience);
-        // The swarm was started a moment ago.
-        let began = reporter.elapsed();
-        let mut have = 0;
-        let mut connected = Instant::now();
-        let mut moved = Instant::now();
-        let mut cause = "neither seed nor peers send anything".to_owned();
-        loop {
-            let completed = tokio::time::timeout(TICK, self.handle.completed()).await;
-            let status = self.handle.status();
-            let mut snapshot = self.snapshot(&status);
-            if let Some(first_chunk_ms) = status.first_chunk_ms {
-                reporter.first_chunk(began + Duration::from_millis(first_chunk_ms));
-            }
-            if let Ok(completed) = completed {
-                completed.map_err(SwarmError::Download)?;
-                // The status is a little older than the news.
-                snapshot.bytes_have = snapshot.bytes_total;
-                reporter.progress(snapshot);
-                return Ok(());
-            }
-            reporter.progress(snapshot);
-            if snapshot.bytes_have > have {
-                have = snapshot.bytes_have;
-                patience.progressed();
-                moved = Instant::now();
-            }
-            if patience.is_exhausted() {
-                return Err(FetchError::GaveUp {
-                    limit: patience.limit(),
-                    cause,
-                });
-            }
-            if status.seed_connected || status.peers > 0 {
-                connected = Instant::now();
-            }
-            cause = if connected.elapsed() >= ISOLATED_AFTER {
-                "neither the seed nor a peer can be reached".to_owned()
-            } else if moved.elapsed() >= STALLED_AFTER {
-                standstill(&snapshot)
-            } else {
-                continue;
-            };
-            reporter.retry(&cause);
-            if status.seed_connected {
-                // Its HTTP side would send no more than it does. Said again when as much time passed.
-                moved = Instant::now();
-                continue;
-            }
-            for host in hosts {
-                // By its id: the name may mean another image by now.
-                let manifest = Arc::clone(self.store.manifest());
-                let image = HttpImage::at(host, plan.http_port, manifest);
-                match self.fill_by_http(&client, &image, reporter).await {
-                    Ok(()) => break,
-                    Err(FetchError::Http(error)) => cause = format!("{cause}; by http: {error}"),
-                    Err(error) => return Err(error),
-                }
-            }
-            if !self.store.is_complete() {
-                tokio::select! {
-                    _ = patience.wait() => {}
-                    () = moves_again(&self.handle) => {}
-                }
-            }
-        }
-    }
-
-    /// Until nothing is missing, or the swarm is back.
-    async fn fill_by_http(
-        &mut self,
-        client: &HttpClient,
-        image: &HttpImage,
-        reporter: &mut Reporter,
-    ) -> Result<(), FetchError> {
-        reporter.say(&format!(
-            "the swarm is out of reach: fetching over {}",
-            image.blob
-        ));
-        let (handle, store) = (&self.handle, &self.store);
-        let mut sink = OfferSink {
-            handle,
-            store,
-            bytes: self.http_bytes,
-        };
-        let mut told = |snapshot| reporter.progress(snapshot);
-        let filled = http_chunks::fill(client, &image.blob, &image.manifest, &mut sink, &mut told);
-        let result = tokio::select! {
-            result = filled => result,
-            () = moves_again(handle) => Ok(()),
-        };
-        self.http_bytes = sink.bytes;
-        result
-    }
-}
-
-/// Returns when the swarm does what it did not: a seed or one more peer is there, or bytes come.
-async fn moves_again(handle: &SwarmHandle) {
-    let received = |status: &SwarmStatus| status.bytes_from_seed + status.bytes_from_peers;
-    let before = handle.status();
-    loop {
-        tokio::time::sleep(TICK).await;
-        let status = handle.status();
-        if status.seed_connected
-            || status.peers > before.peers
-            || received(&status) > received(&before)
-        {
-            return;
-        }
-    }
-}
-
-/// Why a node that is connected gets no further, for the console: without this line it would look
-/// dead while it waits for a seed that has what no peer has.
-fn standstill(snapshot: &Snapshot) -> String {
-    let missing = snapshot.bytes_total.saturating_sub(snapshot.bytes_have);
-    let seed = match snapshot.seed_connected {
-        true => "a seed is connected",
-        false => "no seed is connected",
-    };
-    let peers = match snapshot.peers {
-        1 => "1 peer sends".to_owned(),
-        peers => format!("{peers} peers send"),
-    };
-    format!(
-        "{} missing and nothing new for {} s: {seed}, {peers} nothing",
-        crate::units::size(missing),
-        STALLED_AFTER.as_secs(),
-    )
-}
-
-/// Chunks from HTTP for a running swarm, which announces them to the others.
-struct OfferSink<'a> {
-    handle: &'a SwarmHandle,
-    store: &'a ChunkStore,
-    bytes: u64,
-}
-
-impl ChunkSink for OfferSink<'_> {
-    fn missing_run(&self) -> Option<Range<u32>> {
-        first_run(self.store.have().iter_missing())
-    }
-
-    fn put(&mut self, chunk: VerifiedChunk<Vec<u8>>) -> Result<bool, FetchError> {
-        let index = chunk.index();
-        if self.store.contains(index) {
-            return Ok(false);
-        }
-        let length = chunk.bytes().len() as u64;
-        match self.handle.offer(index, chunk.into_bytes()) {
-            Ok(()) => {
-                self.bytes += length;
-                Ok(true)
-            }
-            Err(OfferError::Store(error)) => Err(error.into()),
-            Err(error) => Err(SwarmError::Offer(error).into()),
-        }
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        let mut snapshot = StoreSink::new(self.store.clone()).snapshot();
-        let status = self.handle.status();
-        snapshot.bytes_from_http = self.bytes;
-        snapshot.bytes_from_seed = status.bytes_from_seed;
-        snapshot.bytes_from_peers = status.bytes_from_peers;
-        snapshot.bytes_uploaded = status.bytes_uploaded;
-        snapshot
     }
 }
