@@ -8,8 +8,8 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{Server, run_ok, squashfs};
-use rootswarm_image::{ImageId, Manifest, SignedTag, SwarmPublicKey};
+use common::{Server, address_besides_loopback, key, run_ok, squashfs};
+use rootswarm_image::{ImageId, Manifest, SignedTag};
 
 fn publish(state: &Path, name: &str, bytes: &[u8]) -> String {
     let source = tempfile::NamedTempFile::new().unwrap();
@@ -153,7 +153,7 @@ fn what_is_not_there_and_what_is_not_done() {
 fn manifest_and_tag_are_what_the_image_crate_reads() {
     let state = tempfile::tempdir().unwrap();
     let id = publish(state.path(), "web", &squashfs(600_000, 3));
-    let key: SwarmPublicKey = run_ok(state.path(), &["key"]).trim().parse().unwrap();
+    let key = key(state.path());
     assert_eq!(
         fs::read_to_string(state.path().join("swarm.pub")).unwrap(),
         format!("{key}\n")
@@ -202,15 +202,7 @@ fn a_boot_file_that_is_replaced_is_the_new_one() {
 fn only_the_allow_list_is_served_and_loopback_is_on_it() {
     let state = tempfile::tempdir().unwrap();
     publish(state.path(), "web", &squashfs(1000, 7));
-    // Loopback is always in, so the test needs an address that is not: the host's own, if any.
-    let Some(address) = rootswarm::network::interface_addresses()
-        .unwrap()
-        .into_iter()
-        .map(|entry| entry.address)
-        .find(|address| address.is_ipv4() && !address.is_loopback())
-    else {
-        panic!("this test needs an interface with an IPv4 address besides loopback");
-    };
+    let address = address_besides_loopback();
     // A multicast network for documentation: no host's.
     for (allow, status) in [("233.252.0.0/24", 403), ("0.0.0.0/0", 200)] {
         let server = Server::start(state.path(), &["--http", "0.0.0.0:0", "--allow", allow]);

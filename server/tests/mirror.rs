@@ -7,11 +7,10 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::{Server, request, run, run_ok, squashfs, stderr, until};
+use common::{Server, key, node, request, run, run_ok, squashfs, stderr, until};
 use rootswarm_image::SwarmPublicKey;
-use rootswarm_transport::node::{JoinError, Node, NodeConfig, SeedTrust, SwarmHandle};
+use rootswarm_transport::node::{JoinError, Node, SwarmHandle};
 use rootswarm_transport::store::ChunkStore;
-use rootswarm_transport::tuning::Tuning;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -38,7 +37,7 @@ impl Pair {
         fs::copy(first.join("swarm.key"), second.join("swarm.key")).unwrap();
         let of = format!("swarm://{at}");
         let b = Server::start(&second, &[&["--mirror", &of], options].concat());
-        let key = run_ok(&first, &["key"]).trim().parse().unwrap();
+        let key = key(&first);
         let a = Some(a);
         Pair { dir, a, at, b, key }
     }
@@ -65,15 +64,7 @@ impl Pair {
     }
 
     async fn node(&self) -> Node {
-        Node::bind(NodeConfig {
-            bind: Some(Ipv4Addr::LOCALHOST.into()),
-            port: 0,
-            trust: SeedTrust::Key(self.key),
-            upload_limit_bytes_per_s: None,
-            tuning: Tuning::default(),
-        })
-        .await
-        .unwrap()
+        node(self.key, Ipv4Addr::LOCALHOST.into()).await
     }
 
     /// Both seeds, as `rooturl=swarm://a,b/NAME` names them.

@@ -6,16 +6,16 @@
 mod common;
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Server, request, run_ok, squashfs};
+use common::{Server, address_besides_loopback, node, request, run_ok, squashfs};
 use quinn::{Connection, Endpoint};
 use rootswarm_image::{ImageId, SwarmKey};
 use rootswarm_swarm::{Have, Hello, Message, Role, encode_hello, encode_message};
 use rootswarm_transport::identity::{Identity, NodeKey, SwarmCa};
-use rootswarm_transport::node::{Node, NodeConfig, SeedTrust};
+use rootswarm_transport::node::SeedTrust;
 use rootswarm_transport::store::FileStore;
 use rootswarm_transport::tls::Dialer;
 use rootswarm_transport::trust::SwarmTrust;
@@ -106,18 +106,6 @@ fn hex(id: &[u8]) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-async fn node(key: &SwarmKey, bind: IpAddr) -> Node {
-    Node::bind(NodeConfig {
-        bind: Some(bind),
-        port: 0,
-        trust: SeedTrust::Key(key.public()),
-        upload_limit_bytes_per_s: None,
-        tuning: Tuning::default(),
-    })
-    .await
-    .unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_not_admitted_gets_no_byte() {
     let dir = tempfile::tempdir().unwrap();
@@ -140,7 +128,7 @@ async fn who_is_not_admitted_gets_no_byte() {
 
     // A node that has everything and serves it.
     let always = run_ok(&state, &["token", "create", "--reusable"]);
-    let peer = node(&key, Ipv4Addr::LOCALHOST.into()).await;
+    let peer = node(key.public(), Ipv4Addr::LOCALHOST.into()).await;
     let peer_at = peer.local_addr();
     let joined = peer.join(&[swarm], &request(Some(&always))).await.unwrap();
     let store = FileStore::open(&file, joined.manifest.geometry()).unwrap();
@@ -174,7 +162,7 @@ async fn who_is_not_admitted_gets_no_byte() {
 
     // Who is refused a certificate has none: the first case again.
     let used = run_ok(&state, &["token", "create"]);
-    let bearer = node(&key, Ipv4Addr::LOCALHOST.into()).await;
+    let bearer = node(key.public(), Ipv4Addr::LOCALHOST.into()).await;
     assert!(bearer.join(&[swarm], &request(Some(&used))).await.is_ok());
     let expired = run_ok(&state, &["token", "create", "--lifetime", "1s"]);
     tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -188,13 +176,8 @@ async fn who_is_not_admitted_gets_no_byte() {
             "unknown, expired or used up",
         ),
     ];
-    let outside = rootswarm::network::interface_addresses().unwrap();
-    let outside = outside.into_iter().map(|entry| entry.address);
-    let outside = outside
-        .into_iter()
-        .find(|address| address.is_ipv4() && !address.is_loopback());
     for (what, token, words) in tokens {
-        let newcomer = node(&key, Ipv4Addr::LOCALHOST.into()).await;
+        let newcomer = node(key.public(), Ipv4Addr::LOCALHOST.into()).await;
         let refused = newcomer
             .join(&[swarm], &request(token.map(String::as_str)))
             .await;
@@ -214,9 +197,8 @@ async fn who_is_not_admitted_gets_no_byte() {
         id,
         &[("authorization", &bearer)],
     );
-    let outside =
-        outside.expect("this test needs an interface with an IPv4 address besides loopback");
-    let newcomer = node(&key, outside).await;
+    let outside = address_besides_loopback();
+    let newcomer = node(key.public(), outside).await;
     let seed = SocketAddr::from((outside, server.swarm.port()));
     let refused = newcomer
         .join(&[seed], &request(Some(&always)))

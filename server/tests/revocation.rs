@@ -5,10 +5,9 @@ mod common;
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::time::Duration;
 
-use common::{Server, request, run, run_ok, squashfs, stderr, until};
+use common::{SERVE, Server, key, refuse, request, run_ok, squashfs, until};
 use rootswarm_image::SwarmPublicKey;
 use rootswarm_transport::node::{Node, NodeConfig, SeedTrust, SwarmHandle};
 use rootswarm_transport::store::{ChunkStore, FileStore};
@@ -33,7 +32,7 @@ impl Lab {
         let state = dir.path().join("state");
         let server = Server::start(&state, &[&slow, options, &[&named]].concat());
         server.line();
-        let key = run_ok(&state, &["key"]).trim().parse().unwrap();
+        let key = key(&state);
         Lab { dir, server, key }
     }
 
@@ -92,14 +91,6 @@ fn is_alone(node: &SwarmHandle) -> bool {
     !status.seed_connected && status.peers == 0
 }
 
-fn refused(state: &Path, args: &[&str], code: i32, words: &str) {
-    let output = run(state, args);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
-    assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
-    assert!(said.contains(words), "{args:?}: {said}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_node_gets_no_byte_more_from_seed_or_peer_until_that_is_undone() {
     let lab = Lab::new(&[]);
@@ -130,16 +121,16 @@ async fn a_revoked_node_gets_no_byte_more_from_seed_or_peer_until_that_is_undone
     // It is on the list, once, and the reasons for not being so are told.
     let list = run_ok(&state, &["revoke", "--list"]);
     assert_eq!(list.matches(id.as_str()).count(), 1, "{list}");
-    refused(&state, &["revoke", id], 2, "is revoked already");
-    refused(
+    refuse(&state, &["revoke", id], 2, "is revoked already");
+    refuse(
         &state,
         &["revoke", "--undo", "00"],
         2,
         "no revoked node's id begins with 00 (",
     );
-    refused(&state, &["revoke", "xyz"], 2, "bad node \"xyz\"");
-    refused(&state, &["revoke"], 2, "required");
-    refused(&state, &["revoke", "--all", id], 2, "cannot be used with");
+    refuse(&state, &["revoke", "xyz"], 2, "bad node \"xyz\"");
+    refuse(&state, &["revoke"], 2, "required");
+    refuse(&state, &["revoke", "--all", id], 2, "cannot be used with");
 
     run_ok(&state, &["revoke", "--undo", &id[..12]]);
     until("its return", || victim.status().seed_connected).await;
@@ -222,8 +213,7 @@ fn a_server_does_not_start_on_a_damaged_list() {
         "rootswarm-revoked 1\nversion 1 epoch\n",
     )
     .unwrap();
-    let listen = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
     let path = state.join("revoked").display().to_string();
     let words = format!("revocation file {path} line 2: expected \"version V epoch E\"");
-    refused(&state, &[&["serve"], &listen[..]].concat(), 9, &words);
+    refuse(&state, SERVE, 9, &words);
 }

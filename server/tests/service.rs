@@ -17,10 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use common::{Server, request, run_ok, squashfs, stdout, until};
-use rootswarm_transport::node::{Node, NodeConfig, SeedTrust, SwarmHandle};
+use common::{Server, key, node, request, run_ok, squashfs, stdout, until};
+use rootswarm_transport::node::SwarmHandle;
 use rootswarm_transport::store::ChunkStore;
-use rootswarm_transport::tuning::Tuning;
 
 /// Of 10, by `systemd-analyze security`; 2.0 is what it calls the end of OK.
 const MAX_EXPOSURE: f64 = 2.0;
@@ -272,16 +271,7 @@ fn belongs_to_the_service(directory: &Path) {
 }
 
 async fn fetch(seed: SocketAddr, state: &Path, to: PathBuf, token: &str) -> SwarmHandle {
-    let key = run_ok(state, &["key"]).trim().parse().unwrap();
-    let node = Node::bind(NodeConfig {
-        bind: Some(Ipv4Addr::LOCALHOST.into()),
-        port: 0,
-        trust: SeedTrust::Key(key),
-        upload_limit_bytes_per_s: None,
-        tuning: Tuning::default(),
-    })
-    .await
-    .unwrap();
+    let node = node(key(state), Ipv4Addr::LOCALHOST.into()).await;
     let joined = node.join(&[seed], &request(Some(token))).await.unwrap();
     let store = ChunkStore::create(to, joined.manifest.clone()).unwrap();
     let handle = node.start(joined, store).unwrap();

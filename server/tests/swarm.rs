@@ -8,22 +8,15 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Server, run_ok, squashfs};
+use common::{Server, address_besides_loopback, key, node, run_ok, squashfs};
 use rootswarm_image::{ImageId, SwarmPublicKey};
-use rootswarm_transport::node::{
-    JoinError, JoinRequest, Joined, Node, NodeConfig, Refusal, SeedTrust, SwarmHandle,
-};
+use rootswarm_transport::node::{JoinError, JoinRequest, Joined, Node, Refusal, SwarmHandle};
 use rootswarm_transport::store::ChunkStore;
-use rootswarm_transport::tuning::Tuning;
 
 fn write(directory: &Path, name: &str, bytes: &[u8]) -> String {
     let path = directory.join(name);
     fs::write(&path, bytes).unwrap();
     path.display().to_string()
-}
-
-fn key(state: &Path) -> SwarmPublicKey {
-    run_ok(state, &["key"]).trim().parse().unwrap()
 }
 
 fn request(name: &str, pin: Option<ImageId>, token: Option<&str>) -> JoinRequest {
@@ -35,24 +28,12 @@ fn request(name: &str, pin: Option<ImageId>, token: Option<&str>) -> JoinRequest
     }
 }
 
-async fn node(key: SwarmPublicKey) -> Node {
-    Node::bind(NodeConfig {
-        bind: Some(Ipv4Addr::LOCALHOST.into()),
-        port: 0,
-        trust: SeedTrust::Key(key),
-        upload_limit_bytes_per_s: None,
-        tuning: Tuning::default(),
-    })
-    .await
-    .unwrap()
-}
-
 async fn join(
     server: &Server,
     key: SwarmPublicKey,
     request: &JoinRequest,
 ) -> Result<(Node, Joined), JoinError> {
-    let node = node(key).await;
+    let node = node(key, Ipv4Addr::LOCALHOST.into()).await;
     let joined = node.join(&[server.swarm], request).await?;
     Ok((node, joined))
 }
@@ -183,14 +164,7 @@ async fn who_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_outside_the_allow_list_is_refused() {
-    let Some(address) = rootswarm::network::interface_addresses()
-        .unwrap()
-        .into_iter()
-        .map(|entry| entry.address)
-        .find(|address| address.is_ipv4() && !address.is_loopback())
-    else {
-        panic!("this test needs an interface with an IPv4 address besides loopback");
-    };
+    let address = address_besides_loopback();
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let source = write(dir.path(), "image", &squashfs(1000, 1));
@@ -205,15 +179,7 @@ async fn a_host_outside_the_allow_list_is_refused() {
         ],
     );
     server.line();
-    let node = Node::bind(NodeConfig {
-        bind: Some(address),
-        port: 0,
-        trust: SeedTrust::Key(key(&state)),
-        upload_limit_bytes_per_s: None,
-        tuning: Tuning::default(),
-    })
-    .await
-    .unwrap();
+    let node = node(key(&state), address).await;
     let seed = (address, server.swarm.port()).into();
     match node.join(&[seed], &request("web", None, None)).await {
         Err(JoinError::Refused {

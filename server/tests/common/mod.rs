@@ -3,13 +3,15 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rootswarm_transport::node::JoinRequest;
+use rootswarm_image::SwarmPublicKey;
+use rootswarm_transport::node::{JoinRequest, Node, NodeConfig, SeedTrust};
+use rootswarm_transport::tuning::Tuning;
 
 /// The binary, with an environment that has nothing of the machine's own configuration.
 pub fn rootswarm() -> Command {
@@ -31,6 +33,9 @@ pub fn run(state: &Path, args: &[&str]) -> Output {
         .expect("the binary runs")
 }
 
+/// `rootswarm serve` on free ports of loopback.
+pub const SERVE: &[&str] = &["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+
 pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -44,6 +49,29 @@ pub fn run_ok(state: &Path, args: &[&str]) -> String {
     let output = run(state, args);
     assert!(output.status.success(), "{args:?}: {}", stderr(&output));
     stdout(&output)
+}
+
+/// Runs a command that must fail with `code` and one line that contains `words`, and must leave the
+/// state directory as it was.
+pub fn refuse(state: &Path, args: &[&str], code: i32, words: &str) {
+    let before = listing(state);
+    let output = run(state, args);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+    assert!(
+        said.starts_with("rootswarm: ") && said.lines().count() == 1,
+        "{args:?}: {said}"
+    );
+    assert!(
+        said.contains(words),
+        "{args:?}: expected {words:?} in {said}"
+    );
+    assert!(
+        output.stdout.is_empty(),
+        "{args:?}: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    assert_eq!(listing(state), before, "{args:?} left something");
 }
 
 /// Bytes that look like a squashfs of their length and are otherwise never the same twice.
@@ -334,6 +362,34 @@ impl Answer {
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
+}
+
+/// The public half of the swarm key in a state directory.
+pub fn key(state: &Path) -> SwarmPublicKey {
+    run_ok(state, &["key"]).trim().parse().unwrap()
+}
+
+/// Loopback is always let in: who is not has to come from an address of the host's own.
+pub fn address_besides_loopback() -> IpAddr {
+    rootswarm::network::interface_addresses()
+        .unwrap()
+        .into_iter()
+        .map(|entry| entry.address)
+        .find(|address| address.is_ipv4() && !address.is_loopback())
+        .expect("this test needs an interface with an IPv4 address besides loopback")
+}
+
+/// A node on a free port of `bind` that knows the swarm key.
+pub async fn node(key: SwarmPublicKey, bind: IpAddr) -> Node {
+    Node::bind(NodeConfig {
+        bind: Some(bind),
+        port: 0,
+        trust: SeedTrust::Key(key),
+        upload_limit_bytes_per_s: None,
+        tuning: Tuning::default(),
+    })
+    .await
+    .unwrap()
 }
 
 /// Asks for the image `web`, with this token or none.
