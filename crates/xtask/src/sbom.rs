@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::{Value, json};
@@ -104,22 +105,8 @@ struct Tree {
 
 impl Tree {
     fn of(program: &str) -> anyhow::Result<Tree> {
-        let arguments = [
-            "tree",
-            "--locked",
-            "--package",
-            program,
-            "--edges",
-            "normal",
-            "--target",
-            TARGET,
-            "--prefix",
-            "depth",
-            "--format",
-            " {p}|{l}",
-        ];
-        let output = rootswarm_tests::cargo::command()
-            .args(arguments)
+        let output = cargo_tree(program)
+            .args(["--prefix", "depth", "--format", " {p}|{l}"])
             .output()
             .context("cannot run cargo tree")?;
         ensure!(
@@ -228,6 +215,14 @@ impl Tree {
     }
 }
 
+/// What `program` is made of; how it is written is the caller's.
+fn cargo_tree(program: &str) -> Command {
+    let mut command = rootswarm_tests::cargo::command();
+    command.args(["tree", "--locked", "--package", program]);
+    command.args(["--edges", "normal", "--target", TARGET]);
+    command
+}
+
 /// A package URL.
 fn purl((name, version): &Id) -> String {
     format!("pkg:cargo/{name}@{}", version.replace('+', "%2B"))
@@ -242,16 +237,8 @@ mod tests {
     fn a_bill_has_exactly_the_crates_of_the_tree() {
         let lock = Lock::read().unwrap();
         for program in PROGRAMS {
-            let output = rootswarm_tests::cargo::command()
-                .args([
-                    "tree",
-                    "--locked",
-                    "--package",
-                    program,
-                    "--edges",
-                    "normal",
-                ])
-                .args(["--target", TARGET, "--prefix", "none", "--no-dedupe"])
+            let output = cargo_tree(program)
+                .args(["--prefix", "none", "--no-dedupe"])
                 .output()
                 .unwrap();
             let said = String::from_utf8(output.stdout).unwrap();

@@ -368,13 +368,17 @@ impl Machine {
             .write_all(b"system_powerdown\n")
             .map_err(monitor_error)?;
         self.process.wait(limit)?;
+        self.read_console()?;
+        Ok(pressed.elapsed())
+    }
+
+    fn read_console(&mut self) -> Result<(), MachineError> {
         self.console
             .update()
             .map_err(|source| MachineError::Console {
                 machine: self.spec.name.clone(),
                 source,
-            })?;
-        Ok(pressed.elapsed())
+            })
     }
 
     /// Reads its console and says how far it is.
@@ -384,12 +388,7 @@ impl Machine {
     pub fn update(&mut self) -> Result<Phase, MachineError> {
         // In this order: what it wrote before it ended counts.
         let ended = self.process.try_wait()?;
-        self.console
-            .update()
-            .map_err(|source| MachineError::Console {
-                machine: self.spec.name.clone(),
-                source,
-            })?;
+        self.read_console()?;
         if self.facts.is_none() {
             self.facts =
                 Facts::parse(self.console.texts()).map_err(|line| MachineError::Report {
