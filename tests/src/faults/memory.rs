@@ -70,9 +70,13 @@ fn image_too_large(directory: &Path) -> Result<Outcome, Failure> {
     let status = boot.wait(LIMIT)?;
     let received = site.namespace.traffic(NODE_INTERFACE)?.rx_bytes - before;
 
-    let said = boot.tail(1);
+    // The last is what it was made to believe: it stands nowhere but in the false meminfo.
     let sizes = ["40.0 MB", "107.1 MB", "100.7 MB"];
-    if status.code() != Some(RESOURCE) || !sizes.iter().all(|size| said.contains(size)) {
+    let output = boot.output()?;
+    let names_all = |line: &&str| sizes.iter().all(|size| line.contains(size));
+    let refusals = output.lines().filter(names_all).count();
+    if status.code() != Some(RESOURCE) || refusals == 0 {
+        let said = boot.tail(1);
         return Err(
             format!("expected a refusal that names {sizes:?}, found {status}: {said}").into(),
         );
@@ -82,10 +86,10 @@ fn image_too_large(directory: &Path) -> Result<Outcome, Failure> {
         return Err(format!("{received} bytes and {copies} copies came before the refusal").into());
     }
     Ok(Outcome {
-        fired: 1,
-        unit: "boot refused",
+        fired: refusals as u64,
+        unit: "refusals",
         outcome: format!(
-            "0 bytes of the image, {received} at the interface in all; both sizes named"
+            "0 bytes of the image, {received} at the interface in all; all sizes named"
         ),
         added: None,
     })

@@ -86,7 +86,7 @@ fn power_off() -> Result<Outcome, MachineFault> {
         return Err(MachineFault::Late(outcome));
     }
     Ok(Outcome {
-        fired: places.len() as u64,
+        fired: (with.len() + without.len()) as u64,
         unit: "power buttons pressed",
         outcome,
         added: Some(Added {

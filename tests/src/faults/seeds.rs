@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rootswarm_image::ChunkSize;
+use rustix::process::Signal;
 
 use super::{Drill, Failure, Fault, Outcome, Running};
 use crate::network::wait_for_share;
@@ -44,7 +46,9 @@ pub(super) const KILLED_90: Fault = Fault {
 fn killed(directory: &Path, share: f64) -> Result<Outcome, Failure> {
     let mut running = DRILL.begin(directory, |_| Ok(()))?;
     wait_for_share(&mut running.agents, DRILL.image_bytes, share, LIMIT)?;
-    running.seed.process.kill()?;
+    let status = running.seed.process.kill()?;
+    // Of this signal: a seed that had ended by itself was not killed.
+    let killed = u64::from(status.signal() == Some(Signal::KILL.as_raw()));
     let complete = running.agents.iter().filter(|agent| agent.is_complete());
     let incomplete = running.agents.len() - complete.count();
     if incomplete == 0 {
@@ -67,8 +71,8 @@ fn killed(directory: &Path, share: f64) -> Result<Outcome, Failure> {
     };
     let added = running.finish_compared(LIMIT)?;
     Ok(Outcome {
-        fired: 1,
-        unit: "seed killed",
+        fired: killed,
+        unit: "seeds killed",
         outcome,
         added: Some(added),
     })
