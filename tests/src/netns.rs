@@ -236,7 +236,14 @@ impl Namespace {
     /// Makes a bridge that passes everything on at once (no spanning tree, no snooping), up.
     pub(crate) fn add_bridge(&self, name: &str) -> Result<()> {
         let add = ["link", "add", name, "type", "bridge"];
-        let at_once = ["stp_state", "0", "forward_delay", "0", "mcast_snooping", "0"];
+        let at_once = [
+            "stp_state",
+            "0",
+            "forward_delay",
+            "0",
+            "mcast_snooping",
+            "0",
+        ];
         self.ip(add.into_iter().chain(at_once))?;
         self.set_up(name, true)
     }

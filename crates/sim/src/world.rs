@@ -421,6 +421,7 @@ impl<'a> World<'a> {
             Input::UploadEnded { conn, index, .. } => (9, conn.0 << 32 | u64::from(index.0)),
             Input::Timeout => (10, 0),
             Input::Revoke(list) => (11, list.version),
+            Input::UploadStalled { conn, index } => (12, conn.0 << 32 | u64::from(index.0)),
         };
         self.trace.add(kind << 56 ^ (host as u64) << 40 ^ value);
     }

@@ -135,8 +135,9 @@ pub const FAST_CHUNK: Duration = Duration::from_millis(8);
 /// An upload that lasts four times as long as they do is overdue, but never before this: the
 /// queues of a link under load hold up to 50 ms, in each direction.
 pub const UPLOAD_PATIENCE_MIN: Duration = Duration::from_millis(300);
-/// The same before any upload has ended: two chunks of 256 KiB at 1 Mbit/s.
-pub const UPLOAD_PATIENCE_FIRST: Duration = Duration::from_millis(300);
+/// The same before any upload has ended: two chunks of 256 KiB at 1 Mbit/s. A receiver that takes
+/// nothing at all is noticed sooner ([`crate::Input::UploadStalled`]).
+pub const UPLOAD_PATIENCE_FIRST: Duration = Duration::from_secs(4);
 
 // Requests wait for no slot: beyond the slots the answer is `Busy` at once. A queue of one or two
 // was worth nothing in the simulator with eight slots.

@@ -131,6 +131,14 @@ pub enum Input {
         /// How.
         outcome: UploadOutcome,
     },
+    /// Nothing leaves for the receiver of an upload that [`Output::Upload`] began, although the network
+    /// would take it: it does not read.
+    UploadStalled {
+        /// To where.
+        conn: ConnId,
+        /// Which chunk.
+        index: ChunkIndex,
+    },
     /// Time has passed.
     Timeout,
 }
@@ -243,6 +251,14 @@ pub enum CloseReason {
     /// The tracker rewired the overlay.
     #[error("no longer a neighbour")]
     Rewired,
+}
+
+impl CloseReason {
+    /// Whether the other side did what no honest node does.
+    #[must_use]
+    pub fn is_offence(self) -> bool {
+        matches!(self, CloseReason::Banned | CloseReason::Protocol(_))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -414,6 +430,10 @@ impl Node {
                 index,
                 outcome,
             } => self.upload_ended(conn, index, outcome, now),
+            Input::UploadStalled { conn, index } => {
+                self.uploads.stalled(conn, index);
+                self.may_offer_more = true;
+            }
             Input::Timeout => self.timed_out(now),
         }
         self.run(now);

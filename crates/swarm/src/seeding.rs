@@ -48,6 +48,8 @@ pub(crate) struct Seeding {
     /// Delivered by this seed, and then announced by the node that it was sent to.
     arrived: Bitfield,
     pushing: Bitfield,
+    /// A doubted chunk may have to be pushed: there is a new one, or the last search found one.
+    is_doubting: bool,
     /// Some chunk had no holder when last asked whether to help on.
     was_first_round: bool,
     /// When the last first round ended, the nodes lacked much of the image.
@@ -65,6 +67,7 @@ impl Seeding {
             doubting: Bitfield::new(chunks),
             arrived: Bitfield::new(chunks),
             pushing: Bitfield::new(chunks),
+            is_doubting: false,
             was_first_round: false,
             is_faster: false,
         }
@@ -73,7 +76,7 @@ impl Seeding {
     /// Whether to offer second copies, when the nodes that are fed hold so much of the image, in per
     /// cent.
     pub(crate) fn helps_on(&mut self, picker: &Picker, held_percent: impl FnOnce() -> u64) -> bool {
-        if self.is_first_round(picker) {
+        if self.first_copies_wait(picker) {
             self.was_first_round = true;
             return false;
         }
@@ -94,9 +97,21 @@ impl Seeding {
         !self.unsent.is_empty()
     }
 
+    /// Whether second copies have to wait: some chunk has no holder yet, or none but those
+    /// who only say so. A liar that claims the whole image would otherwise have the uplink spent on
+    /// second copies before the first have left.
+    pub(crate) fn first_copies_wait(&mut self, picker: &Picker) -> bool {
+        self.is_first_round(picker) || self.is_doubting && !self.doubted.is_empty()
+    }
+
     /// Whether there may be something to push.
     pub(crate) fn may_push(&mut self, picker: &Picker) -> bool {
         self.is_first_round(picker) || !self.doubted.is_empty()
+    }
+
+    /// Whoever asks, now, need not wait for what could be pushed.
+    pub(crate) fn nobody_to_push_to(&mut self) {
+        self.is_doubting = false;
     }
 
     /// The next chunk to push to a node that holds `held`, one of `nodes`; the chunk then counts as on
@@ -110,7 +125,11 @@ impl Seeding {
         self.drop_stale(picker);
         let index = match self.unsent.pop() {
             Some(index) => index,
-            None => self.next_doubted(picker, held, nodes)?,
+            None => {
+                let doubted = self.next_doubted(picker, held, nodes);
+                self.is_doubting = doubted.is_some();
+                doubted?
+            }
         };
         self.listed.clear(index);
         self.pushing.set(index);
@@ -157,7 +176,11 @@ impl Seeding {
         }
         if picker.replicas(index) > 0 {
             self.doubt(index);
-        } else if self.listed.set(index) {
+            return;
+        }
+        // Where it had arrived is gone.
+        self.arrived.clear(index);
+        if self.listed.set(index) {
             self.unsent.push(index);
         }
     }
@@ -165,6 +188,7 @@ impl Seeding {
     fn doubt(&mut self, index: ChunkIndex) {
         if !self.arrived.get(index) && self.doubting.set(index) {
             self.doubted.push_back(index);
+            self.is_doubting = true;
         }
     }
 
@@ -227,6 +251,11 @@ mod tests {
         for (at_its_end, is_faster) in [(74, true), (75, false)] {
             assert!(!seeding.helps_on(&picker, || 0), "the first round");
             picker.announced(ChunkIndex(0));
+            assert!(!seeding.helps_on(&picker, || 0), "only said so");
+            assert_eq!(next(&mut seeding, &picker), Some(ChunkIndex(0)));
+            seeding.arrived(ChunkIndex(0));
+            seeding.ended(ChunkIndex(0), &picker);
+            assert_eq!(next(&mut seeding, &picker), None);
             assert_eq!(seeding.helps_on(&picker, || at_its_end), is_faster);
             // Newcomers, later.
             assert_eq!(seeding.helps_on(&picker, || 0), is_faster);

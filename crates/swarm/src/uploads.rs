@@ -18,8 +18,16 @@ struct Active {
     conn: ConnId,
     index: ChunkIndex,
     since: Instant,
+    /// Its receiver did not read, before there was a measure for what is late.
+    stalled: bool,
     /// It was reported by [`Uploads::newly_overdue`].
     reported: bool,
+}
+
+impl Active {
+    fn is_overdue(&self, patience: Duration, now: Instant) -> bool {
+        self.stalled || now.since(self.since) >= patience
+    }
 }
 
 /// The uploads of one node.
@@ -59,7 +67,7 @@ impl Uploads {
         let overdue = self
             .active
             .iter()
-            .filter(|upload| now.since(upload.since) >= patience);
+            .filter(|upload| upload.is_overdue(patience, now));
         self.active.len() - overdue.count().min(self.slots_max)
     }
 
@@ -89,7 +97,7 @@ impl Uploads {
         let patience = self.patience();
         self.active
             .iter()
-            .any(|upload| upload.conn == conn && now.since(upload.since) >= patience)
+            .any(|upload| upload.conn == conn && upload.is_overdue(patience, now))
     }
 
     /// The chunks of uploads that have become overdue, each once.
@@ -97,7 +105,7 @@ impl Uploads {
         let patience = self.patience();
         self.active
             .iter_mut()
-            .filter(|upload| !upload.reported && now.since(upload.since) >= patience)
+            .filter(|upload| !upload.reported && upload.is_overdue(patience, now))
             .map(|upload| {
                 upload.reported = true;
                 upload.index
@@ -108,7 +116,8 @@ impl Uploads {
     /// When the next upload becomes overdue, if it does not end before.
     pub(crate) fn next_overdue(&self, now: Instant) -> Option<Instant> {
         let patience = self.patience();
-        let due = self.active.iter().map(|upload| upload.since + patience);
+        let waiting = self.active.iter().filter(|upload| !upload.stalled);
+        let due = waiting.map(|upload| upload.since + patience);
         due.filter(|at| *at > now).min()
     }
 
@@ -127,10 +136,23 @@ impl Uploads {
                 conn,
                 index,
                 since: now,
+                stalled: false,
                 reported: false,
             });
         }
         may
+    }
+
+    /// Nothing leaves for this receiver. It is overdue at once where nothing was delivered yet: those who
+    /// come first to a fresh seed, and take nothing, would otherwise hold its first slots for as long as
+    /// a very slow link may take. Later, what is late follows from how long uploads take: a slow link
+    /// must not look like many receivers that do not read, or it would be given twice as much to do.
+    pub(crate) fn stalled(&mut self, conn: ConnId, index: ChunkIndex) {
+        if self.typical.is_zero()
+            && let Some(position) = self.position(conn, index)
+        {
+            self.active[position].stalled = true;
+        }
     }
 
     /// An upload is over.
@@ -247,6 +269,27 @@ mod tests {
             uploads.ended(A, index, true, ms(20));
         }
         assert_eq!(uploads.slots(), 3);
+    }
+
+    /// Two that came first and took nothing held both first slots of a fresh seed for 4 s.
+    #[test]
+    fn who_takes_nothing_of_the_first_chunks_does_not_hold_a_slot() {
+        let mut uploads = uploads(2);
+        for index in (0..2).map(ChunkIndex) {
+            assert!(uploads.begin(A, index, 0, ms(0)));
+        }
+        assert_eq!(uploads.free_slots(0, ms(100)), 0);
+        uploads.stalled(A, ChunkIndex(1));
+        uploads.stalled(B, ChunkIndex(7));
+        assert!(uploads.is_stuck(A, ms(100)));
+        assert_eq!(uploads.newly_overdue(ms(100)), [ChunkIndex(1)]);
+        assert_eq!(uploads.free_slots(0, ms(100)), 1);
+        assert!(uploads.begin(B, ChunkIndex(2), 0, ms(100)));
+        uploads.ended(B, ChunkIndex(2), true, ms(150));
+        // From now on there is a measure.
+        assert!(uploads.begin(B, ChunkIndex(3), 0, ms(150)));
+        uploads.stalled(B, ChunkIndex(3));
+        assert!(!uploads.is_stuck(B, ms(160)));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant as Clock, timeout};
 
 use crate::chunk_buffers::ChunkBuffers;
+use crate::conduct::Conduct;
 use crate::limiter::RateLimiter;
 use crate::link::{self, Event, HELLO_TIMEOUT, Link, Opened, Shared};
 use crate::status::{Phase, SwarmStatus};
@@ -76,6 +77,8 @@ pub(crate) struct Setup {
     /// Whose certificates are accepted; shared with TLS.
     pub(crate) gate: Gate,
     pub(crate) limiter: Arc<RateLimiter>,
+    /// Who is let in; shared with what accepts connections.
+    pub(crate) conduct: Arc<Conduct>,
     /// How to reach peers; a seed reaches nobody.
     pub(crate) dialer: Option<(Endpoint, Dialer)>,
 }
@@ -148,6 +151,7 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
             bytes_uploaded: AtomicU64::new(0),
             events,
             buffers: ChunkBuffers::default(),
+            conduct: setup.conduct,
         }),
         links: BTreeMap::new(),
         roles: BTreeMap::new(),
@@ -299,6 +303,9 @@ impl Driver {
                 index,
                 outcome,
             } => self.upload_ended(conn, index, outcome),
+            Event::UploadStalled { conn, index } => {
+                self.tell(Input::UploadStalled { conn, index });
+            }
             Event::Gone { conn } => {
                 self.tell(Input::Disconnected { conn });
                 self.forget(conn);
@@ -459,6 +466,9 @@ impl Driver {
                 Output::Close { conn, reason } => {
                     tracing::debug!(conn = conn.0, %reason, "closing");
                     if let Some(link) = self.forget(conn) {
+                        if reason.is_offence() {
+                            self.shared.conduct.broke_protocol(link.address());
+                        }
                         link.close(reason);
                     }
                 }

@@ -22,6 +22,7 @@
 //!   the process.
 
 mod chunk_buffers;
+mod conduct;
 mod congestion;
 mod connection_ids;
 mod crowd;
@@ -36,6 +37,7 @@ mod link;
 pub mod mirror;
 pub mod node;
 mod outbox;
+mod reading_pace;
 mod resets;
 pub mod seed;
 mod seed_keeper;
@@ -47,3 +49,4 @@ pub mod tls;
 pub mod trust;
 pub mod tuning;
 mod udp;
+mod upload;

@@ -5,8 +5,8 @@
 //! arriving ones are verified and stored off the reactor.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,9 +23,12 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::chunk_buffers::ChunkBuffers;
+use crate::conduct::Conduct;
 use crate::framing::{self, FrameError};
 use crate::limiter::RateLimiter;
+use crate::reading_pace::ReadingPace;
 use crate::store::{ChunkSource, ChunkStore};
+use crate::upload::Upload;
 
 /// The application code with which a connection is closed for a [`CloseReason`].
 pub const CLOSE_SWARM: VarInt = VarInt::from_u32(0x7377);
@@ -48,12 +51,6 @@ const PIECES: usize = 32;
 
 /// Control frames go before chunks.
 const CONTROL_PRIORITY: i32 = 1;
-
-/// From a chunk's last byte written to its acknowledgement; the queues on the way are in it.
-const ACK_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// How long a receiver may take nothing at all of an upload.
-const UPLOAD_SILENCE: Duration = Duration::from_secs(10);
 
 /// What a link tells its driver.
 #[derive(Debug)]
@@ -80,6 +77,11 @@ pub(crate) enum Event {
         index: ChunkIndex,
         outcome: UploadOutcome,
     },
+    /// Nothing leaves for an upload's receiver; said once.
+    UploadStalled {
+        conn: ConnId,
+        index: ChunkIndex,
+    },
     Gone {
         conn: ConnId,
     },
@@ -101,6 +103,8 @@ pub(crate) struct Shared {
     pub(crate) events: mpsc::Sender<Event>,
     /// What chunks are received in.
     pub(crate) buffers: ChunkBuffers,
+    /// Who breaks the protocol is put down here.
+    pub(crate) conduct: Arc<Conduct>,
 }
 
 /// A connection whose TLS is done and whose control stream is open, in either direction.
@@ -126,6 +130,7 @@ pub(crate) struct Link {
     arrivals: Arc<Mutex<BTreeMap<ChunkIndex, AbortHandle>>>,
     tasks: JoinSet<()>,
     conn: ConnId,
+    address: IpAddr,
     shared: Arc<Shared>,
 }
 
@@ -134,13 +139,16 @@ impl Link {
     pub(crate) fn start(conn: ConnId, opened: Opened, greeted: bool, shared: Arc<Shared>) -> Link {
         let (control, queue) = mpsc::channel(CONTROL_QUEUE);
         let (send, receive) = opened.control;
+        let address = opened.addr.ip();
         let arrivals = Arc::new(Mutex::new(BTreeMap::new()));
         let mut tasks = JoinSet::new();
         tasks.spawn(write_control(send, queue));
         let reader = ControlReader {
             conn,
-            events: shared.events.clone(),
+            peer: (opened.role == Role::Peer).then_some(address),
+            shared: shared.clone(),
             greeted,
+            pace: ReadingPace::new(),
         };
         let connection = opened.connection.clone();
         tasks.spawn(async move { reader.run(receive, connection).await });
@@ -158,6 +166,7 @@ impl Link {
             arrivals,
             tasks,
             conn,
+            address,
             shared,
         }
     }
@@ -190,7 +199,8 @@ impl Link {
         self.uploads.retain(|_, task| !task.is_finished());
         let (connection, shared, conn) = (self.connection.clone(), self.shared.clone(), self.conn);
         let task = self.tasks.spawn(async move {
-            let outcome = send_chunk(&connection, &shared, index).await;
+            let upload = Upload::new(conn, &connection, &shared, index);
+            let outcome = upload.run().await;
             let _ = shared
                 .events
                 .send(Event::UploadEnded {
@@ -226,6 +236,11 @@ impl Link {
             // Dropping the stream tells the sender to stop.
             task.abort();
         }
+    }
+
+    /// Where the other side is.
+    pub(crate) fn address(&self) -> IpAddr {
+        self.address
     }
 
     /// What the other side may have in flight that has not been read.
@@ -283,6 +298,21 @@ pub enum LinkError {
     Decode(#[from] rootswarm_swarm::DecodeError),
 }
 
+impl LinkError {
+    /// Whether no honest program says such a thing: QUIC has already ruled out damage on the way.
+    pub(crate) fn breaks_protocol(&self) -> bool {
+        match self {
+            LinkError::Decode(_) | LinkError::Frame(FrameError::TooLong { .. }) => true,
+            // An honest one ends like this when it is killed.
+            LinkError::Silent
+            | LinkError::Connection(_)
+            | LinkError::Frame(FrameError::Truncated | FrameError::Closed | FrameError::Read(_)) => {
+                false
+            }
+        }
+    }
+}
+
 async fn write_control(mut stream: SendStream, mut queue: mpsc::Receiver<Vec<u8>>) {
     let mut frames = Vec::with_capacity(CONTROL_BATCH);
     let mut batch = Vec::new();
@@ -300,8 +330,11 @@ async fn write_control(mut stream: SendStream, mut queue: mpsc::Receiver<Vec<u8>
 
 struct ControlReader {
     conn: ConnId,
-    events: mpsc::Sender<Event>,
+    /// Where a peer is. Seeds are vouched for by the swarm key.
+    peer: Option<IpAddr>,
+    shared: Arc<Shared>,
     greeted: bool,
+    pace: ReadingPace,
 }
 
 impl ControlReader {
@@ -309,26 +342,32 @@ impl ControlReader {
         let reason = loop {
             match self.step(&mut stream).await {
                 Ok(event) => {
-                    if self.events.send(event).await.is_err() {
+                    if self.shared.events.send(event).await.is_err() {
                         break "the swarm has ended".to_owned();
                     }
                 }
-                Err(error) => break error.to_string(),
+                Err(error) => {
+                    if let Some(address) = self.peer.filter(|_| error.breaks_protocol()) {
+                        tracing::info!(%address, %error, "a peer broke the protocol");
+                        self.shared.conduct.broke_protocol(address);
+                    }
+                    break error.to_string();
+                }
             }
         };
         tracing::debug!(conn = self.conn.0, %reason, "link ended");
         connection.close(CLOSE_SWARM, reason.as_bytes());
-        let _ = self.events.send(Event::Gone { conn: self.conn }).await;
+        let gone = Event::Gone { conn: self.conn };
+        let _ = self.shared.events.send(gone).await;
     }
 
     async fn step(&mut self, stream: &mut RecvStream) -> Result<Event, LinkError> {
         let conn = self.conn;
         if self.greeted {
             let frame = framing::read_frame(stream, FRAME_BYTES_MAX).await?;
-            return Ok(Event::Message {
-                conn,
-                message: decode_message(&frame)?,
-            });
+            let message = decode_message(&frame)?;
+            self.pace.read(frame.len()).await;
+            return Ok(Event::Message { conn, message });
         }
         let frame = timeout(HELLO_TIMEOUT, framing::read_frame(stream, FRAME_BYTES_MAX))
             .await
@@ -500,52 +539,5 @@ impl Arrival {
             }
             Err(_) => ChunkOutcome::Broken,
         }
-    }
-}
-
-async fn send_chunk(connection: &Connection, shared: &Shared, index: ChunkIndex) -> UploadOutcome {
-    let Some(bytes) = shared.source.chunk(index) else {
-        return UploadOutcome::Refused;
-    };
-    match send_stream(connection, shared, index, bytes).await {
-        Some(outcome) => outcome,
-        None => UploadOutcome::Failed,
-    }
-}
-
-async fn send_stream(
-    connection: &Connection,
-    shared: &Shared,
-    index: ChunkIndex,
-    mut bytes: Bytes,
-) -> Option<UploadOutcome> {
-    let mut stream = timeout(UPLOAD_SILENCE, connection.open_uni())
-        .await
-        .ok()?
-        .ok()?;
-    let length = u32::try_from(bytes.len()).ok()?;
-    let header = [index.0.to_be_bytes(), length.to_be_bytes()].concat();
-    timeout(UPLOAD_SILENCE, stream.write_all(&header))
-        .await
-        .ok()?
-        .ok()?;
-    let quantum = shared.limiter.quantum_bytes();
-    while !bytes.is_empty() {
-        let piece = bytes.split_to(quantum.min(bytes.len()));
-        let piece_len = piece.len();
-        shared.limiter.take(piece_len).await;
-        match timeout(UPLOAD_SILENCE, stream.write_chunk(piece)).await {
-            Ok(Ok(())) => shared
-                .bytes_uploaded
-                .fetch_add(piece_len as u64, Ordering::Relaxed),
-            Ok(Err(quinn::WriteError::Stopped(_))) => return Some(UploadOutcome::Refused),
-            _ => return None,
-        };
-    }
-    stream.finish().ok()?;
-    match timeout(ACK_TIMEOUT, stream.stopped()).await {
-        Ok(Ok(None)) => Some(UploadOutcome::Delivered),
-        Ok(Ok(Some(_))) => Some(UploadOutcome::Refused),
-        _ => None,
     }
 }

@@ -14,6 +14,7 @@ use rootswarm_swarm::Role;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::time::timeout;
 
+use crate::conduct::Conduct;
 use crate::crowd::Crowd;
 use crate::driver::{self, Command, Setup};
 use crate::endpoint;
@@ -45,6 +46,12 @@ const NEWCOMERS: usize = 64;
 /// Peers' connections from one address: a fraction of the most that a node has, so that one machine with many
 /// keys is not all that a node sees of the swarm.
 const PEERS_PER_ADDRESS: usize = 20;
+
+/// Handshakes that peers at one address may make in a row: each makes one in its boot, some a second one
+/// when both dialed at once.
+const HANDSHAKES: u32 = 32;
+/// In which one more is allowed.
+const HANDSHAKE_FADES: Duration = Duration::from_secs(2);
 
 /// Above this many, strangers must prove their address first.
 const VALIDATE_ABOVE: usize = 32;
@@ -245,6 +252,7 @@ impl Node {
                 &joined.identity,
                 &self.tuning,
             )?));
+        let conduct = Conduct::new(HANDSHAKES, HANDSHAKE_FADES);
         let handle = driver::spawn(Setup {
             node: joined.identity.node_id(),
             role: Role::Peer,
@@ -255,6 +263,7 @@ impl Node {
             rack: joined.request.rack.clone(),
             gate: joined.identity.gate().clone(),
             limiter: self.limiter.clone(),
+            conduct: conduct.clone(),
             dialer: Some((self.endpoint.clone(), dialer)),
         });
         let mut tasks = tokio::task::JoinSet::new();
@@ -262,6 +271,7 @@ impl Node {
             self.endpoint.clone(),
             *joined.manifest.id(),
             handle.commands.clone(),
+            conduct,
         ));
         let endpoint = self.endpoint.clone();
         let verifier = Verifier::new(joined.manifest.clone());
@@ -290,19 +300,34 @@ impl Node {
 }
 
 /// Lets peers in.
-async fn accept(endpoint: Endpoint, image: ImageId, commands: mpsc::Sender<Command>) {
+async fn accept(
+    endpoint: Endpoint,
+    image: ImageId,
+    commands: mpsc::Sender<Command>,
+    conduct: Arc<Conduct>,
+) {
     let listener = Arc::new(Listener::new(VALIDATE_ABOVE));
     let newcomers = Arc::new(Semaphore::new(NEWCOMERS));
     let peers = Crowd::new(PEERS_PER_ADDRESS);
     while let Some(incoming) = endpoint.accept().await {
+        let from = canonical(incoming.remote_address());
+        if !conduct.is_welcome(from.ip()) {
+            incoming.refuse();
+            continue;
+        }
         let Ok(permit) = newcomers.clone().try_acquire_owned() else {
             incoming.refuse();
             continue;
         };
         let (listener, commands, peers) = (listener.clone(), commands.clone(), peers.clone());
+        let conduct = conduct.clone();
         tokio::spawn(async move {
-            let from = canonical(incoming.remote_address());
-            let welcome = welcome(&listener, incoming, from, image, &commands, &peers);
+            let door = Door {
+                image,
+                peers,
+                conduct,
+            };
+            let welcome = welcome(&listener, incoming, from, &door, &commands);
             match timeout(WELCOME_TIMEOUT, welcome).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%from, %error, "peer not let in"),
@@ -313,13 +338,22 @@ async fn accept(endpoint: Endpoint, image: ImageId, commands: mpsc::Sender<Comma
     }
 }
 
+/// Who is let in.
+struct Door {
+    /// Who wants this image.
+    image: ImageId,
+    /// And is not one of too many from one address.
+    peers: Arc<Crowd>,
+    /// Nor one that comes too often.
+    conduct: Arc<Conduct>,
+}
+
 async fn welcome(
     listener: &Listener,
     incoming: quinn::Incoming,
     from: SocketAddr,
-    image: ImageId,
+    door: &Door,
     commands: &mpsc::Sender<Command>,
-    peers: &Arc<Crowd>,
 ) -> Result<(), String> {
     let accepted = listener
         .accept(incoming)
@@ -328,7 +362,8 @@ async fn welcome(
     let Some((connection, Purpose::Data(peer))) = accepted else {
         return Ok(());
     };
-    match peers.enter(from.ip()) {
+    door.conduct.came(from.ip());
+    match door.peers.enter(from.ip()) {
         Some(place) => place.keep_while(connection.clone()),
         None => {
             connection.close(link::CLOSE_SWARM, b"too many connections from this address");
@@ -338,11 +373,14 @@ async fn welcome(
     let (control, hello) = match link::accept_control(&connection).await {
         Ok(accepted) => accepted,
         Err(error) => {
+            if error.breaks_protocol() {
+                door.conduct.broke_protocol(from.ip());
+            }
             connection.close(link::CLOSE_SWARM, error.to_string().as_bytes());
             return Err(error.to_string());
         }
     };
-    if hello.image != image {
+    if hello.image != door.image {
         connection.close(link::CLOSE_SWARM, b"this node serves another image");
         return Err(format!("it asked for image {}", hello.image));
     }

@@ -17,6 +17,7 @@ pub use rootswarm_swarm::{NodeId, Revocations};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::conduct::Conduct;
 use crate::crowd::Crowd;
 use crate::driver::{self, Command, Handle, Setup};
 use crate::endpoint;
@@ -52,6 +53,12 @@ const NEWCOMERS_PER_ADDRESS: usize = 64;
 /// Members' connections from one address. Each costs some 100 KiB with its window; a machine has one
 /// for each image it fetches.
 const MEMBERS_PER_ADDRESS: usize = 64;
+
+/// Handshakes from one address in a row. A machine makes two in its boot, and again when this seed was
+/// started anew; there may be a few of them behind one address.
+const HANDSHAKES: u32 = 256;
+/// In which one more is allowed: 16 a second are a hundredth of a core.
+const HANDSHAKE_FADES: Duration = Duration::from_micros(62_500);
 
 /// For a whole join, and for a data connection to name its image.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -120,6 +127,7 @@ struct Inner {
     newcomers: Arc<Semaphore>,
     newcomers_by_address: Arc<Crowd>,
     members_by_address: Arc<Crowd>,
+    conduct: Arc<Conduct>,
     images: RwLock<BTreeMap<ImageId, Image>>,
 }
 
@@ -156,6 +164,7 @@ impl Seed {
             newcomers: Arc::new(Semaphore::new(NEWCOMERS)),
             newcomers_by_address: Crowd::new(NEWCOMERS_PER_ADDRESS),
             members_by_address: Crowd::new(MEMBERS_PER_ADDRESS),
+            conduct: Conduct::new(HANDSHAKES, HANDSHAKE_FADES),
             images: RwLock::new(BTreeMap::new()),
         });
         let acceptor = tokio::spawn(accept(inner.clone()));
@@ -199,6 +208,7 @@ impl Seed {
                 rack: None,
                 gate: self.inner.identity.gate().clone(),
                 limiter: self.inner.limiter.clone(),
+                conduct: self.inner.conduct.clone(),
                 dialer: None,
             });
             let revocations = self.inner.revocations();
@@ -285,11 +295,15 @@ impl Seed {
 
 async fn accept(inner: Arc<Inner>) {
     while let Some(incoming) = inner.endpoint.accept().await {
+        let from = canonical(incoming.remote_address());
+        if !inner.conduct.is_welcome(from.ip()) {
+            incoming.refuse();
+            continue;
+        }
         let Ok(permit) = inner.newcomers.clone().try_acquire_owned() else {
             incoming.refuse();
             continue;
         };
-        let from = canonical(incoming.remote_address());
         let mut place = None;
         if incoming.remote_address_validated() {
             place = inner.newcomers_by_address.enter(from.ip());
@@ -297,6 +311,7 @@ async fn accept(inner: Arc<Inner>) {
                 incoming.refuse();
                 continue;
             }
+            inner.conduct.came(from.ip());
         }
         let inner = inner.clone();
         tokio::spawn(async move {
@@ -443,6 +458,9 @@ async fn attach(inner: &Inner, connection: Connection, peer: PeerIdentity, from:
         Ok(accepted) => accepted,
         Err(error) => {
             tracing::debug!(%from, %error, "no hello");
+            if error.breaks_protocol() {
+                inner.conduct.broke_protocol(from.ip());
+            }
             return connection.close(link::CLOSE_SWARM, error.to_string().as_bytes());
         }
     };

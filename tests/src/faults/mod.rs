@@ -9,6 +9,7 @@
 //! [`boots`] is no row: many machines in a row over cables that lose packets (`cargo xtask boots`).
 
 mod bad_cables;
+pub mod boots;
 mod disk;
 mod drill;
 mod joins;
@@ -18,7 +19,6 @@ mod memory;
 mod peers;
 pub mod power;
 mod seeds;
-pub mod boots;
 
 use std::error::Error;
 use std::path::Path;

@@ -47,6 +47,8 @@ const ROUND: Duration = Duration::from_secs(20);
 const OFFER_EVERY: Duration = Duration::from_millis(20);
 /// How often nodes that have come meanwhile are looked for.
 const RESCAN: Duration = Duration::from_millis(500);
+/// How often the seed is asked for nodes while there are none yet.
+const ASK_EVERY: Duration = Duration::from_millis(100);
 /// Messages written in one go.
 const BATCH: u32 = 64;
 
@@ -102,7 +104,7 @@ pub(crate) async fn ask_for_nodes(outlaw: &Outlaw, prey: &Prey) -> Result<Vec<So
             member
                 .say(&framed(&encode_message(&Message::WantPeers)))
                 .await?;
-            while let Ok(heard) = timeout(Duration::from_secs(1), hear(&mut member.inbox)).await {
+            while let Ok(heard) = timeout(ASK_EVERY, hear(&mut member.inbox)).await {
                 if let Message::Peers(found) | Message::Dial(found) = heard? {
                     victims.extend(found.into_iter().map(|peer| peer.addr));
                     if !victims.is_empty() {

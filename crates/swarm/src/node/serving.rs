@@ -6,6 +6,8 @@ use crate::limits;
 use crate::message::Message;
 use crate::time::Instant;
 use rootswarm_image::ChunkIndex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// A node that stopped a push has a reason, most likely the chunk: its haves will tell.
@@ -18,8 +20,7 @@ impl Node {
             None => self.slots_beyond(conn),
         };
         let held = self.geometry.contains(index) && self.picker.has(index);
-        // While some chunk has no holder but this seed, second copies have to wait.
-        let waits = self.role == Role::Seed && self.seeding.is_first_round(&self.picker);
+        let waits = self.role == Role::Seed && self.seeding.first_copies_wait(&self.picker);
         if held
             && !waits
             && beyond.is_some_and(|beyond| self.uploads.begin(conn, index, beyond, now))
@@ -115,6 +116,13 @@ impl Node {
         }
         while self.uploads.free_slots(0, now) > 0 && self.seeding.may_push(&self.picker) {
             let Some(conn) = self.hungriest(now) else {
+                if !self
+                    .peers
+                    .iter()
+                    .any(|peer| peer.is_fed && !peer.is_complete())
+                {
+                    self.seeding.nobody_to_push_to();
+                }
                 let resting = self
                     .peers
                     .iter()
@@ -141,11 +149,17 @@ impl Node {
         self.feed_again_at = self.feed_again_at.into_iter().chain(overdue).min();
     }
 
-    /// The fed node with the fewest uploads under way, from one drawn by chance.
+    /// The fed node with the fewest uploads under way to its address, from one drawn by chance. By
+    /// address: one machine with many keys gets no more than a machine's part of this uplink, and holds
+    /// no more of its slots.
     fn hungriest(&mut self, now: Instant) -> Option<ConnId> {
         let count = self.peers.len();
-        let fed = self.peers.iter().filter(|peer| peer.is_fed).count();
-        let per_node = (self.uploads.slots() / fed.max(1)).max(limits::SEED_PER_NODE);
+        let slots = self.uploads.slots();
+        let fed = self.peers.iter().filter(|peer| peer.is_fed);
+        // With as many nodes as slots, an address's part is the least there is.
+        let places: BTreeSet<IpAddr> = fed.take(slots).map(|peer| peer.addr.ip()).collect();
+        let per_address = (slots / places.len().max(1)).max(limits::SEED_PER_NODE);
+        let occupied = self.uploads_by_address(now);
         let start = self.rng.below(count);
         let mut best: Option<(usize, ConnId)> = None;
         for step in 0..count {
@@ -153,11 +167,12 @@ impl Node {
             if !peer.is_fed || peer.is_complete() || peer.backoff_until > now {
                 continue;
             }
-            let under_way = self.uploads.to(peer.conn);
-            if under_way < per_node
-                && under_way + peer.unconfirmed.len() < limits::PUSHES_MAX
+            let to_address = occupied.get(&peer.addr.ip()).copied().unwrap_or_default();
+            let under_way = to_address.uploads;
+            if under_way < per_address
+                && self.uploads.to(peer.conn) + peer.unconfirmed.len() < limits::PUSHES_MAX
                 && best.is_none_or(|(fewest, _)| under_way < fewest)
-                && !self.uploads.is_stuck(peer.conn, now)
+                && !to_address.is_stuck
             {
                 best = Some((under_way, peer.conn));
                 if under_way == 0 {
@@ -167,6 +182,27 @@ impl Node {
         }
         best.map(|(_, conn)| conn)
     }
+
+    fn uploads_by_address(&self, now: Instant) -> BTreeMap<IpAddr, Occupied> {
+        let mut occupied: BTreeMap<IpAddr, Occupied> = BTreeMap::new();
+        for conn in self.uploads.receivers() {
+            let Some(peer) = self.peers.get(conn) else {
+                continue;
+            };
+            let entry = occupied.entry(peer.addr.ip()).or_default();
+            entry.uploads += 1;
+            entry.is_stuck |= self.uploads.is_stuck(conn, now);
+        }
+        occupied
+    }
+}
+
+/// What goes to one address.
+#[derive(Clone, Copy, Debug, Default)]
+struct Occupied {
+    uploads: usize,
+    /// One of them takes much longer than uploads do.
+    is_stuck: bool,
 }
 
 #[cfg(test)]
