@@ -21,8 +21,9 @@ use tokio::time::{Instant as Clock, timeout};
 
 use crate::chunk_buffers::ChunkBuffers;
 use crate::conduct::Conduct;
+use crate::dialing;
 use crate::limiter::RateLimiter;
-use crate::link::{self, Event, HELLO_TIMEOUT, Link, Opened, Shared};
+use crate::link::{Event, Link, Opened, Shared};
 use crate::status::{Phase, SwarmStatus};
 use crate::store::{ChunkSource, ChunkStore};
 use crate::tls::{self, Dialer};
@@ -509,7 +510,7 @@ impl Driver {
         self.dials.spawn(async move {
             let command = match timeout(
                 DIAL_TIMEOUT,
-                open(&endpoint, &dialer, addr, Some(node), Role::Peer),
+                dialing::open(&endpoint, &dialer, addr, Some(node), Role::Peer),
             )
             .await
             {
@@ -565,60 +566,5 @@ impl Driver {
         let first_chunk_at = self.tally.first_chunk_at;
         status.first_chunk_ms = first_chunk_at.map(|at| millis(at.duration_since(self.origin)));
         status.update(&report);
-    }
-}
-
-/// Connects to a node or seed and opens the control stream.
-pub(crate) async fn open(
-    endpoint: &Endpoint,
-    dialer: &Dialer,
-    addr: std::net::SocketAddr,
-    expected: Option<NodeId>,
-    role: Role,
-) -> Result<Opened, OpenError> {
-    let (connection, peer) = dialer.connect(endpoint, addr, role).await?;
-    if let Some(expected) = expected.filter(|expected| *expected != peer.node_id) {
-        connection.close(link::CLOSE_SWARM, b"you are not the node I was told of");
-        return Err(OpenError::OtherNode {
-            expected,
-            found: peer.node_id,
-        });
-    }
-    let control = timeout(HELLO_TIMEOUT, link::open_control(&connection))
-        .await
-        .map_err(|_| link::LinkError::Silent)??;
-    Ok(Opened {
-        connection,
-        node: peer.node_id,
-        role: peer.role,
-        epoch: peer.epoch,
-        addr,
-        dialed: true,
-        control,
-        hello: None,
-    })
-}
-
-/// Why a dial did not make a connection.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
-    #[error(transparent)]
-    Connect(#[from] crate::tls::ConnectError),
-    #[error(transparent)]
-    Link(#[from] link::LinkError),
-    #[error("node {found} answered where node {expected} was expected")]
-    OtherNode { expected: NodeId, found: NodeId },
-}
-
-impl OpenError {
-    /// Whether the other side does not take this node's certificate.
-    pub(crate) fn is_refusal(&self) -> bool {
-        match self {
-            OpenError::Connect(error) => error.is_refusal(),
-            OpenError::Link(link::LinkError::Connection(error)) => {
-                crate::tls::refusal(error).is_some()
-            }
-            OpenError::Link(_) | OpenError::OtherNode { .. } => false,
-        }
     }
 }

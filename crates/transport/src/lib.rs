@@ -26,6 +26,7 @@ mod conduct;
 mod congestion;
 mod connection_ids;
 mod crowd;
+mod dialing;
 mod driver;
 mod endpoint;
 mod framing;

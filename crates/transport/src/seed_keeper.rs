@@ -9,7 +9,8 @@ use rootswarm_swarm::Role;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
-use crate::driver::{self, Command};
+use crate::dialing;
+use crate::driver::Command;
 use crate::identity::Identity;
 use crate::join::JoinRequest;
 use crate::joining::Attempt;
@@ -38,7 +39,7 @@ impl SeedKeeper {
         let mut wait = RECONNECT;
         loop {
             let dialer = Dialer::data(self.identity.clone(), &self.node.tuning);
-            let attempt = driver::open(&self.node.endpoint, &dialer, self.seed, None, Role::Seed);
+            let attempt = dialing::open(&self.node.endpoint, &dialer, self.seed, None, Role::Seed);
             match timeout(CONNECT_TIMEOUT, attempt).await {
                 Ok(Ok(opened)) => {
                     let connection = opened.connection.clone();

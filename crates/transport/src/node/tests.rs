@@ -7,6 +7,7 @@ use rootswarm_swarm::limits::FRAME_BYTES_MAX;
 use rootswarm_swarm::{Have, Hello, NodeId, decode_hello, encode_hello};
 
 use super::*;
+use crate::dialing;
 use crate::framing;
 use crate::seed::{Directory, Grant, Seed, SeedConfig};
 use crate::store::FileStore;
@@ -84,7 +85,7 @@ async fn the_hello_says_which_rack() {
         let (node, joined) = join(rack).await;
         let addr = node.local_addr();
         let _swarm = node.serve(joined, Arc::new(store())).unwrap();
-        let opened = driver::open(&caller.endpoint, &dialer, addr, None, Role::Peer);
+        let opened = dialing::open(&caller.endpoint, &dialer, addr, None, Role::Peer);
         let (mut send, mut receive) = opened.await.unwrap().control;
         let own = Hello {
             image: *manifest.id(),
