@@ -269,7 +269,7 @@ fn image_larger_than_memory() -> Result<Outcome> {
     }
     Ok(Outcome {
         fired: refusals as u64,
-        unit: "refusals on the console",
+        unit: "console lines that refuse",
         outcome: format!("refused, 0 bytes of the image sent: {why}"),
         added: None,
     })
