@@ -60,9 +60,8 @@ fn machines_boot_over_pxe() {
 const EARLY: &str = "1970-01-01T00:00:00";
 const LATE: &str = "2100-01-01T00:00:00";
 
-/// Overlay roots over PXE. Each gets a part of the image from the others, and the seed sends less than
-/// two and a half copies for four machines: an emulated machine serves slowly, and a fast seed helps
-/// out until nine tenths are there. The last one has no pin on its command line: its trust is the
+/// Overlay roots over PXE. Each gets most of the image from the others, and the seed sends less
+/// than two copies for four machines. The last one has no pin on its command line: its trust is the
 /// key in the initramfs. Two have a clock that is decades wrong.
 fn four_together(lab: &mut Lab) -> Vec<usize> {
     let by_name = format!("rooturl=swarm://{}/{IMAGE}", host::ADDRESS);
@@ -78,7 +77,7 @@ fn four_together(lab: &mut Lab) -> Vec<usize> {
             .unwrap_or_else(|error| panic!("{error}"));
     }
 
-    let mut sent_bytes = 0;
+    let mut from_seed_bytes = Vec::new();
     for &place in &places {
         let machine = &lab.machines()[place];
         let facts = check_up(machine, 1);
@@ -91,18 +90,22 @@ fn four_together(lab: &mut Lab) -> Vec<usize> {
             "{}: where its bytes came from",
             machine.spec().name
         );
-        assert!(
-            from_peers > 0,
-            "{}: all came from the seed",
-            machine.spec().name
-        );
-        sent_bytes += from_seed;
+        from_seed_bytes.push(from_seed);
     }
     let image_bytes = number(&lab.machines()[places[0]], "bytes_total");
+    let sent_bytes: u64 = from_seed_bytes.iter().sum();
     assert!(
-        sent_bytes < image_bytes * 5 / 2,
+        sent_bytes < 2 * image_bytes,
         "the seed sent {sent_bytes} bytes for four copies of {image_bytes}"
     );
+    // Whoever is first may have found nobody but the seed.
+    from_seed_bytes.sort_unstable();
+    for bytes in &from_seed_bytes[..3] {
+        assert!(
+            *bytes < image_bytes / 2,
+            "three of four get most from peers; from the seed: {from_seed_bytes:?} of {image_bytes}"
+        );
+    }
     places
 }
 

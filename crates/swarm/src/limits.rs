@@ -111,6 +111,11 @@ pub const OFFER_TIMEOUT: Duration = Duration::from_millis(200);
 /// initrds, so there is an end to it.
 pub const SEED_OFFERED_COPIES: u64 = 2;
 
+/// The same for few nodes, for two copies would be most of what they need: one copy, and a sixteenth of
+/// one for each node that is fed. Requests come on top. Without this bound four emulated machines,
+/// which serve slowly, took two copies and what they asked for.
+pub const SEED_OFFERED_NODES_PER_COPY: u64 = 16;
+
 /// Chunks in flight from one peer while there are many to choose from.
 pub const PER_PEER_MIN: usize = 2;
 

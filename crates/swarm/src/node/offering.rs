@@ -64,24 +64,27 @@ impl Node {
     }
 
     /// A seed offers once every chunk has a holder, while the nodes it feeds still lack a tenth of
-    /// the image or more, no more than [`limits::SEED_OFFERED_COPIES`] copies have left it, and its
-    /// link is faster than theirs (see `seeding`).
+    /// the image or more, no more than [`limits::SEED_OFFERED_COPIES`] copies have left it (fewer
+    /// where there are few nodes: [`limits::SEED_OFFERED_NODES_PER_COPY`]), and its link is faster than
+    /// theirs (see `seeding`).
     fn may_offer(&mut self) -> bool {
         if self.role == Role::Peer {
             return true;
         }
         let chunks = u64::from(self.geometry.chunk_count());
         let peers = &self.peers;
+        let fed = || peers.iter().filter(|peer| peer.is_fed);
         let held_percent = || {
-            let (mut nodes, mut held) = (0, 0);
-            for peer in peers.iter().filter(|peer| peer.is_fed) {
-                nodes += 1;
-                held += u64::from(peer.have.count());
-            }
+            let (nodes, held) = fed().fold((0, 0), |(nodes, held), peer| {
+                (nodes + 1, held + u64::from(peer.have.count()))
+            });
             held * 100 / (chunks * nodes).max(1)
         };
-        self.counters.uploaded < chunks * limits::SEED_OFFERED_COPIES
+        let uploaded = self.counters.uploaded;
+        uploaded < chunks * limits::SEED_OFFERED_COPIES
             && self.seeding.helps_on(&self.picker, held_percent)
+            && uploaded
+                < chunks + chunks * fed().count() as u64 / limits::SEED_OFFERED_NODES_PER_COPY
     }
 
     /// Whether somebody can be offered something who was left alone until after `since`. Sets the time

@@ -208,3 +208,47 @@ fn a_seed_that_was_restarted_answers_whom_it_does_not_feed() {
         "{outputs:?}"
     );
 }
+
+/// What leaves a seed for nodes that begin with nothing, pass nothing on and take whatever is offered.
+fn sent_to_slow_nodes(nodes: u64) -> u64 {
+    let mut seed = Bench::new(Role::Seed, Bitfield::full(CHUNKS));
+    let mut outputs: VecDeque<Output> = VecDeque::new();
+    for conn in 1..=nodes {
+        outputs.extend(seed.meet(conn, Role::Peer, Have::Nothing));
+    }
+    let (mut sent, mut under_way) = (0, VecDeque::new());
+    loop {
+        // All are answered before any time passes.
+        while let Some(output) = outputs.pop_front() {
+            under_way.extend(uploads(std::slice::from_ref(&output)));
+            for (conn, chunks) in offers(&[output]) {
+                outputs.extend(seed.say(conn, Message::Request(ChunkIndex(chunks[0]))));
+            }
+        }
+        let Some((conn, index)) = under_way.pop_front() else {
+            return sent;
+        };
+        sent += 1;
+        // Slow enough for one at a time.
+        seed.now = seed.now + Duration::from_secs(2);
+        outputs.extend(seed.input(Input::UploadEnded {
+            conn: ConnId(conn),
+            index: ChunkIndex(index),
+            outcome: UploadOutcome::Delivered,
+        }));
+        outputs.extend(seed.say(conn, Message::Have(run(index, 1))));
+    }
+}
+
+/// The table: for how many nodes, how many of 20 chunks leave as offers after each has left once; what
+/// was offered while the last of them were under way comes on top. Four emulated machines once took two
+/// copies and more.
+#[test]
+fn a_fast_seed_leaves_most_to_its_nodes() {
+    for (nodes, beyond) in [(2, 2), (4, 5), (8, 10), (16, 20), (40, 20)] {
+        let sent = sent_to_slow_nodes(nodes);
+        let least = u64::from(CHUNKS) + beyond;
+        let most = least + limits::OFFERS_AHEAD as u64;
+        assert!((least..=most).contains(&sent), "{nodes} nodes: {sent}");
+    }
+}
