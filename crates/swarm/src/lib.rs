@@ -31,6 +31,7 @@
 mod codec;
 mod flight;
 mod id;
+mod leeches;
 pub mod limits;
 mod locality;
 mod membership;

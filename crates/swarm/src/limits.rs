@@ -240,6 +240,8 @@ pub const PUSHES_MAX: usize = 16;
 /// From the last byte of a pushed chunk acknowledged to the receiver's announcement. Hashing and
 /// storing take milliseconds; a receiver that takes this long has lost the chunk.
 pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
+/// Less where uploads are fast: twice what makes one of them overdue, but never less than this.
+pub const CONFIRM_TIMEOUT_MIN: Duration = Duration::from_millis(600);
 
 /// How often a peer with too few neighbours asks for more, and the tracker hears progress.
 pub const HOUSEKEEPING: Duration = Duration::from_secs(1);

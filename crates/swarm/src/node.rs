@@ -21,6 +21,7 @@ pub use interface::{ChunkOutcome, CloseReason, Config, Input, Output, UploadOutc
 
 use crate::flight::Flights;
 use crate::id::{ConnId, NodeId, Role};
+use crate::leeches::Leeches;
 use crate::limits::{self, HOUSEKEEPING};
 use crate::locality::Locality;
 use crate::membership::Membership;
@@ -65,6 +66,7 @@ pub struct Node {
     membership: Membership,
     /// A seed's duties; empty and idle on a peer.
     seeding: Seeding,
+    leeches: Leeches,
     tracker: Tracker,
     announcements: announcing::Announcements,
     /// Smoothed time from request to arrival.
@@ -129,6 +131,7 @@ impl Node {
             geometry: config.geometry,
             locality: Locality::new(config.node, config.rack),
             seeding: Seeding::new(if is_seed { chunks } else { 0 }, &mut rng),
+            leeches: Leeches::default(),
             tracker: Tracker::default(),
             housekeeping_at: now + HOUSEKEEPING,
             rng,

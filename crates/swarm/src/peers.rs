@@ -43,6 +43,8 @@ pub(crate) struct Peer {
     /// Pushed chunks whose bytes it acknowledged, but which it has not announced: its network has
     /// them, its store may not. In the order of their arrival there.
     pub(crate) unconfirmed: Vec<(ChunkIndex, Instant)>,
+    /// It has announced a chunk that was pushed to it.
+    pub(crate) has_confirmed: bool,
     failures: u32,
     declines: u32,
     pub(crate) complete_since: Option<Instant>,
@@ -79,6 +81,7 @@ impl Peer {
             wants_haves: true,
             is_fed: false,
             unconfirmed: Vec::new(),
+            has_confirmed: false,
             offered: None,
             offer_after: Instant::ZERO,
             not_needed: Bitfield::new(chunks),

@@ -205,7 +205,7 @@ impl Uploads {
     }
 
     /// An upload that lasts longer is overdue.
-    fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         if self.typical.is_zero() {
             return limits::UPLOAD_PATIENCE_FIRST;
         }

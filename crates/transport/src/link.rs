@@ -26,7 +26,7 @@ use crate::chunk_buffers::ChunkBuffers;
 use crate::conduct::Conduct;
 use crate::framing::{self, FrameError};
 use crate::limiter::RateLimiter;
-use crate::reading_pace::ReadingPace;
+use crate::reading_pace::{ChunksExchanged, ReadingPace};
 use crate::store::{ChunkSource, ChunkStore};
 use crate::upload::Upload;
 
@@ -131,6 +131,7 @@ pub(crate) struct Link {
     tasks: JoinSet<()>,
     conn: ConnId,
     address: IpAddr,
+    exchanged: ChunksExchanged,
     shared: Arc<Shared>,
 }
 
@@ -140,6 +141,7 @@ impl Link {
         let (control, queue) = mpsc::channel(CONTROL_QUEUE);
         let (send, receive) = opened.control;
         let address = opened.addr.ip();
+        let exchanged = ChunksExchanged::default();
         let arrivals = Arc::new(Mutex::new(BTreeMap::new()));
         let mut tasks = JoinSet::new();
         tasks.spawn(write_control(send, queue));
@@ -148,7 +150,7 @@ impl Link {
             peer: (opened.role == Role::Peer).then_some(address),
             shared: shared.clone(),
             greeted,
-            pace: ReadingPace::new(),
+            pace: ReadingPace::new(exchanged.clone()),
         };
         let connection = opened.connection.clone();
         tasks.spawn(async move { reader.run(receive, connection).await });
@@ -157,6 +159,7 @@ impl Link {
             connection: opened.connection.clone(),
             shared: shared.clone(),
             arrivals: arrivals.clone(),
+            exchanged: exchanged.clone(),
         };
         tasks.spawn(acceptor.run());
         Link {
@@ -167,6 +170,7 @@ impl Link {
             tasks,
             conn,
             address,
+            exchanged,
             shared,
         }
     }
@@ -198,9 +202,13 @@ impl Link {
     pub(crate) fn upload(&mut self, index: ChunkIndex) {
         self.uploads.retain(|_, task| !task.is_finished());
         let (connection, shared, conn) = (self.connection.clone(), self.shared.clone(), self.conn);
+        let exchanged = self.exchanged.clone();
         let task = self.tasks.spawn(async move {
             let upload = Upload::new(conn, &connection, &shared, index);
             let outcome = upload.run().await;
+            if outcome == UploadOutcome::Delivered {
+                exchanged.one();
+            }
             let _ = shared
                 .events
                 .send(Event::UploadEnded {
@@ -385,6 +393,7 @@ struct Acceptor {
     connection: Connection,
     shared: Arc<Shared>,
     arrivals: Arc<Mutex<BTreeMap<ChunkIndex, AbortHandle>>>,
+    exchanged: ChunksExchanged,
 }
 
 impl Acceptor {
@@ -400,6 +409,7 @@ impl Acceptor {
                             conn: self.conn,
                             shared: self.shared.clone(),
                             arrivals: self.arrivals.clone(),
+                            exchanged: self.exchanged.clone(),
                         };
                         let (announce, start) = tokio::sync::oneshot::channel();
                         let task = streams.spawn(arrival.run(stream, start));
@@ -418,6 +428,7 @@ struct Arrival {
     conn: ConnId,
     shared: Arc<Shared>,
     arrivals: Arc<Mutex<BTreeMap<ChunkIndex, AbortHandle>>>,
+    exchanged: ChunksExchanged,
 }
 
 impl Arrival {
@@ -461,6 +472,9 @@ impl Arrival {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&index);
+        if outcome == ChunkOutcome::Verified {
+            self.exchanged.one();
+        }
         let _ = events
             .send(Event::ChunkEnded {
                 conn,

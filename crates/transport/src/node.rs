@@ -38,7 +38,7 @@ use crate::tuning::Tuning;
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// For a peer to say who it is and what it wants.
-const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Handshakes from peers under way at once.
 const NEWCOMERS: usize = 64;
@@ -53,8 +53,9 @@ const HANDSHAKES: u32 = 32;
 /// In which one more is allowed.
 const HANDSHAKE_FADES: Duration = Duration::from_secs(2);
 
-/// Above this many, strangers must prove their address first.
-const VALIDATE_ABOVE: usize = 32;
+/// Above this many, strangers must prove their address first: a round trip more, and whoever floods a
+/// node from forged addresses holds no more places than this.
+const VALIDATE_ABOVE: usize = 16;
 
 /// What a node is made from.
 #[derive(Clone, Debug)]

@@ -47,6 +47,8 @@ const ROUND: Duration = Duration::from_secs(20);
 const OFFER_EVERY: Duration = Duration::from_millis(20);
 /// How often nodes that have come meanwhile are looked for.
 const RESCAN: Duration = Duration::from_millis(500);
+/// What is read of one chunk's stream.
+const CHUNK_BYTES_MAX: usize = 16 << 20;
 /// How often the seed is asked for nodes while there are none yet.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// Messages written in one go.
@@ -98,6 +100,15 @@ pub(crate) async fn ask_for_nodes(outlaw: &Outlaw, prey: &Prey) -> Result<Vec<So
     let mut member = outlaw
         .meet(prey.seed, Role::Seed, Have::Nothing, None)
         .await?;
+    // It is sent chunks like any node. Unread they would fill the connection's window, and no answer
+    // would come through any more.
+    let connection = member.connection.clone();
+    let mut reading = JoinSet::new();
+    reading.spawn(async move {
+        while let Ok(mut stream) = connection.accept_uni().await {
+            let _ = stream.read_to_end(CHUNK_BYTES_MAX).await;
+        }
+    });
     let mut victims = Vec::new();
     let listen = async {
         loop {

@@ -12,7 +12,7 @@ use rootswarm_swarm::Role;
 use rootswarm_transport::tls::Dialer;
 use rootswarm_transport::trust::{SeedTrust, SwarmTrust};
 use rootswarm_transport::tuning::Tuning;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Scene;
 use super::attack::ask_for_nodes;
@@ -22,6 +22,11 @@ use super::member::{Outlaw, OutlawError, endpoint};
 const MADE: usize = 64;
 /// Sockets that they are sent from: as many sources.
 const SOURCES: usize = 16;
+/// Bytes per second that a hostile machine's link takes: as those of the honest ones in the arena,
+/// 40 Mbit/s. What goes through QUIC is held back by the victims, a flood by nothing else.
+const UPLINK: f64 = 5_000_000.0;
+/// Sent in one go.
+const BURST: Duration = Duration::from_millis(5);
 /// A first packet is padded to this at least (RFC 9000, 14.1).
 const INITIAL_BYTES: usize = 1200;
 
@@ -82,9 +87,15 @@ async fn flood(scene: &Scene) -> Result<(), OutlawError> {
         .filter_map(|_| UdpSocket::bind((scene.from, 0)).ok())
         .collect();
     // As long as it takes to be noticed: then the nodes are asked for anew.
+    let mut next_at = Instant::now();
     for _ in 0..20 {
         for (number, packet) in initials(scene.from, MADE).await?.iter().enumerate() {
             for victim in &victims {
+                let now = Instant::now();
+                next_at = next_at.max(now) + Duration::from_secs_f64(packet.len() as f64 / UPLINK);
+                if next_at > now + BURST {
+                    sleep_until(next_at).await;
+                }
                 if sources[number % sources.len()]
                     .send_to(packet, victim)
                     .is_ok()

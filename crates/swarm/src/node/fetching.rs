@@ -562,6 +562,8 @@ impl Node {
                     .position(|(known, _)| *known == index)
                 {
                     peer.unconfirmed.swap_remove(at);
+                    peer.has_confirmed = true;
+                    self.leeches.confirmed(peer.addr.ip());
                     self.seeding.arrived(index);
                     self.seeding.ended(index, &self.picker);
                 }

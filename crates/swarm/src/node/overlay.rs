@@ -214,6 +214,10 @@ impl Node {
             self.may_dial = true;
         }
         if self.role == Role::Seed {
+            let took_some = !broken_off.is_empty() || !peer.unconfirmed.is_empty();
+            if took_some && !peer.has_confirmed {
+                self.leeches.took(peer.addr.ip(), now);
+            }
             let unconfirmed = peer.unconfirmed.iter().map(|(index, _)| *index);
             for index in broken_off.into_iter().chain(unconfirmed) {
                 self.seeding.ended(index, &self.picker);

@@ -82,6 +82,8 @@ impl Node {
 
     /// Pushed chunks that were not announced in time go out again, to whomever.
     pub(super) fn give_up_unconfirmed(&mut self, now: Instant) {
+        let patience = (self.uploads.patience() * 2)
+            .clamp(limits::CONFIRM_TIMEOUT_MIN, limits::CONFIRM_TIMEOUT);
         let mut lost = Vec::new();
         for peer in self
             .peers
@@ -89,12 +91,15 @@ impl Node {
             .filter(|peer| !peer.unconfirmed.is_empty())
         {
             peer.unconfirmed.retain(|(index, since)| {
-                let late = now.since(*since) >= limits::CONFIRM_TIMEOUT;
+                let late = now.since(*since) >= patience;
                 if late {
                     lost.push(*index);
                 }
                 !late
             });
+            if !lost.is_empty() && !peer.has_confirmed {
+                self.leeches.took(peer.addr.ip(), now);
+            }
         }
         if !lost.is_empty() {
             self.look_at_all();
@@ -156,12 +161,15 @@ impl Node {
         let count = self.peers.len();
         let slots = self.uploads.slots();
         let fed = self.peers.iter().filter(|peer| peer.is_fed);
-        // With as many nodes as slots, an address's part is the least there is.
-        let places: BTreeSet<IpAddr> = fed.take(slots).map(|peer| peer.addr.ip()).collect();
-        let per_address = (slots / places.len().max(1)).max(limits::SEED_PER_NODE);
+        // With more nodes, an address's part is the least there is.
+        let places = fed.take(limits::PUSHES_MAX).map(|peer| peer.addr.ip());
+        let places = places.collect::<BTreeSet<_>>().len().max(1);
+        let per_address = (slots / places).max(limits::SEED_PER_NODE);
+        // As long as it has not announced one that it got.
+        let unproven = limits::PUSHES_MAX / places;
         let occupied = self.uploads_by_address(now);
         let start = self.rng.below(count);
-        let mut best: Option<(usize, ConnId)> = None;
+        let mut best: Option<((bool, usize), ConnId)> = None;
         for step in 0..count {
             let peer = self.peers.at((start + step) % count);
             if !peer.is_fed || peer.is_complete() || peer.backoff_until > now {
@@ -169,13 +177,20 @@ impl Node {
             }
             let to_address = occupied.get(&peer.addr.ip()).copied().unwrap_or_default();
             let under_way = to_address.uploads;
+            let ahead = self.uploads.to(peer.conn) + peer.unconfirmed.len();
+            let ahead_max = if peer.has_confirmed {
+                limits::PUSHES_MAX
+            } else {
+                unproven
+            };
+            let rank = (self.leeches.is_one(peer.addr.ip(), now), under_way);
             if under_way < per_address
-                && self.uploads.to(peer.conn) + peer.unconfirmed.len() < limits::PUSHES_MAX
-                && best.is_none_or(|(fewest, _)| under_way < fewest)
+                && ahead < ahead_max
+                && best.is_none_or(|(first, _)| rank < first)
                 && !to_address.is_stuck
             {
-                best = Some((under_way, peer.conn));
-                if under_way == 0 {
+                best = Some((rank, peer.conn));
+                if rank == (false, 0) {
                     break;
                 }
             }
