@@ -27,6 +27,8 @@ pub(crate) struct Peer {
     pub(crate) progress: u32,
     /// Requests of ours that it has not finished.
     pub(crate) outstanding: usize,
+    /// Chunk streams that it may still begin: one for each request that ever went to it.
+    pub(crate) streams_due: u32,
     /// It is not asked, and nothing is pushed to it, before this.
     pub(crate) backoff_until: Instant,
     /// It is not offered anything before this.
@@ -86,6 +88,7 @@ impl Peer {
             offer_after: Instant::ZERO,
             not_needed: Bitfield::new(chunks),
             outstanding: 0,
+            streams_due: 0,
             backoff_until: Instant::ZERO,
             failures: 0,
             declines: 0,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Bytes of a frame that cost about as much as its being a frame at all.
-const UNIT_BYTES: usize = 64;
+const UNIT_BYTES: usize = 16;
 
 /// Units a second that are free. A neighbour that exchanges no chunks with this node still announces its
 /// own: a frame each 5 to 10 ms, with 12 to 24 chunks in it at 10 Gbit/s.
@@ -21,7 +21,7 @@ const UNITS_PER_S: u32 = 2_048;
 /// others declined are 26 frames for each chunk at a node, with all its peers together.
 const CHUNK_UNITS: u32 = 64;
 
-/// Units in a row: the largest frame is 512 of them.
+/// Units in a row: the largest frame is 2,048 of them.
 const BURST_UNITS: u32 = 4_096;
 
 const UNIT: Duration = Duration::from_nanos(1_000_000_000 / UNITS_PER_S as u64);
@@ -68,8 +68,7 @@ impl ReadingPace {
     }
 }
 
-const _: () =
-    assert!(rootswarm_swarm::limits::FRAME_BYTES_MAX / UNIT_BYTES < BURST_UNITS as usize / 4);
+const _: () = assert!(rootswarm_swarm::limits::FRAME_BYTES_MAX / UNIT_BYTES < BURST_UNITS as usize);
 
 #[cfg(test)]
 mod tests {
@@ -80,12 +79,12 @@ mod tests {
     async fn a_burst_is_free_and_the_rest_takes_its_time() {
         for (bytes, frames, seconds) in [
             (0, 4_096, 0.0),
-            (63, 4_096, 0.0),
-            (64, 2_048, 0.0),
+            (15, 4_096, 0.0),
+            (16, 2_048, 0.0),
             (0, 4_096 + 2_048, 1.0),
-            (64, 2_048 + 2_048, 2.0),
-            (32_768, 7, 0.0),
-            (32_768, 7 + 40, 9.8),
+            (16, 2_048 + 2_048, 2.0),
+            (32_768, 1, 0.0),
+            (32_768, 1 + 11, 10.0),
         ] {
             let begin = Instant::now();
             let mut pace = ReadingPace::new(ChunksExchanged::default());

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use rootswarm_tests::hostile::arena::{AGENT_BYTES_MAX, Arena, SEED_BYTES_MAX};
+use rootswarm_tests::hostile::arena::{AGENT_BYTES_MAX, Arena, Outcome, SEED_BYTES_MAX};
 use rootswarm_tests::hostile::{Attack, Target};
 use rootswarm_tests::scratch::Scratch;
 
@@ -21,9 +21,9 @@ pub struct Args {
     /// Honest nodes; a tenth of all machines is hostile
     #[arg(long, default_value_t = 18)]
     nodes: usize,
-    /// Runs without an attack, whose median is the measure
-    #[arg(long, default_value_t = 3)]
-    baseline: usize,
+    /// Runs of each row, and without an attack; their medians are compared
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
+    runs: u8,
 }
 
 /// Twice the image at this rate is what a quiet run takes.
@@ -50,24 +50,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         limit: LIMIT,
         siege: Duration::from_secs(1),
     };
-    let once = |attacks: &[(Attack, Target)], machines| {
-        let need_bytes = IMAGE_BYTES * (args.nodes as u64 + 4);
-        let scratch = Scratch::create("hostile", need_bytes, &std::env::temp_dir())?;
-        anyhow::Ok(arena.run(scratch.path(), attacks, machines)?)
+    let run = |attacks: &[(Attack, Target)], machines| {
+        let once = || {
+            let need_bytes = IMAGE_BYTES * (args.nodes as u64 + 4);
+            let scratch = Scratch::create("hostile", need_bytes, &std::env::temp_dir())?;
+            anyhow::Ok(arena.run(scratch.path(), attacks, machines)?)
+        };
+        let runs = (0..args.runs).map(|_| once());
+        runs.collect::<anyhow::Result<Vec<_>>>()
     };
-    let mut quiet = Vec::new();
-    for _ in 0..args.baseline.max(1) {
-        quiet.push(once(&[], 0).context("without an attack")?.median_s());
-    }
-    quiet.sort_by(f64::total_cmp);
-    let measure = quiet[quiet.len() / 2];
+    let measure = median_s(&run(&[], 0).context("without an attack")?);
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     print::line(format_args!(
-        "{} honest nodes, image {} MB at {RATE}: median {measure:.2} s without an attack ({} runs); \
+        "{} honest nodes, image {} MB at {RATE}: median {measure:.2} s without an attack; {} runs each; \
          bounds: seed {} MiB, node {} MiB",
         args.nodes,
         IMAGE_BYTES / 1_000_000,
-        quiet.len(),
+        args.runs,
         mib(SEED_BYTES_MAX),
         mib(AGENT_BYTES_MAX)
     ))?;
@@ -88,24 +87,26 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             continue;
         }
         for target in *targets {
-            match once(&[(*attack, *target)], machines) {
-                Ok(outcome) => {
-                    let fired: u64 = outcome.fired.iter().map(|(.., fired)| fired).sum();
-                    let added = outcome.median_s() / measure - 1.0;
+            match run(&[(*attack, *target)], machines) {
+                Ok(outcomes) => {
+                    let median = median_s(&outcomes);
+                    let added = median / measure - 1.0;
                     if added > ADDED_MAX {
                         failures.push(format!(
                             "{name} at the {target}: {:.0} % slower",
                             added * 100.0
                         ));
                     }
+                    let fired = outcomes.iter().flat_map(|outcome| &outcome.fired);
+                    let most = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).max().unwrap_or(0);
                     print::line(format_args!(
-                        "{name:<26} {target:<6} {fired:>9}  all {:<4} {:>9.2} {:>6.1}% {:>6} {:>9} {:>9}",
-                        outcome.fetch_s.len(),
-                        outcome.median_s(),
+                        "{name:<26} {target:<6} {:>9}  all {:<4} {median:>9.2} {:>6.1}% {:>6} {:>9} {:>9}",
+                        fired.map(|(.., fired)| fired).sum::<u64>(),
+                        args.nodes,
                         added * 100.0,
-                        outcome.banned,
-                        mib(outcome.seed_anon_bytes),
-                        mib(outcome.agent_anon_bytes),
+                        most(|outcome| outcome.banned as u64),
+                        mib(most(|outcome| outcome.seed_anon_bytes)),
+                        mib(most(|outcome| outcome.agent_anon_bytes)),
                     ))?;
                 }
                 Err(error) => {
@@ -122,4 +123,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     ensure!(failures.is_empty(), "{}", failures.join("; "));
     Ok(())
+}
+
+/// The middle one of the runs' medians.
+fn median_s(outcomes: &[Outcome]) -> f64 {
+    let mut medians: Vec<f64> = outcomes.iter().map(Outcome::median_s).collect();
+    medians.sort_by(f64::total_cmp);
+    medians.get(medians.len() / 2).copied().unwrap_or(f64::NAN)
 }

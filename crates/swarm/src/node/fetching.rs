@@ -269,6 +269,7 @@ impl Node {
         });
         if let Some(peer) = self.peers.get_mut(conn) {
             peer.outstanding += 1;
+            peer.streams_due += 1;
         }
         self.counters.requests += 1;
         self.send(conn, Message::Request(index));
@@ -359,10 +360,20 @@ impl Node {
     }
 
     pub(super) fn chunk_started(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
-        let Some(peer) = self.peers.get(conn) else {
+        let Some(peer) = self.peers.get_mut(conn) else {
             return;
         };
         let role = peer.role;
+        if role == Role::Peer {
+            let Some(left) = peer.streams_due.checked_sub(1) else {
+                return self.close(
+                    conn,
+                    CloseReason::Protocol("more chunks than requests"),
+                    now,
+                );
+            };
+            peer.streams_due = left;
+        }
         let deadline = now + limits::chunk_timeout(self.geometry.chunk_size().bytes());
         if !self.geometry.contains(index) {
             return self.close(conn, CloseReason::Protocol("a chunk beyond the image"), now);

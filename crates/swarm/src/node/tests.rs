@@ -399,7 +399,14 @@ fn pushes() {
     bench.started(2, 1);
     assert_eq!(bench.started(1, 1), [stop(1, 1)], "the one that moves wins");
     bench.meet(3, Role::Peer, Have::Nothing);
-    assert_eq!(bench.started(3, 2), [stop(3, 2)], "a peer does not push");
+    let reason = CloseReason::Protocol("more chunks than requests");
+    assert_eq!(
+        closes(&bench.started(3, 2)),
+        [(3, reason)],
+        "a peer does not push"
+    );
+    // Nor does it answer twice.
+    assert_eq!(closes(&bench.started(2, 1)), [(2, reason)]);
     assert_eq!(closes(&bench.started(1, CHUNKS)).len(), 1);
 }
 
