@@ -171,10 +171,16 @@ impl World {
                 }
             }
             (11, _) => {
-                let outcome = match script.byte() % 3 {
+                let outcome = match script.byte() % 4 {
                     0 => UploadOutcome::Delivered,
                     1 => UploadOutcome::Refused,
-                    _ => UploadOutcome::Failed,
+                    2 => UploadOutcome::Failed,
+                    _ => {
+                        if let Some((conn, index)) = self.uploading.first().copied() {
+                            self.tell(Input::UploadStalled { conn, index });
+                        }
+                        return;
+                    }
                 };
                 if let Some((conn, index)) = self.uploading.pop_first() {
                     self.tell(Input::UploadEnded {
