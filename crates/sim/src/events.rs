@@ -198,7 +198,7 @@ mod tests {
                     let reach = [1, 3, 4_000, 300_000, 8_000_000, 9_000_000, 5_000_000_000];
                     let reach = reach[rng.below(reach.len())];
                     let at = now + rng.between(0, reach);
-                    events.push(at, Event::Wake(number));
+                    events.push(at, Event::Turn(number));
                     oracle.push((at, number));
                     number += 1;
                 }
@@ -206,14 +206,14 @@ mod tests {
                 let first = oracle.iter().enumerate().min_by_key(|(_, entry)| **entry);
                 let (place, expected) = first.map(|(place, entry)| (place, *entry)).unwrap();
                 oracle.swap_remove(place);
-                let Event::Wake(number) = event else { panic!() };
+                let Event::Turn(number) = event else { panic!() };
                 assert_eq!((at, number), expected);
                 now = at;
             }
         }
         oracle.sort_unstable();
         for expected in oracle {
-            let Some((at, Event::Wake(number))) = events.pop() else {
+            let Some((at, Event::Turn(number))) = events.pop() else {
                 panic!("missing: {expected:?}");
             };
             assert_eq!((at, number), expected);

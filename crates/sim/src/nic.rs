@@ -120,8 +120,6 @@ pub(crate) struct Port {
     rate: Rate,
     /// All that has begun to arrive has been received by then.
     free_ns: u64,
-    /// The last control packet has been received by then.
-    control_ns: u64,
     arriving: Vec<Inflow>,
     /// What `arriving` adds up to at any time before `valid_until_ns`: the part to come is
     /// `offset - slope * time`. So a control packet asks two numbers, not a list.
@@ -144,7 +142,6 @@ impl Port {
         Self {
             rate,
             free_ns: 0,
-            control_ns: 0,
             arriving: Vec::new(),
             slope: 0.0,
             offset: 0.0,
@@ -167,6 +164,9 @@ impl Port {
             // Nothing that arrived before counts any more, at whatever pace it goes on arriving.
             self.arriving.clear();
             self.add_up();
+        } else if now_ns >= self.valid_until_ns {
+            self.arriving.retain(|inflow| inflow.last_ns > now_ns);
+            self.add_up();
         }
         self.free_ns = self.free_ns.max(now_ns) + work_ns;
         if last_ns > now_ns {
@@ -185,34 +185,31 @@ impl Port {
         }
     }
 
-    /// A control packet arrives. Returns when it is through.
-    pub(crate) fn pass(&mut self, bytes: u64, now_ns: u64) -> u64 {
-        let at_ns = now_ns + self.backlog_ns(now_ns);
-        self.free_ns = self.free_ns.max(now_ns) + self.rate.time_ns(bytes);
-        at_ns
+    /// A control packet arrives at `at_ns`, now or in a while. Returns when it is through. What begins to
+    /// arrive meanwhile is not in its way.
+    pub(crate) fn control(&mut self, bytes: u64, at_ns: u64) -> u64 {
+        let wait_ns = self.backlog_ns(at_ns);
+        // A link that is idle then has the time.
+        if self.free_ns > at_ns {
+            self.free_ns += self.rate.time_ns(bytes);
+        }
+        at_ns + wait_ns
     }
 
-    /// The same at the end of the way. `None` for on the spot.
-    pub(crate) fn control(&mut self, bytes: u64, now_ns: u64) -> Option<u64> {
-        let at_ns = self.pass(bytes, now_ns);
-        // They keep their order, whatever the rounding.
-        let waits = at_ns > now_ns || self.control_ns >= now_ns;
-        self.control_ns = self.control_ns.max(at_ns);
-        waits.then_some(self.control_ns)
-    }
-
-    /// The work that has arrived and is not done: what the next packet waits for. Of bursts that
-    /// are still arriving only the part that is here counts.
-    fn backlog_ns(&mut self, now_ns: u64) -> u64 {
-        let committed_ns = self.free_ns.saturating_sub(now_ns);
+    /// The work that has arrived at `at_ns` and is not done: what the next packet waits for. Of bursts
+    /// that are still arriving only the part that is here counts.
+    fn backlog_ns(&self, at_ns: u64) -> u64 {
+        let committed_ns = self.free_ns.saturating_sub(at_ns);
         if committed_ns == 0 {
             return 0;
         }
-        if now_ns >= self.valid_until_ns {
-            self.arriving.retain(|inflow| inflow.last_ns > now_ns);
-            self.add_up();
-        }
-        let to_come_ns = self.offset - self.slope * now_ns as f64;
+        let to_come_ns = if at_ns < self.valid_until_ns {
+            self.offset - self.slope * at_ns as f64
+        } else {
+            let to_come = |inflow: &Inflow| inflow.last_ns.saturating_sub(at_ns) as f64;
+            let each = self.arriving.iter();
+            each.map(|inflow| inflow.slope * to_come(inflow)).sum()
+        };
         committed_ns.saturating_sub(to_come_ns.ceil() as u64)
     }
 
@@ -234,7 +231,6 @@ impl Port {
         self.arriving.clear();
         self.add_up();
         self.free_ns = 0;
-        self.control_ns = 0;
     }
 }
 
@@ -267,7 +263,7 @@ mod tests {
         let mut down = Port::new(rate());
         let passage = down.burst(10_000, 10 * KB_NS, 5);
         assert_eq!((passage.first_ns, passage.last_ns), (5, 10 * KB_NS + 5));
-        assert_eq!(down.control(60, 3 * KB_NS), None);
+        assert_eq!(down.control(60, 3 * KB_NS), 3 * KB_NS);
         assert_eq!(down.queued_bytes_max, 0);
     }
 
@@ -278,11 +274,11 @@ mod tests {
         let second = down.burst(10_000, 10 * KB_NS, 0);
         assert_eq!((second.first_ns, second.last_ns), (0, 20 * KB_NS));
         // After 4 ms 8 kB have come and 4 kB have been received.
-        assert_eq!(down.control(60, 4 * KB_NS), Some(8 * KB_NS));
+        assert_eq!(down.control(60, 4 * KB_NS), 8 * KB_NS);
         assert_eq!(down.queued_bytes_max, 10_000);
         // All is here after 10 ms; the rest takes 10 more and the packet's own time.
         let third = down.control(60, 15 * KB_NS);
-        assert_eq!(third, Some(20 * KB_NS + 60_000));
+        assert_eq!(third, 20 * KB_NS + 60_000);
     }
 
     #[test]

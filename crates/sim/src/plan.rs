@@ -122,6 +122,9 @@ pub struct Plan {
     pub verify_us: u64,
     /// Timers fire on a grid of this width, as the reactor's do.
     pub timer_us: u64,
+    /// A host takes what has come for it in turns on a grid of this width, as a driver does that is woken
+    /// once for a batch; 0 for a turn for each thing at its own time.
+    pub turn_us: u64,
     /// What goes wrong.
     pub faults: Vec<Fault>,
     /// A planted bug; see [`Defect`].
@@ -191,6 +194,7 @@ impl Plan {
             verify_bytes_per_s: 3e9,
             verify_us: 300,
             timer_us: 1_000,
+            turn_us: 0,
             faults: Vec::new(),
             defect: None,
             limit_us: 600_000_000,

@@ -1,7 +1,7 @@
 //! The hosts and the loop that moves them: what the transport and the kernel would do.
 //!
-//! This file starts hosts, carries out a node's outputs and keeps its timer. How control packets
-//! travel is `wire`'s, how chunks do `chunk`'s, across the core `rack`'s and after a loss
+//! This file starts hosts and carries out a node's outputs. When a host hears of what has come is
+//! `inbox`'s. How control packets travel is `wire`'s, how chunks do `chunk`'s, across the core `rack`'s and after a loss
 //! `recovery`'s; how they end early is `ending`'s and what goes wrong `strike`'s.
 //! What must not happen is judged in `checkers`, which the world only tells what it saw.
 
@@ -9,6 +9,7 @@ mod ahead;
 mod chunk;
 mod dial;
 mod ending;
+mod inbox;
 mod rack;
 mod recovery;
 mod strike;
@@ -24,11 +25,12 @@ use crate::progress::Progress;
 use crate::slots::Slots;
 use chunk::{Burst, Upload};
 use ending::STALL_CHECK_NS;
+use inbox::Item;
 use rack::Rack;
 use recovery::Window;
 use rootswarm_image::{Bitfield, ChunkIndex, ChunkSize, Geometry, ImageId};
 use rootswarm_swarm::{
-    Config, ConnId, Input, Instant, Message, Node, NodeId, Output, Rng, Role, UploadOutcome,
+    Config, ConnId, Input, Instant, Message, Node, NodeId, Output, Rng, Role,
 };
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -41,7 +43,8 @@ pub(crate) const SEED: usize = 0;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
     Start(u32),
-    Wake(u32),
+    /// A host takes what has come for it.
+    Turn(u32),
     UplinkFree(u32),
     /// A burst reaches the link into its receiver's rack.
     BurstEntersRack(u32),
@@ -49,19 +52,9 @@ pub(crate) enum Event {
     Burst(u32),
     /// A control packet reaches the link into its receiver's rack.
     EntersRack(u32),
-    /// A control packet reaches its receiver's link.
-    Arrive(u32),
-    /// A control packet is through it.
-    Deliver(u32),
-    ChunkStarted(UploadKey),
     WindowOpens(UploadKey),
     /// A sender learns that some of what it sent got lost.
     BytesLost(u32),
-    UploadOver {
-        upload: UploadKey,
-        outcome: UploadOutcome,
-    },
-    VerifyDone(UploadKey),
     /// Once a second: what has stalled?
     StallCheck,
     DialEnds {
@@ -101,7 +94,7 @@ pub(crate) struct Host {
     pub(crate) started_ns: u64,
     pub(crate) finished_ns: Option<u64>,
     pub(crate) conns: Vec<u32>,
-    /// What happened to a frozen host, for when it goes on.
+    /// What the network and the dialer did to a frozen host, for when it goes on.
     pub(crate) held: Vec<Event>,
     /// Its links' rate over that of the plan's.
     pub(crate) factor: f64,
@@ -131,15 +124,22 @@ pub(crate) struct World<'a> {
     pub(crate) up: Vec<Uplink>,
     pub(crate) down: Vec<Port>,
     pub(crate) traffic: Vec<Traffic>,
-    /// When the wake-up that counts is due.
+    /// When the node's timer is due, on the grid of timers.
     pub(crate) wake_ns: Vec<u64>,
+    /// When the turn that counts is planned.
+    pub(crate) turn_ns: Vec<u64>,
+    pub(crate) inboxes: Vec<Vec<Item>>,
+    /// An emptied inbox, for the next turn.
+    taken: Vec<Item>,
+    /// A host's turn is under way: its timer is set at the end.
+    in_turn: bool,
     pub(crate) by_id: BTreeMap<NodeId, u32>,
     pub(crate) conns: Vec<Conn>,
     /// Of each connection, which sides have it open.
     pub(crate) open: Vec<[bool; 2]>,
     pub(crate) uploads: Vec<Upload>,
     pub(crate) free_uploads: Vec<u32>,
-    /// Control packets, and bursts, on their way.
+    /// Control packets on their way to a rack, and bursts on theirs.
     pub(crate) packets: Slots<Packet>,
     pub(crate) bursts: Slots<Burst>,
     pub(crate) racks: Vec<Rack>,
@@ -187,6 +187,10 @@ impl<'a> World<'a> {
             down: Vec::new(),
             traffic: Vec::new(),
             wake_ns: Vec::new(),
+            turn_ns: Vec::new(),
+            inboxes: Vec::new(),
+            taken: Vec::new(),
+            in_turn: false,
             by_id: BTreeMap::new(),
             conns: Vec::new(),
             open: Vec::new(),
@@ -228,6 +232,8 @@ impl<'a> World<'a> {
                 .push(Port::new(Rate::new(link.down_bits, plan.efficiency)));
             world.traffic.push(Traffic::default());
             world.wake_ns.push(u64::MAX);
+            world.turn_ns.push(u64::MAX);
+            world.inboxes.push(Vec::new());
             let at = world.start_ns(number, &mut rng);
             world.events.push(at, Event::Start(number as u32));
         }
@@ -344,18 +350,13 @@ impl<'a> World<'a> {
         self.trace.add(self.now_ns);
         match event {
             Event::Start(host) => self.start(host as usize),
-            Event::Wake(host) => self.wake(host as usize),
+            Event::Turn(host) => self.turn(host as usize),
             Event::UplinkFree(host) => self.uplink_free(host as usize),
             Event::BurstEntersRack(burst) => self.burst_enters_rack(burst),
             Event::Burst(burst) => self.burst(burst),
             Event::EntersRack(packet) => self.control_enters_rack(packet),
-            Event::Arrive(packet) => self.arrive(packet),
-            Event::Deliver(packet) => self.deliver(packet),
-            Event::ChunkStarted(upload) => self.chunk_started(upload),
             Event::WindowOpens(upload) => self.window_opens(upload),
             Event::BytesLost(burst) => self.bytes_lost(burst),
-            Event::UploadOver { upload, outcome } => self.upload_over(upload, outcome),
-            Event::VerifyDone(upload) => self.verify_done(upload),
             Event::StallCheck => self.stall_check(),
             Event::DialEnds { from, to, answered } => {
                 self.dial_ends(from as usize, to as usize, answered);
@@ -450,40 +451,6 @@ impl<'a> World<'a> {
     /// Whether the run waits for this host.
     pub(crate) fn must_finish(&self, host: usize) -> bool {
         host != SEED && !self.hosts[host].gone
-    }
-
-    /// Sees that the node is woken when it wants to be, on the grid of the plan's timers.
-    pub(crate) fn keep_timer(&mut self, host: usize) {
-        let grid = self.plan.timer_us.max(1) * 1000;
-        if self.states[host] != State::Alive {
-            return;
-        }
-        let due_ns = self.hosts[host].node.next_timeout().0 * 1000;
-        let due_ns = due_ns.max(self.now_ns).div_ceil(grid) * grid;
-        // One more turn of the grid if it is due on the spot: time must pass.
-        let due_ns = if due_ns <= self.now_ns {
-            self.now_ns + grid
-        } else {
-            due_ns
-        };
-        if due_ns < self.wake_ns[host] {
-            self.wake_ns[host] = due_ns;
-            self.events.push(due_ns, Event::Wake(host as u32));
-        }
-    }
-
-    fn wake(&mut self, host: usize) {
-        if self.states[host] != State::Alive || self.wake_ns[host] != self.now_ns {
-            return;
-        }
-        self.wake_ns[host] = u64::MAX;
-        let now = self.now();
-        if self.hosts[host].node.next_timeout() <= now {
-            self.input(host, Input::Timeout);
-            let next = self.hosts[host].node.next_timeout();
-            self.checkers.timed_out(host, now, next);
-        }
-        self.keep_timer(host);
     }
 
     fn conclude(mut self) -> Outcome {

@@ -14,6 +14,9 @@ use std::net::SocketAddr;
 pub(crate) struct Peer {
     pub(crate) conn: ConnId,
     pub(crate) have: Bitfield,
+    /// Chunks that it is not offered: those it holds, and those that it declined because they were under
+    /// way to it, which it will announce soon.
+    pub(crate) not_needed: Bitfield,
     pub(crate) role: Role,
     /// A peer, or a seed that knows where it stands, of this node's rack.
     pub(crate) is_near: bool,
@@ -40,8 +43,6 @@ pub(crate) struct Peer {
     pub(crate) held_at_first: u32,
     /// Chunks that it was offered and has not answered yet, and until when that counts.
     pub(crate) offered: Option<(Vec<ChunkIndex>, Instant)>,
-    /// Chunks that it declined because they were under way to it: they will be announced soon.
-    pub(crate) not_needed: Bitfield,
     /// Pushed chunks whose bytes it acknowledged, but which it has not announced: its network has
     /// them, its store may not. In the order of their arrival there.
     pub(crate) unconfirmed: Vec<(ChunkIndex, Instant)>,

@@ -124,39 +124,49 @@ impl Picker {
         !self.have.get(index) && !self.in_flight.get(index)
     }
 
-    /// The fewest replicas that a chunk has which is held here and in neither of `theirs` and
-    /// `beside`, unless that is more than `most`.
-    pub(crate) fn fewest_lacking(
-        &self,
-        theirs: &Bitfield,
-        beside: &Bitfield,
-        most: u16,
-    ) -> Option<u16> {
-        let mut fewest = None;
-        for (position, word) in self.lacking(theirs, beside) {
-            let most = fewest.unwrap_or(most);
-            if let Some((replicas, _)) = self.replicas.rarest(position, word, most) {
-                fewest = Some(replicas);
+    /// The rarest of the chunks that are held here and that are missing in at least one of `fields`.
+    pub(crate) fn rarest_lacked<'a>(&self, fields: impl Iterator<Item = &'a Bitfield>) -> Rarest {
+        // Field by field, so that each is read from end to end: they are what is not in a cache.
+        let mut held_by_all = vec![u64::MAX; self.have.words().len()];
+        for field in fields {
+            for (all, word) in held_by_all.iter_mut().zip(field.words()) {
+                *all &= word;
             }
         }
-        fewest
+        let mut found = Rarest {
+            replicas: u16::MAX,
+            words: Vec::new(),
+        };
+        for (position, (mine, all)) in self.have.words().iter().zip(held_by_all).enumerate() {
+            let lacked = mine & !all;
+            if lacked == 0 {
+                continue;
+            }
+            if let Some((replicas, ties)) = self.replicas.rarest(position, lacked, found.replicas) {
+                if replicas < found.replicas {
+                    found.replicas = replicas;
+                    found.words.clear();
+                }
+                found.words.push((position, ties));
+            }
+        }
+        found
     }
 
-    /// Whether there is such a chunk.
-    pub(crate) fn lacks_any(&self, theirs: &Bitfield, beside: &Bitfield) -> bool {
-        self.lacking(theirs, beside).next().is_some()
+    /// Whether a chunk is held here and missing in `theirs`.
+    pub(crate) fn lacks_any(&self, theirs: &Bitfield) -> bool {
+        self.lacking(theirs).next().is_some()
     }
 
     /// Up to `count` of those chunks, rarest first; ties fall as `salt` has it.
     pub(crate) fn rarest_lacking(
         &self,
         theirs: &Bitfield,
-        beside: &Bitfield,
         count: usize,
         salt: u32,
     ) -> Vec<ChunkIndex> {
         let mut rarest: Vec<(u16, u32, ChunkIndex)> = Vec::with_capacity(count + 1);
-        for (position, mut word) in self.lacking(theirs, beside) {
+        for (position, mut word) in self.lacking(theirs) {
             while word != 0 {
                 let is_full = rarest.len() == count;
                 let last = rarest.last().filter(|_| is_full);
@@ -184,17 +194,12 @@ impl Picker {
         rarest.into_iter().map(|(_, _, index)| index).collect()
     }
 
-    /// The words, with their positions, of the chunks that are held here and in neither of these,
-    /// where there are any.
-    fn lacking<'a>(
-        &'a self,
-        theirs: &'a Bitfield,
-        beside: &'a Bitfield,
-    ) -> impl Iterator<Item = (usize, u64)> + 'a {
-        let theirs = theirs.words().iter().zip(beside.words());
-        let words = self.have.words().iter().zip(theirs);
+    /// The words, with their positions, of the chunks that are held here and missing in `theirs`, where
+    /// there are any.
+    fn lacking<'a>(&'a self, theirs: &'a Bitfield) -> impl Iterator<Item = (usize, u64)> + 'a {
+        let words = self.have.words().iter().zip(theirs.words());
         words
-            .map(|(mine, (theirs, beside))| mine & !theirs & !beside)
+            .map(|(mine, theirs)| mine & !theirs)
             .enumerate()
             .filter(|(_, word)| *word != 0)
     }
@@ -207,6 +212,23 @@ impl Picker {
             .zip(mine)
             .map(|(theirs, (have, in_flight))| theirs & !have & !in_flight)
             .enumerate()
+    }
+}
+
+/// Chunks that are equally rare.
+#[derive(Debug)]
+pub(crate) struct Rarest {
+    replicas: u16,
+    /// Where they are, and which of the 64 there.
+    words: Vec<(usize, u64)>,
+}
+
+impl Rarest {
+    /// Whether at least one of them is missing in `field`.
+    pub(crate) fn is_lacked_in(&self, field: &Bitfield) -> bool {
+        self.words
+            .iter()
+            .any(|(position, ties)| ties & !field.words()[*position] != 0)
     }
 }
 
@@ -262,32 +284,38 @@ mod tests {
     }
 
     proptest! {
-        /// Against the definition: held here, in neither of the two other fields, and nothing that
-        /// is left out has fewer replicas.
+        /// Against the definition: held here, missing in the other field, and nothing that is left out
+        /// has fewer replicas.
         #[test]
         fn lacks_the_rarest(
             chunks in proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), 0u16..4), 1..300),
             salt in any::<u32>(),
-            most in 0u16..5,
         ) {
-            let column = |pick: fn(&(bool, bool, bool, u16)) -> bool| bits(&chunks.iter().map(pick).collect::<Vec<_>>());
-            let mut picker = Picker::new(column(|c| c.0));
+            let mut picker = Picker::new(bits(&chunks.iter().map(|c| c.0).collect::<Vec<_>>()));
             for (index, chunk) in chunks.iter().enumerate() {
                 (0..chunk.3).for_each(|_| picker.announced(ChunkIndex(index as u32)));
             }
-            let (theirs, beside) = (column(|c| c.1), column(|c| c.2));
-            let mut expected: Vec<u16> = chunks.iter().filter(|c| c.0 && !c.1 && !c.2).map(|c| c.3).collect();
-            expected.sort_unstable();
-            prop_assert_eq!(picker.fewest_lacking(&theirs, &beside, most), expected.first().copied().filter(|fewest| *fewest <= most));
-            let found = picker.rarest_lacking(&theirs, &beside, 3, salt);
-            let replicas: Vec<u16> = found.iter().map(|index| chunks[index.0 as usize].3).collect();
-            prop_assert_eq!(&replicas[..], &expected[..expected.len().min(3)]);
-            for index in &found {
-                let chunk = chunks[index.0 as usize];
-                prop_assert!(chunk.0 && !chunk.1 && !chunk.2);
+            let fields = [bits(&chunks.iter().map(|c| c.1).collect::<Vec<_>>()), bits(&chunks.iter().map(|c| c.2).collect::<Vec<_>>())];
+            let lacks = |field: usize, c: &(bool, bool, bool, u16)| c.0 && ![c.1, c.2][field];
+            let fewest = |fields: &[usize]| chunks.iter().filter(|c| fields.iter().any(|field| lacks(*field, c))).map(|c| c.3).min();
+
+            let rarest = picker.rarest_lacked(fields.iter());
+            for (field, theirs) in fields.iter().enumerate() {
+                let expected = fewest(&[field]).is_some() && fewest(&[field]) == fewest(&[0, 1]);
+                prop_assert_eq!(rarest.is_lacked_in(theirs), expected);
+
+                let mut expected: Vec<u16> = chunks.iter().filter(|c| lacks(field, c)).map(|c| c.3).collect();
+                expected.sort_unstable();
+                prop_assert_eq!(picker.lacks_any(theirs), !expected.is_empty());
+                let found = picker.rarest_lacking(theirs, 3, salt);
+                let replicas: Vec<u16> = found.iter().map(|index| chunks[index.0 as usize].3).collect();
+                prop_assert_eq!(&replicas[..], &expected[..expected.len().min(3)]);
+                for index in &found {
+                    prop_assert!(lacks(field, &chunks[index.0 as usize]));
+                }
+                let distinct: std::collections::BTreeSet<_> = found.iter().collect();
+                prop_assert_eq!(distinct.len(), found.len());
             }
-            let distinct: std::collections::BTreeSet<_> = found.iter().collect();
-            prop_assert_eq!(distinct.len(), found.len());
         }
     }
 

@@ -195,6 +195,7 @@ impl Reader<'_> {
                 &mut plan.verify_us,
             ),
             ("hosts.timer", hosts.timer, 1, &mut plan.timer_us),
+            ("hosts.turn", hosts.turn, 0, &mut plan.turn_us),
         ];
         for (field, given, least_us, place) in times {
             if let Some(given) = given {

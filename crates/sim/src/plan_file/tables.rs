@@ -96,6 +96,7 @@ pub(super) struct Hosts {
     pub(super) verify_per_s: Option<Size>,
     pub(super) verify_delay: Option<Time>,
     pub(super) timer: Option<Time>,
+    pub(super) turn: Option<Time>,
 }
 
 #[derive(Default, Deserialize)]

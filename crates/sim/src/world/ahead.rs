@@ -1,13 +1,10 @@
 //! Reads ahead. In a large swarm nearly everything an event touches lies in memory, not in a cache: the
-//! packet, then its receiver's link and node, then what that node knows of the sender. One after the
-//! other, these waits are most of a run's time. So now and then a few events to come are looked at
-//! together, in stages: the reads of one stage do not depend on each other, and the processor waits
-//! for all of them at once. Nothing is changed here, and nothing follows from what is read.
+//! burst, then its receiver's link and upload, or a host's inbox and then its node. One after the other,
+//! these waits are most of a run's time. So now and then a few events to come are looked at together, in
+//! stages: the reads of one stage do not depend on each other, and the processor waits for all of them at
+//! once. Nothing is changed here, and nothing follows from what is read.
 
-use super::wire::Body;
 use super::{Event, World};
-use rootswarm_image::ChunkIndex;
-use rootswarm_swarm::{ConnId, Message};
 use std::hint::black_box;
 
 /// Events looked at together: as many reads as a core has under way, or a few more.
@@ -19,8 +16,6 @@ struct Target {
     host: usize,
     /// For a host's links, or for its node too?
     node: bool,
-    /// A message of this connection, which names this chunk.
-    message: Option<(ConnId, ChunkIndex)>,
     upload: Option<u32>,
 }
 
@@ -36,11 +31,12 @@ impl World<'_> {
         let targets = &targets[..count];
         let mut read = 0;
         for target in targets {
-            read ^= self
-                .down
-                .get(target.host)
-                .map_or(0, |port| port.queued_bytes_max);
-            read ^= self.wake_ns.get(target.host).copied().unwrap_or(0);
+            if target.node {
+                read ^= self.inboxes[target.host].len() as u64;
+                read ^= self.hosts[target.host].node.next_timeout().0;
+            } else {
+                read ^= self.down[target.host].queued_bytes_max;
+            }
             if let Some(upload) = target
                 .upload
                 .and_then(|slot| self.uploads.get(slot as usize))
@@ -48,72 +44,34 @@ impl World<'_> {
                 read ^= u64::from(upload.to);
             }
         }
-        for target in targets.iter().filter(|target| target.node) {
-            let node = &self.hosts[target.host].node;
-            read ^= node.next_timeout().0;
-            if let Some((conn, index)) = target.message {
-                read ^= u64::from(node.peer_holds(conn, index));
-                read ^= u64::from(node.replicas(index));
-            }
-        }
         black_box(read);
     }
 
     fn target(&self, event: Event) -> Target {
         match event {
-            Event::Arrive(slot) | Event::Deliver(slot) => {
-                let Some(packet) = self.packets.get(slot) else {
-                    return Target::default();
-                };
-                let message = match &packet.body {
-                    Body::Message { conn, message } => {
-                        Some((Self::input_conn(*conn), named_chunk(message)))
-                    }
-                    _ => None,
-                };
-                Target {
-                    host: packet.to as usize,
-                    node: matches!(event, Event::Deliver(_)),
-                    message,
-                    upload: None,
-                }
-            }
+            Event::Turn(host) => Target {
+                host: host as usize,
+                node: true,
+                upload: None,
+            },
             Event::Burst(place) => {
                 self.bursts
                     .get(place)
                     .map_or(Target::default(), |burst| Target {
                         host: burst.to as usize,
+                        node: false,
                         upload: Some(burst.upload.slot),
-                        ..Target::default()
                     })
             }
             Event::UplinkFree(host) => {
                 let host = host as usize;
                 Target {
                     host,
+                    node: false,
                     upload: self.up[host].ring.front().map(|key| key.slot),
-                    ..Target::default()
                 }
             }
-            Event::Wake(host) => Target {
-                host: host as usize,
-                node: true,
-                ..Target::default()
-            },
-            Event::VerifyDone(key) | Event::UploadOver { upload: key, .. } => Target {
-                upload: Some(key.slot),
-                ..Target::default()
-            },
             _ => Target::default(),
         }
-    }
-}
-
-fn named_chunk(message: &Message) -> ChunkIndex {
-    match message {
-        Message::Have(runs) => runs.first().map_or(ChunkIndex(0), |run| run.first),
-        Message::Request(index) | Message::Busy(index) | Message::Cancel(index) => *index,
-        Message::Offer(chunks) => chunks.first().copied().unwrap_or(ChunkIndex(0)),
-        _ => ChunkIndex(0),
     }
 }

@@ -5,6 +5,7 @@
 //! by arithmetic. A sender has at most a window under way; it sleeps until an acknowledgement
 //! opens it.
 
+use super::inbox::Arrival;
 use super::rack::micros;
 use super::wire::Body;
 use super::{Event, SEED, State, World, chance};
@@ -315,28 +316,23 @@ impl World<'_> {
             upload.receiver = Receiver::Receives;
         }
         let all = upload.arrived >= upload.len;
-        if all {
-            if !upload.sender_done {
-                let late_ns = self.rng.between(0, self.plan.ack_delay_us) * 1000;
-                let outcome = UploadOutcome::Delivered;
-                let over = Event::UploadOver {
-                    upload: key,
-                    outcome,
-                };
-                self.events.push(ack_ns + late_ns, over);
-            }
-        } else if window_counts {
+        let (from, is_unfinished) = (upload.from as usize, !upload.sender_done);
+        if !all && window_counts {
             upload.acks.push_back((ack_ns, burst.bytes));
             if upload.is_blocked && upload.acks.len() == 1 {
                 self.events.push(ack_ns, Event::WindowOpens(key));
             }
         }
+        if all && is_unfinished {
+            let late_ns = self.rng.between(0, self.plan.ack_delay_us) * 1000;
+            let over = Arrival::UploadOver {
+                upload: key,
+                outcome: UploadOutcome::Delivered,
+            };
+            self.hand(from, ack_ns + late_ns, over);
+        }
         if is_first {
-            if passage.first_ns > self.now_ns {
-                self.events.push(passage.first_ns, Event::ChunkStarted(key));
-            } else {
-                self.chunk_started(key);
-            }
+            self.hand(host, passage.first_ns, Arrival::ChunkStarted(key));
         }
         if all {
             self.verify(key, passage.last_ns);
@@ -352,9 +348,7 @@ impl World<'_> {
             return;
         }
         let (host, conn, index) = (upload.to as usize, upload.conn, upload.index);
-        if self.states[host] == State::Frozen {
-            self.hosts[host].held.push(Event::ChunkStarted(key));
-        } else if self.is_open(conn, host) {
+        if self.is_open(conn, host) {
             let conn = Self::input_conn(conn);
             self.input(host, Input::ChunkStarted { conn, index });
         }
@@ -374,10 +368,10 @@ impl World<'_> {
         let it = &mut self.hosts[host];
         it.verifier_free_ns = it.verifier_free_ns.max(at_ns) + cost_ns;
         let heard_ns = it.verifier_free_ns + self.plan.verify_us * 1000;
-        self.events.push(heard_ns, Event::VerifyDone(key));
+        self.hand(host, heard_ns, Arrival::Verified(key));
     }
 
-    pub(crate) fn verify_done(&mut self, key: UploadKey) {
+    pub(crate) fn verified(&mut self, key: UploadKey) {
         let Some(upload) = self.upload(key) else {
             return;
         };
@@ -386,22 +380,19 @@ impl World<'_> {
         if upload.receiver != Receiver::Verifies {
             return;
         }
-        match self.states[host] {
-            State::Frozen => self.hosts[host].held.push(Event::VerifyDone(key)),
-            _ if corrupt => {
-                self.sometimes.note(Happening::CorruptChunk);
-                let found = match self.plan.defect {
-                    None => ChunkOutcome::Corrupt,
-                    Some(Defect::BlindVerifier) => ChunkOutcome::Verified,
-                    Some(Defect::MutedVerifier) => ChunkOutcome::Broken,
-                };
-                if self.is_open(conn, host) {
-                    self.checkers.forged(host, sender, index, found);
-                }
-                self.chunk_over(key, found);
-            }
-            _ => self.chunk_over(key, ChunkOutcome::Verified),
+        if !corrupt {
+            return self.chunk_over(key, ChunkOutcome::Verified);
         }
+        self.sometimes.note(Happening::CorruptChunk);
+        let found = match self.plan.defect {
+            None => ChunkOutcome::Corrupt,
+            Some(Defect::BlindVerifier) => ChunkOutcome::Verified,
+            Some(Defect::MutedVerifier) => ChunkOutcome::Broken,
+        };
+        if self.is_open(conn, host) {
+            self.checkers.forged(host, sender, index, found);
+        }
+        self.chunk_over(key, found);
     }
 
     /// The arrival of a chunk is over; the node hears of it if it knew of it.
@@ -436,17 +427,6 @@ impl World<'_> {
         if upload.sender_done {
             return;
         }
-        if self.states[host] == State::Frozen {
-            let event = Event::UploadOver {
-                upload: key,
-                outcome,
-            };
-            self.hosts[host].held.push(event);
-            return;
-        }
-        let Some(upload) = self.upload(key) else {
-            return;
-        };
         upload.sender_done = true;
         let (conn, index) = (upload.conn, upload.index);
         self.settle(key);
@@ -471,13 +451,11 @@ impl World<'_> {
         self.sometimes.note(Happening::UploadCancelled);
         // The node hears of it as of any other end, after this turn.
         let outcome = UploadOutcome::Refused;
-        self.events.push(
-            self.now_ns,
-            Event::UploadOver {
-                upload: key,
-                outcome,
-            },
-        );
+        let over = Arrival::UploadOver {
+            upload: key,
+            outcome,
+        };
+        self.hand(host, self.now_ns, over);
         self.send_control(host, conn, 8, Body::Reset(key));
     }
 

@@ -94,7 +94,7 @@ impl World<'_> {
         left_ns: u64,
     ) -> u64 {
         match self.leaves(from, to) {
-            Some(rack) => self.racks[rack].out.pass(bytes, left_ns),
+            Some(rack) => self.racks[rack].out.control(bytes, left_ns),
             None => left_ns,
         }
     }
@@ -121,13 +121,13 @@ impl World<'_> {
 
     /// The same for a control packet.
     pub(crate) fn control_enters_rack(&mut self, slot: u32) {
-        let Some(packet) = self.packets.get(slot) else {
+        let Some(packet) = self.packets.take(slot) else {
             return;
         };
-        let (to, bytes) = (packet.to as usize, u64::from(packet.bytes));
-        if let Some(rack) = self.rack_of(to) {
-            let at_ns = self.racks[rack].into.pass(bytes, self.now_ns);
-            self.events.push(at_ns, Event::Arrive(slot));
+        if let Some(rack) = self.rack_of(packet.to as usize) {
+            let into = &mut self.racks[rack].into;
+            let at_ns = into.control(u64::from(packet.bytes), self.now_ns);
+            self.receive(packet, at_ns);
         }
     }
 }

@@ -116,9 +116,9 @@ impl World<'_> {
         self.give_up(host);
         self.states[host] = State::Dead;
         self.up[host].silence();
+        self.inboxes[host].clear();
         for event in std::mem::take(&mut self.hosts[host].held) {
             match event {
-                Event::Arrive(packet) | Event::Deliver(packet) => drop(self.packets.take(packet)),
                 Event::Burst(burst) => drop(self.bursts.take(burst)),
                 _ => {}
             }
@@ -146,7 +146,6 @@ impl World<'_> {
         self.states[host] = State::Frozen;
         match for_us {
             Some(for_us) => {
-                self.wake_ns[host] = u64::MAX;
                 self.events
                     .push(self.now_ns + for_us * 1000, Event::Thaw(host as u32));
             }
@@ -171,7 +170,7 @@ impl World<'_> {
         for event in std::mem::take(&mut self.hosts[host].held) {
             self.events.push(self.now_ns, event);
         }
-        self.keep_timer(host);
+        self.take_up(host);
         self.pump(host);
     }
 
@@ -209,8 +208,7 @@ impl World<'_> {
         };
         self.hosts[SEED].node = Node::new(config, self.now());
         self.states[SEED] = State::Alive;
-        self.wake_ns[SEED] = u64::MAX;
         self.down[SEED].clear();
-        self.keep_timer(SEED);
+        self.take_up(SEED);
     }
 }

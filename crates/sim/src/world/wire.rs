@@ -1,6 +1,7 @@
 //! How control packets travel between hosts. A connection keeps them in order.
 
-use super::{Event, Lie, SEED, State, World};
+use super::inbox::Arrival;
+use super::{Event, Lie, SEED, World};
 use crate::faults::Happening;
 use crate::nic::UploadKey;
 use rootswarm_swarm::{
@@ -17,6 +18,8 @@ pub(crate) struct Conn {
     pub(crate) hosts: [u32; 2],
     /// When the last control packet towards each side arrives: they keep their order.
     last_arrival_ns: [u64; 2],
+    /// The same for when it is received.
+    last_received_ns: [u64; 2],
     pub(crate) uploads: Vec<UploadKey>,
 }
 
@@ -25,6 +28,7 @@ impl Conn {
         Self {
             hosts: [from as u32, to as u32],
             last_arrival_ns: [0, 0],
+            last_received_ns: [0, 0],
             uploads: Vec::new(),
         }
     }
@@ -34,7 +38,7 @@ impl Conn {
     }
 }
 
-/// A control packet on its way.
+/// A control packet on its way to a rack.
 #[derive(Debug)]
 pub(crate) struct Packet {
     pub(super) to: u32,
@@ -139,17 +143,40 @@ impl World<'_> {
         let left_ns = self.control_to_core(host, to as usize, u64::from(bytes), left_ns);
         let arrival_ns = left_ns + self.latency_ns() + self.repeats_ns();
         let arrival_ns = self.in_order(&body, conn, 1 - side, arrival_ns);
-        let slot = self.packets.put(Packet {
+        let packet = Packet {
             to,
             bytes,
             side: 1 - side as u8,
             body,
-        });
-        let event = match self.enters(host, to as usize) {
-            Some(_) => Event::EntersRack(slot),
-            None => Event::Arrive(slot),
         };
-        self.events.push(arrival_ns, event);
+        if self.enters(host, to as usize).is_some() {
+            let slot = self.packets.put(packet);
+            self.events.push(arrival_ns, Event::EntersRack(slot));
+        } else {
+            self.receive(packet, arrival_ns);
+        }
+    }
+
+    /// A control packet reaches its receiver's link at `at_ns`: when it is through follows by
+    /// arithmetic.
+    pub(super) fn receive(&mut self, packet: Packet, at_ns: u64) {
+        let Packet {
+            to,
+            bytes,
+            side,
+            body,
+        } = packet;
+        let host = to as usize;
+        let received_ns = self.down[host].control(u64::from(bytes), at_ns);
+        let received_ns = match body {
+            Body::Hello { conn, .. } | Body::Message { conn, .. } | Body::Close { conn } => {
+                let last = &mut self.conns[conn as usize].last_received_ns[usize::from(side)];
+                *last = received_ns.max(*last + 1);
+                *last
+            }
+            Body::Stop(_) | Body::Reset(_) => received_ns,
+        };
+        self.hand(host, received_ns, Arrival::Control { side, body });
     }
 
     /// Streams keep their order, each for itself: control packets of a connection, and the end of
@@ -169,42 +196,9 @@ impl World<'_> {
         *last
     }
 
-    /// A control packet has reached its host's link.
-    pub(crate) fn arrive(&mut self, slot: u32) {
-        let Some(packet) = self.packets.get(slot) else {
-            return;
-        };
-        let (host, bytes) = (packet.to as usize, packet.bytes);
-        match self.states[host] {
-            State::Alive => match self.down[host].control(u64::from(bytes), self.now_ns) {
-                None => self.deliver(slot),
-                Some(at_ns) => self.events.push(at_ns, Event::Deliver(slot)),
-            },
-            // The kernel keeps it.
-            State::Frozen => self.hosts[host].held.push(Event::Arrive(slot)),
-            State::Dead | State::Waiting => {
-                self.packets.take(slot);
-            }
-        }
-    }
-
-    /// A control packet has been received.
-    pub(crate) fn deliver(&mut self, slot: u32) {
-        let Some(host) = self.packets.get(slot).map(|packet| packet.to as usize) else {
-            return;
-        };
-        if self.states[host] == State::Frozen {
-            self.hosts[host].held.push(Event::Deliver(slot));
-            return;
-        }
-        let Some(packet) = self.packets.take(slot) else {
-            return;
-        };
-        if self.states[host] != State::Alive {
-            return;
-        }
-        let side = usize::from(packet.side);
-        match packet.body {
+    /// A host takes a control packet that came for this side of its connection.
+    pub(super) fn told(&mut self, host: usize, side: usize, body: Body) {
+        match body {
             Body::Hello { conn, hello } => {
                 if self.open[conn as usize][side] {
                     let (conn, hello) = (Self::input_conn(conn), *hello);

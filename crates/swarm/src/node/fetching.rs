@@ -564,6 +564,7 @@ impl Node {
         for run in runs {
             for index in (run.first.0..run.first.0 + run.count).map(ChunkIndex) {
                 if peer.have.set(index) && peer.role == Role::Peer {
+                    peer.not_needed.set(index);
                     self.picker.announced(index);
                 }
                 is_news |= self.picker.needs(index);

@@ -49,12 +49,9 @@ impl Node {
             let Some(peer) = self.peers.get_mut(conn) else {
                 return;
             };
-            let chunks = self.picker.rarest_lacking(
-                &peer.have,
-                &peer.not_needed,
-                limits::OFFER_CHUNKS,
-                salt,
-            );
+            let chunks =
+                self.picker
+                    .rarest_lacking(&peer.not_needed, limits::OFFER_CHUNKS, salt);
             let until = now + limits::OFFER_TIMEOUT;
             peer.offered = Some((chunks.clone(), until));
             self.offers += 1;
@@ -95,7 +92,7 @@ impl Node {
             let at = peer.offer_after;
             if at > now {
                 next = Some(next.map_or(at, |first| first.min(at)));
-            } else if at > since && self.picker.lacks_any(&peer.have, &peer.not_needed) {
+            } else if at > since && self.picker.lacks_any(&peer.not_needed) {
                 return true;
             }
         }
@@ -130,7 +127,7 @@ impl Node {
         };
         if peer.offer_after > now {
             self.offer_later(peer.offer_after);
-        } else if self.picker.lacks_any(&peer.have, &peer.not_needed) {
+        } else if self.picker.lacks_any(&peer.not_needed) {
             self.may_offer_more = true;
         }
     }
@@ -141,7 +138,6 @@ impl Node {
             || self.peers.iter().any(|peer| {
                 self.may_be_offered(peer)
                     && peer.offer_after <= now
-                    && !peer.have.get(index)
                     && !peer.not_needed.get(index)
             });
     }
@@ -156,29 +152,30 @@ impl Node {
     fn neediest(&mut self, now: Instant) -> Option<ConnId> {
         let count = self.peers.len();
         let start = self.rng.below(count);
-        let mut best: Option<((u16, u64, u32), ConnId)> = None;
+        let mut lackers: Vec<&Peer> = Vec::with_capacity(count);
+        let mut later = self.offer_again_at;
         for step in 0..count {
             let peer = self.peers.at((start + step) % count);
             if !self.may_be_offered(peer) {
                 continue;
             }
             if peer.offer_after > now {
-                self.offer_later(peer.offer_after);
-                continue;
-            }
-            let most = best.map_or(u16::MAX, |((fewest, _, _), _)| fewest);
-            let lacking = self
-                .picker
-                .fewest_lacking(&peer.have, &peer.not_needed, most);
-            let Some(replicas) = lacking else {
-                continue;
-            };
-            let need = (replicas, peer.pace(now), peer.have.count());
-            if best.is_none_or(|(most, _)| need < most) {
-                best = Some((need, peer.conn));
+                later = later.into_iter().chain([peer.offer_after]).min();
+            } else {
+                lackers.push(peer);
             }
         }
-        best.map(|(_, conn)| conn)
+        let rarest = self
+            .picker
+            .rarest_lacked(lackers.iter().map(|peer| &peer.not_needed));
+        lackers.retain(|peer| rarest.is_lacked_in(&peer.not_needed));
+        // Of those in equal need, the first.
+        let neediest = lackers
+            .into_iter()
+            .min_by_key(|peer| (peer.pace(now), peer.have.count()));
+        let neediest = neediest.map(|peer| peer.conn);
+        self.offer_again_at = later;
+        neediest
     }
 
     /// The receiver's side: takes the first of the chunks that it needs, if it has room.

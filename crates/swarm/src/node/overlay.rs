@@ -96,6 +96,7 @@ impl Node {
                 }
             },
         };
+        peer.not_needed = peer.have.clone();
         peer.active = true;
         peer.held_at_first = peer.have.count();
         peer.rack = hello.rack.clone();
