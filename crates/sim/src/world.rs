@@ -29,9 +29,7 @@ use inbox::Item;
 use rack::Rack;
 use recovery::Window;
 use rootswarm_image::{Bitfield, ChunkIndex, ChunkSize, Geometry, ImageId};
-use rootswarm_swarm::{
-    Config, ConnId, Input, Instant, Message, Node, NodeId, Output, Rng, Role,
-};
+use rootswarm_swarm::{Config, ConnId, Input, Instant, Message, Node, NodeId, Output, Rng, Role};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use wire::{Conn, Packet};

@@ -118,9 +118,8 @@ impl World<'_> {
         self.up[host].silence();
         self.inboxes[host].clear();
         for event in std::mem::take(&mut self.hosts[host].held) {
-            match event {
-                Event::Burst(burst) => drop(self.bursts.take(burst)),
-                _ => {}
+            if let Event::Burst(burst) = event {
+                self.bursts.take(burst);
             }
         }
         self.await_silence(host);

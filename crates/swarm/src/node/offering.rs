@@ -49,9 +49,9 @@ impl Node {
             let Some(peer) = self.peers.get_mut(conn) else {
                 return;
             };
-            let chunks =
-                self.picker
-                    .rarest_lacking(&peer.not_needed, limits::OFFER_CHUNKS, salt);
+            let chunks = self
+                .picker
+                .rarest_lacking(&peer.not_needed, limits::OFFER_CHUNKS, salt);
             let until = now + limits::OFFER_TIMEOUT;
             peer.offered = Some((chunks.clone(), until));
             self.offers += 1;
@@ -136,9 +136,7 @@ impl Node {
     pub(super) fn may_offer_chunk(&mut self, index: ChunkIndex, now: Instant) {
         self.may_offer_more |= self.nobody_needs_since.is_none()
             || self.peers.iter().any(|peer| {
-                self.may_be_offered(peer)
-                    && peer.offer_after <= now
-                    && !peer.not_needed.get(index)
+                self.may_be_offered(peer) && peer.offer_after <= now && !peer.not_needed.get(index)
             });
     }
 
