@@ -139,3 +139,26 @@ impl World<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Plan, run};
+
+    /// Turns delay each answer, and nothing else: the same nodes get the same image with hardly any
+    /// delay. A turn that is never planned would stop them for good.
+    #[test]
+    fn turns_cost_a_little_time_and_nothing_else() {
+        let with = |turn_us| {
+            let mut plan = Plan::new("turns", 12, 1_000.0, 1_000.0).image(64 << 20, 256 << 10);
+            plan.turn_us = turn_us;
+            let outcome = run(&plan, 1);
+            assert_eq!((outcome.unfinished, outcome.violations.len()), (0, 0));
+            outcome
+        };
+        let (at_once, in_turns) = (with(0), with(1_000));
+        let (first_s, then_s) = (at_once.quantile_s(1.0), in_turns.quantile_s(1.0));
+        assert!(then_s > first_s, "{then_s} s, {first_s} s without turns");
+        assert!(then_s < first_s * 1.1, "{then_s} s, {first_s} s without");
+        assert!(in_turns.events < at_once.events);
+    }
+}
