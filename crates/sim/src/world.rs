@@ -1,8 +1,9 @@
 //! The hosts and the loop that moves them: what the transport and the kernel would do.
 //!
 //! This file starts hosts and carries out a node's outputs. When a host hears of what has come is
-//! `inbox`'s. How control packets travel is `wire`'s, how chunks do `chunk`'s, across the core `rack`'s and after a loss
-//! `recovery`'s; how they end early is `ending`'s and what goes wrong `strike`'s.
+//! `inbox`'s. How control packets travel is `wire`'s, how chunks do `chunk`'s, across the core
+//! `rack`'s and after a loss `recovery`'s; how they end early is `ending`'s and what goes wrong
+//! `strike`'s.
 //! What must not happen is judged in `checkers`, which the world only tells what it saw.
 
 mod ahead;
