@@ -1,12 +1,8 @@
 //! A directory for one run: made where there is room, removed when dropped or when its maker dies.
 
-use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::keeper::{self, Kept};
 
@@ -40,7 +36,6 @@ pub enum ScratchError {
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
-    is_mounted: bool,
 }
 
 impl Scratch {
@@ -68,10 +63,7 @@ impl Scratch {
         };
         keeper::register(Kept::Directory(&path)).map_err(error)?;
         std::fs::create_dir_all(&path).map_err(error)?;
-        let scratch = Scratch {
-            path: path.clone(),
-            is_mounted: false,
-        };
+        let scratch = Scratch { path: path.clone() };
         let free_bytes = free_bytes(&path).map_err(error)?;
         if free_bytes < need_bytes {
             return Err(ScratchError::NoRoom {
@@ -83,37 +75,6 @@ impl Scratch {
         Ok(scratch)
     }
 
-    /// The same, in a tmpfs of its own that is mounted as the agent mounts the one for an image.
-    ///
-    /// # Errors
-    /// When no place has room, or it cannot be mounted.
-    pub fn as_booted(label: &str, need_bytes: u64, fallback: &Path) -> Result<Self, ScratchError> {
-        let mut scratch = Self::create(label, need_bytes, fallback)?;
-        if !scratch.path.starts_with(MEMORY) {
-            return Ok(scratch);
-        }
-        let path = &scratch.path;
-        let error = |source| ScratchError::Create {
-            path: path.clone(),
-            source,
-        };
-        keeper::register(Kept::Mount(path)).map_err(error)?;
-        let sized = format!("mode=0755,size={}", need_bytes + need_bytes / 4);
-        let mount = |options: String| {
-            let options = CString::new(options).map_err(|_| Errno::INVAL)?;
-            let flags = MountFlags::NOSUID | MountFlags::NODEV;
-            rustix::mount::mount("tmpfs", path, "tmpfs", flags, options.as_c_str())
-        };
-        let mounted = match mount(format!("{sized},huge=within_size")) {
-            // A kernel without huge pages.
-            Err(Errno::INVAL) => mount(sized),
-            other => other,
-        };
-        mounted.map_err(|errno| error(errno.into()))?;
-        scratch.is_mounted = true;
-        Ok(scratch)
-    }
-
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -122,9 +83,6 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if self.is_mounted {
-            let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH);
-        }
         // What cannot be removed now the keeper tries again.
         let _ = std::fs::remove_dir_all(&self.path);
     }

@@ -148,7 +148,7 @@ fn measure_all(args: &Args) -> anyhow::Result<Report> {
     };
     // A copy for each node, the image, the seed's own copy, and one for the odds and ends.
     let need_bytes = (most_nodes.unwrap_or(1) + 3) * run_bytes;
-    let scratch = Scratch::as_booted("bench", need_bytes, &target_directory())?;
+    let scratch = Scratch::create("bench", need_bytes, &target_directory())?;
     let run_image = match &args.image {
         Some(path) => Image::open(path)?,
         None => Image::generate(&scratch.path().join("source"), run_bytes)?,
