@@ -4,7 +4,7 @@
 //! reports to the node and carries out what the node decides. It also counts bytes, because the
 //! node counts chunks. What is decided, and how bytes travel, lies elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::status::{Phase, SwarmStatus};
 use crate::store::{ChunkSource, ChunkStore};
 use crate::tls::{self, Dialer};
 use crate::trust::Gate;
-use crate::tuning::{CONNECTION_WINDOW_BYTES, peer_window_bytes};
+use crate::tuning::{CONNECTION_WINDOW_BYTES, CONNECTION_WINDOW_BYTES_FIRST, peer_window_bytes};
 
 /// Events that wait for the driver. When it is full the links wait, and flow control with them. The
 /// largest is a `Have` of 2,048 runs, 16 KiB: 4 MiB if all of them are.
@@ -156,6 +156,7 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
         }),
         links: BTreeMap::new(),
         roles: BTreeMap::new(),
+        proven: BTreeSet::new(),
         members: BTreeMap::new(),
         gate: setup.gate,
         next_conn: 0,
@@ -198,6 +199,8 @@ struct Driver {
     shared: Arc<Shared>,
     links: BTreeMap<ConnId, Link>,
     roles: BTreeMap<ConnId, Role>,
+    /// Those from which a chunk has come that matches its hash.
+    proven: BTreeSet<ConnId>,
     /// The nodes' certificates: id and epoch.
     members: BTreeMap<ConnId, (NodeId, u32)>,
     gate: Gate,
@@ -291,6 +294,9 @@ impl Driver {
                 outcome,
             } => {
                 if outcome == ChunkOutcome::Verified {
+                    if self.proven.insert(conn) {
+                        self.share_windows();
+                    }
                     self.count(conn, index);
                 }
                 self.tell(Input::ChunkEnded {
@@ -404,6 +410,7 @@ impl Driver {
 
     fn forget(&mut self, conn: ConnId) -> Option<Link> {
         self.roles.remove(&conn);
+        self.proven.remove(&conn);
         self.members.remove(&conn);
         let link = self.links.remove(&conn)?;
         self.share_windows();
@@ -411,8 +418,10 @@ impl Driver {
         Some(link)
     }
 
-    /// What has arrived and was not read is memory: the peers' parts of it follow their number. A
-    /// seed gets no chunks, so that its connections keep what they began with.
+    /// What has arrived and was not read is memory: the peers' parts of it follow their number. Who has
+    /// sent no chunk yet keeps what its connection began with: two peers of twenty that filled such a
+    /// part with control frames nobody reads took a tenth of a slow link from the others. A seed gets no
+    /// chunks at all.
     fn share_windows(&self) {
         if self.shared.sink.is_none() {
             return;
@@ -423,7 +432,8 @@ impl Driver {
             link.set_window(match self.roles.get(conn) {
                 // It is vouched for by the swarm key.
                 Some(Role::Seed) => CONNECTION_WINDOW_BYTES,
-                _ => part,
+                _ if self.proven.contains(conn) => part,
+                _ => CONNECTION_WINDOW_BYTES_FIRST,
             });
         }
     }

@@ -374,7 +374,7 @@ impl ControlReader {
         if self.greeted {
             let frame = framing::read_frame(stream, FRAME_BYTES_MAX).await?;
             let message = decode_message(&frame)?;
-            self.pace.read(frame.len()).await;
+            self.pace.read(&message, frame.len()).await;
             return Ok(Event::Message { conn, message });
         }
         let frame = timeout(HELLO_TIMEOUT, framing::read_frame(stream, FRAME_BYTES_MAX))

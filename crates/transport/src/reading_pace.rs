@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rootswarm_swarm::Message;
 use tokio::time::Instant;
 
 /// Bytes of a frame that cost about as much as its being a frame at all.
@@ -20,6 +21,9 @@ const UNITS_PER_S: u32 = 2_048;
 /// Units that a chunk is worth which was exchanged, either way: offers, requests, answers, haves and what
 /// others declined are 26 frames for each chunk at a node, with all its peers together.
 const CHUNK_UNITS: u32 = 64;
+
+/// What a frame counts that an honest node sends once a second at most: an eighth of a second.
+const SELDOM_UNITS: u32 = UNITS_PER_S / 8;
 
 /// Units in a row: the largest frame is 2,048 of them.
 const BURST_UNITS: u32 = 4_096;
@@ -53,10 +57,13 @@ impl ReadingPace {
         }
     }
 
-    /// Waits, after a frame of `bytes` bytes, until the next one may be read.
-    pub(crate) async fn read(&mut self, bytes: usize) {
+    /// Waits, after a message in a frame of `bytes` bytes, until the next one may be read.
+    pub(crate) async fn read(&mut self, message: &Message, bytes: usize) {
         let now = Instant::now();
-        let units = u32::try_from(1 + bytes / UNIT_BYTES).unwrap_or(u32::MAX);
+        let units = match message {
+            Message::WantPeers | Message::WantHaves(_) | Message::Progress(_) => SELDOM_UNITS,
+            _ => u32::try_from(1 + bytes / UNIT_BYTES).unwrap_or(u32::MAX),
+        };
         let earned = self.chunks.0.swap(0, Ordering::Relaxed);
         let earned = UNIT * earned.saturating_mul(CHUNK_UNITS);
         let owed = self.until.saturating_duration_since(now);
@@ -74,27 +81,34 @@ const _: () = assert!(rootswarm_swarm::limits::FRAME_BYTES_MAX / UNIT_BYTES < BU
 mod tests {
     use super::*;
 
+    /// Counts its bytes only.
+    const COMMON: Message = Message::NoRoom;
+
     /// The table: frames of so many bytes, and the seconds that so many of them take to be read.
     #[tokio::test(start_paused = true)]
     async fn a_burst_is_free_and_the_rest_takes_its_time() {
-        for (bytes, frames, seconds) in [
-            (0, 4_096, 0.0),
-            (15, 4_096, 0.0),
-            (16, 2_048, 0.0),
-            (0, 4_096 + 2_048, 1.0),
-            (16, 2_048 + 2_048, 2.0),
-            (32_768, 1, 0.0),
-            (32_768, 1 + 11, 10.0),
+        for (message, bytes, frames, seconds) in [
+            (COMMON, 0, 4_096, 0.0),
+            (COMMON, 15, 4_096, 0.0),
+            (COMMON, 16, 2_048, 0.0),
+            (COMMON, 0, 4_096 + 2_048, 1.0),
+            (COMMON, 16, 2_048 + 2_048, 2.0),
+            (COMMON, 32_768, 1, 0.0),
+            (COMMON, 32_768, 1 + 11, 10.0),
+            (Message::WantPeers, 1, 16, 0.0),
+            (Message::WantPeers, 1, 16 + 80, 10.0),
+            (Message::WantHaves(true), 2, 16 + 80, 10.0),
+            (Message::Progress(7), 2, 16 + 80, 10.0),
         ] {
             let begin = Instant::now();
             let mut pace = ReadingPace::new(ChunksExchanged::default());
             for _ in 0..frames {
-                pace.read(bytes).await;
+                pace.read(&message, bytes).await;
             }
             let took = begin.elapsed().as_secs_f64();
             assert!(
                 (took - seconds).abs() < 0.3,
-                "{frames} frames of {bytes} bytes took {took} s, not {seconds}"
+                "{frames} frames of {message:?}, {bytes} bytes, took {took} s, not {seconds}"
             );
         }
     }
@@ -106,7 +120,7 @@ mod tests {
         for by_chunks in [false, true, false] {
             let begin = Instant::now();
             for _ in 0..4_096 {
-                pace.read(0).await;
+                pace.read(&COMMON, 0).await;
             }
             assert!(begin.elapsed() < Duration::from_millis(5));
             if by_chunks {

@@ -39,7 +39,7 @@ const PEER_WINDOW_BYTES_MAX: u32 = 2 << 20;
 
 /// What a connection begins with, and a peer's least part: chunks are read as they come, so this is
 /// what may be on the way, 1.3 Gbit/s at 1 ms from each of the most peers.
-const CONNECTION_WINDOW_BYTES_FIRST: u32 = 160 << 10;
+pub(crate) const CONNECTION_WINDOW_BYTES_FIRST: u32 = 160 << 10;
 
 /// What a node may have in flight unread towards a seed, which gets control frames only: a hello of
 /// the largest kind and some haves. A seed has thousands of connections, each of which may be
