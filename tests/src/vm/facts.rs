@@ -24,6 +24,8 @@ pub struct Facts {
     pub mounts: BTreeMap<String, Mount>,
     /// The agents that run: one that serves, or none.
     pub agents: Vec<AgentProcess>,
+    /// Processes of the initramfs that still run, the agent left out.
+    pub left: Vec<LeftProcess>,
     /// The agent's status document.
     pub status: Option<Value>,
     /// How long the machine had been up when it wrote this.
@@ -59,6 +61,19 @@ pub struct AgentProcess {
     pub rss_kib: u64,
     /// Its own memory.
     pub anon_kib: u64,
+}
+
+/// A process that the initramfs left behind, other than the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftProcess {
+    /// Its process id.
+    pub pid: u32,
+    /// Its own memory.
+    pub anon_kib: u64,
+    /// Of the initramfs' files, deleted since: its program and libraries, which stay in RAM with it.
+    pub pinned_kib: u64,
+    /// What the kernel calls it.
+    pub name: String,
 }
 
 impl Facts {
@@ -119,6 +134,14 @@ impl Facts {
                 rss_kib: rss.parse().ok()?,
                 anon_kib: anon.parse().ok()?,
             }),
+            ("left", [pid, anon, pinned, name @ ..]) if !name.is_empty() => {
+                self.left.push(LeftProcess {
+                    pid: pid.parse().ok()?,
+                    anon_kib: anon.parse().ok()?,
+                    pinned_kib: pinned.parse().ok()?,
+                    name: name.join(" "),
+                });
+            }
             ("status", _) => self.status = Some(serde_json::from_str(value).ok()?),
             ("uptime", [seconds]) => self.uptime_s = seconds.parse().ok()?,
             _ => return None,
@@ -135,6 +158,15 @@ impl Facts {
     pub fn written_mib(&self, image_at: &str) -> u64 {
         let written = self.tmpfs.iter().filter(|(target, _)| *target != image_at);
         written.map(|(_, used_kib)| used_kib).sum::<u64>() / 1024
+    }
+
+    /// MiB of the initramfs' own udevd, when it still runs: Debian's scripts ask it to exit, they do
+    /// not wait for its workers. Main process and workers share their files.
+    pub fn left_udevd_mib(&self) -> u64 {
+        let udevd = || self.left.iter().filter(|left| left.name.contains("udev"));
+        let anon_kib: u64 = udevd().map(|left| left.anon_kib).sum();
+        let pinned_kib = udevd().map(|left| left.pinned_kib).max().unwrap_or(0);
+        (anon_kib + pinned_kib) / 1024
     }
 
     /// A number of the agent's status document, wherever in it the key stands.
@@ -167,6 +199,9 @@ mod tests {
         @lab mount / overlay overlay\n\
         @lab mount /mnt/ro /dev/loop0 squashfs\n\
         @lab agent 123 14000 9000\n\
+        @lab left 99 2048 10240 systemd-udevd\n\
+        @lab left 101 1024 10240 (udev-worker)\n\
+        @lab left 120 4096 4096 a shell\n\
         @lab status {\"node\": {\"bytes_from_peers\": 7}, \"text\": \"a b\"}\n\
         @lab uptime 48.63\n";
 
@@ -198,6 +233,9 @@ mod tests {
                 anon_kib: 9000
             }]
         );
+        assert_eq!(facts.left.len(), 3);
+        assert_eq!(facts.left[2].name, "a shell");
+        assert_eq!(facts.left_udevd_mib(), 13);
         assert_eq!(facts.status_number("bytes_from_peers"), Some(7));
         assert_eq!(facts.status_number("bytes_from_seed"), None);
     }
@@ -208,6 +246,7 @@ mod tests {
             "memory 1 2",
             "memory a b c",
             "agent x 1 2",
+            "left 1 2 3",
             "status {",
             "colour blue",
             "mount /",

@@ -33,6 +33,16 @@ done
 for pid in $(pgrep -f rootswarm-agent); do
 	say "agent ${pid} $(awk '/^VmRSS:/ { rss = $2 } /^RssAnon:/ { anon = $2 } END { print rss, anon }' "/proc/${pid}/status")"
 done
+# Processes of the initramfs that still run, and the deleted files they keep in RAM.
+for process in /proc/[0-9]*; do
+	case "$(readlink "${process}/exe")" in
+	*/rootswarm-agent*) ;;
+	*" (deleted)")
+		pinned="$(stat -L -c '%i %b' "${process}"/map_files/* 2>/dev/null | sort -u | awk '{ blocks += $2 } END { print int(blocks / 2) }')"
+		say "left ${process#/proc/} $(awk '/^RssAnon:/ { print $2 }' "${process}/status") ${pinned} $(cat "${process}/comm")"
+		;;
+	esac
+done
 if [ -r /run/rootswarm/status.json ]; then
 	say "status $(tr -d '\n' </run/rootswarm/status.json)"
 fi
