@@ -190,7 +190,7 @@ impl Plan {
             idle_us: 8_000_000,
             window_bytes: window_for(256 << 10),
             ack_delay_us: 2_000,
-            burst_bytes: burst_for(256 << 10),
+            burst_bytes: BURST_BYTES,
             verify_bytes_per_s: 3e9,
             verify_us: 300,
             timer_us: 1_000,
@@ -211,7 +211,6 @@ impl Plan {
         self.image_bytes = bytes;
         self.chunk_bytes = chunk_bytes;
         self.window_bytes = window_for(chunk_bytes);
-        self.burst_bytes = burst_for(chunk_bytes);
         self
     }
 
@@ -283,14 +282,9 @@ impl Plan {
     }
 }
 
-/// An eighth of a large chunk: the events of a run then follow from the chunks, not the bytes.
-pub(crate) fn burst_for(chunk_bytes: u64) -> u64 {
-    if chunk_bytes > 256 << 10 {
-        (chunk_bytes / 8).min(128 << 10)
-    } else {
-        16 << 10
-    }
-}
+/// About the ten datagrams that a connection hands to the kernel in one call. Longer ones save events
+/// and cost the swarm: with 64 KiB, 300 nodes take 1.104 of the bound instead of 1.090, with 128 KiB 1.118.
+pub(crate) const BURST_BYTES: u64 = 16 << 10;
 
 /// A chunk: the transport's stream windows hold several.
 pub(crate) fn window_for(chunk_bytes: u64) -> u64 {

@@ -6,7 +6,7 @@ use super::tables::{
     Links, LostDials, RacksTable, SeedKilled, Slow, Vanish, WhenText,
 };
 use crate::faults::{Fault, When};
-use crate::plan::{Arrivals, Expect, Holders, Link, Plan, Racks, burst_for, window_for};
+use crate::plan::{Arrivals, Expect, Holders, Link, Plan, Racks, window_for};
 use crate::quantity::{Rate, Size, Time};
 use rootswarm_image::{ChunkSize, Geometry};
 use serde::de::DeserializeOwned;
@@ -140,7 +140,6 @@ impl Reader<'_> {
         };
         plan.chunk_bytes = size.bytes();
         plan.window_bytes = window_for(plan.chunk_bytes);
-        plan.burst_bytes = burst_for(plan.chunk_bytes);
         let geometry = Geometry::new(plan.image_bytes, size);
         geometry.map_err(|error| self.refuse("chunk", error.to_string()))?;
         Ok(())
