@@ -24,7 +24,7 @@ pub(crate) struct Peer {
     pub(crate) active: bool,
     /// It wants to hear what this node holds.
     pub(crate) wants_haves: bool,
-    /// A seed hands chunks to it (seeds only); set by [`Peers::feed`].
+    /// A seed hands chunks to it (seeds only).
     pub(crate) is_fed: bool,
     /// What it last reported as held; kept where its haves are not asked for.
     pub(crate) progress: u32,
@@ -147,10 +147,7 @@ impl Peer {
 /// All connected nodes, in a fixed order, found by connection or identity.
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
-    /// First those that are fed: a seed looks at them at each chunk, and of ten thousand nodes they are
-    /// 256 at most.
     list: Vec<Peer>,
-    fed: usize,
     /// Where each connection is in `list`, by connection. Connections are named in ascending order,
     /// so what is inserted goes to the end; and a peer's few fit into a handful of cache lines.
     by_conn: Vec<(ConnId, usize)>,
@@ -172,57 +169,6 @@ impl Peers {
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
         self.list.iter_mut()
-    }
-
-    /// All of them, as a slice.
-    pub(crate) fn all(&self) -> &[Peer] {
-        &self.list
-    }
-
-    /// Those that a seed hands chunks to.
-    pub(crate) fn fed(&self) -> &[Peer] {
-        &self.list[..self.fed]
-    }
-
-    pub(crate) fn all_mut(&mut self) -> &mut [Peer] {
-        &mut self.list
-    }
-
-    pub(crate) fn fed_mut(&mut self) -> &mut [Peer] {
-        &mut self.list[..self.fed]
-    }
-
-    /// From now on this one is fed, or no longer.
-    pub(crate) fn feed(&mut self, conn: ConnId, is_fed: bool) {
-        let Some(position) = self.position(conn) else {
-            return;
-        };
-        if std::mem::replace(&mut self.list[position].is_fed, is_fed) == is_fed {
-            return;
-        }
-        if is_fed {
-            self.swap(position, self.fed);
-            self.fed += 1;
-        } else {
-            self.fed -= 1;
-            self.swap(position, self.fed);
-        }
-    }
-
-    fn swap(&mut self, one: usize, other: usize) {
-        self.list.swap(one, other);
-        for position in [one, other] {
-            self.note_position(position);
-        }
-    }
-
-    /// Whoever is at this place in the list is found there.
-    fn note_position(&mut self, position: usize) {
-        if let Some(peer) = self.list.get(position)
-            && let Ok(place) = self.place(peer.conn)
-        {
-            self.by_conn[place].1 = position;
-        }
     }
 
     pub(crate) fn get(&self, conn: ConnId) -> Option<&Peer> {
@@ -249,13 +195,14 @@ impl Peers {
     }
 
     pub(crate) fn remove(&mut self, conn: ConnId) -> Option<Peer> {
-        let was_fed = self.get(conn)?.is_fed;
-        self.feed(conn, false);
         let place = self.place(conn).ok()?;
         let (_, position) = self.by_conn.remove(place);
-        let mut peer = self.list.swap_remove(position);
-        peer.is_fed = was_fed;
-        self.note_position(position);
+        let peer = self.list.swap_remove(position);
+        if let Some(moved) = self.list.get(position)
+            && let Ok(place) = self.place(moved.conn)
+        {
+            self.by_conn[place].1 = position;
+        }
         if self.by_node.get(&peer.node) == Some(&conn) {
             self.by_node.remove(&peer.node);
         }
@@ -270,52 +217,5 @@ impl Peers {
     /// Where the connection is in `by_conn`, or where it belongs.
     fn place(&self, conn: ConnId) -> Result<usize, usize> {
         self.by_conn.binary_search_by_key(&conn, |entry| entry.0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rng::Rng;
-
-    /// Whatever comes, goes, and is fed or not: everybody is found, and those that are fed are first.
-    #[test]
-    fn those_that_are_fed_come_first() {
-        let (mut peers, mut rng) = (Peers::default(), Rng::new(1));
-        let mut known: BTreeMap<ConnId, bool> = BTreeMap::new();
-        for step in 0..4_000u64 {
-            let conn = ConnId(rng.between(0, 40));
-            match rng.below(4) {
-                0 => {
-                    if !known.contains_key(&conn) {
-                        known.insert(conn, false);
-                        let mut node = [0; 32];
-                        node[..8].copy_from_slice(&conn.0.to_le_bytes());
-                        let (node, addr) = (NodeId(node), ([10, 0, 0, 1], 7400).into());
-                        let (role, now) = (Role::Peer, Instant::ZERO);
-                        peers.insert(Peer::new(conn, node, addr, role, false, 1, now));
-                    }
-                }
-                1 => assert_eq!(
-                    peers.remove(conn).map(|peer| (peer.conn, peer.is_fed)),
-                    known.remove(&conn).map(|is_fed| (conn, is_fed)),
-                ),
-                choice => {
-                    peers.feed(conn, choice == 2);
-                    if let Some(is_fed) = known.get_mut(&conn) {
-                        *is_fed = choice == 2;
-                    }
-                }
-            }
-            assert_eq!(peers.len(), known.len(), "step {step}");
-            for (conn, is_fed) in &known {
-                let peer = peers.get(*conn).unwrap();
-                assert_eq!((peer.conn, peer.is_fed), (*conn, *is_fed), "step {step}");
-                assert_eq!(peers.conn_of(peer.node), Some(*conn), "step {step}");
-            }
-            let fed = known.values().filter(|is_fed| **is_fed).count();
-            assert_eq!(peers.fed().len(), fed, "step {step}");
-            assert!(peers.fed().iter().all(|peer| peer.is_fed), "step {step}");
-        }
     }
 }

@@ -69,23 +69,26 @@ impl Node {
             return true;
         }
         let chunks = u64::from(self.geometry.chunk_count());
-        let fed = self.peers.fed();
+        let peers = &self.peers;
+        let fed = || peers.iter().filter(|peer| peer.is_fed);
         let held_percent = || {
-            let held: u64 = fed.iter().map(|peer| u64::from(peer.have.count())).sum();
-            held * 100 / (chunks * fed.len() as u64).max(1)
+            let (nodes, held) = fed().fold((0, 0), |(nodes, held), peer| {
+                (nodes + 1, held + u64::from(peer.have.count()))
+            });
+            held * 100 / (chunks * nodes).max(1)
         };
         let uploaded = self.counters.uploaded;
         uploaded < chunks * limits::SEED_OFFERED_COPIES
             && self.seeding.helps_on(&self.picker, held_percent)
-            && uploaded < chunks + chunks * fed.len() as u64 / limits::SEED_OFFERED_NODES_PER_COPY
+            && uploaded
+                < chunks + chunks * fed().count() as u64 / limits::SEED_OFFERED_NODES_PER_COPY
     }
 
     /// Whether somebody can be offered something who was left alone until after `since`. Sets the time
     /// at which the next one is.
     fn has_rested(&mut self, since: Instant, now: Instant) -> bool {
         let mut next: Option<Instant> = None;
-        let takers = self.takers().iter();
-        for peer in takers.filter(|peer| self.may_be_offered(peer)) {
+        for peer in self.peers.iter().filter(|peer| self.may_be_offered(peer)) {
             let at = peer.offer_after;
             if at > now {
                 next = Some(next.map_or(at, |first| first.min(at)));
@@ -95,14 +98,6 @@ impl Node {
         }
         self.offer_again_at = self.offer_again_at.into_iter().chain(next).min();
         false
-    }
-
-    /// Those who are offered anything at all: all that a peer knows, and all that a seed feeds.
-    fn takers(&self) -> &[Peer] {
-        match self.role {
-            Role::Peer => self.peers.all(),
-            Role::Seed => self.peers.fed(),
-        }
     }
 
     fn may_be_offered(&self, peer: &Peer) -> bool {
@@ -140,7 +135,7 @@ impl Node {
     /// This chunk is new here: there may be somebody who lacks it.
     pub(super) fn may_offer_chunk(&mut self, index: ChunkIndex, now: Instant) {
         self.may_offer_more |= self.nobody_needs_since.is_none()
-            || self.takers().iter().any(|peer| {
+            || self.peers.iter().any(|peer| {
                 self.may_be_offered(peer) && peer.offer_after <= now && !peer.not_needed.get(index)
             });
     }
@@ -153,13 +148,12 @@ impl Node {
     /// slowly since it came, and of those that have not begun the one that holds least; from one drawn
     /// by chance. Sets the time at which there may be another.
     fn neediest(&mut self, now: Instant) -> Option<ConnId> {
-        let count = self.takers().len();
+        let count = self.peers.len();
         let start = self.rng.below(count);
-        let takers = self.takers();
         let mut lackers: Vec<&Peer> = Vec::with_capacity(count);
         let mut later = self.offer_again_at;
         for step in 0..count {
-            let peer = &takers[(start + step) % count];
+            let peer = self.peers.at((start + step) % count);
             if !self.may_be_offered(peer) {
                 continue;
             }
@@ -233,12 +227,7 @@ impl Node {
     }
 
     fn end_unanswered(&mut self, now: Instant) {
-        // Whoever is no longer fed has no offer either (see `note_completion`).
-        let takers = match self.role {
-            Role::Peer => self.peers.all_mut(),
-            Role::Seed => self.peers.fed_mut(),
-        };
-        for peer in takers {
+        for peer in self.peers.iter_mut() {
             match peer.offered {
                 Some((_, until)) if until <= now => {
                     peer.offered = None;

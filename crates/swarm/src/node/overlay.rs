@@ -134,12 +134,12 @@ impl Node {
         };
         let rewiring = self.tracker.join(node, peer.rack.as_deref(), &mut self.rng);
         let (mut fed, mut beside) = (0, 0);
-        for other in self.peers.fed() {
+        for other in self.peers.iter().filter(|other| other.is_fed) {
             fed += 1;
             beside += usize::from(other.rack == peer.rack);
         }
         self.rewire(rewiring);
-        let Some(peer) = self.peers.get(conn) else {
+        let Some(peer) = self.peers.get_mut(conn) else {
             return;
         };
         // A rack that comes late has its share too.
@@ -147,9 +147,8 @@ impl Node {
             0 => limits::SEED_NEIGHBOURS_MAX,
             _ => limits::SEED_NEIGHBOURS,
         };
-        if fed < most && !peer.is_complete() {
-            self.peers.feed(conn, true);
-        } else {
+        peer.is_fed = fed < most && !peer.is_complete();
+        if !peer.is_fed {
             self.send(conn, Message::WantHaves(false));
         }
         self.note_completion(conn, now);
@@ -239,7 +238,7 @@ impl Node {
     /// rack nobody is fed.
     fn feed_another(&mut self) {
         let mut fed: BTreeMap<Option<&str>, usize> = BTreeMap::new();
-        for peer in self.peers.fed() {
+        for peer in self.peers.iter().filter(|peer| peer.is_fed) {
             *fed.entry(peer.rack.as_deref()).or_default() += 1;
         }
         let waiting = self
@@ -253,8 +252,10 @@ impl Node {
         else {
             return;
         };
-        self.peers.feed(conn, true);
-        self.send(conn, Message::WantHaves(true));
+        if let Some(peer) = self.peers.get_mut(conn) {
+            peer.is_fed = true;
+            self.send(conn, Message::WantHaves(true));
+        }
     }
 
     /// Notes when a peer has become complete; a seed then feeds another in its place.
@@ -264,10 +265,7 @@ impl Node {
         };
         if peer.complete_since.is_none() && peer.is_complete() {
             peer.complete_since = Some(now);
-            if peer.is_fed {
-                // Whatever it was offered, it has.
-                self.end_offer(conn);
-                self.peers.feed(conn, false);
+            if std::mem::take(&mut peer.is_fed) {
                 self.feed_another();
             }
         }

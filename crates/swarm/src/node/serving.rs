@@ -4,7 +4,6 @@ use super::{Node, Output, UploadOutcome};
 use crate::id::{ConnId, Role};
 use crate::limits;
 use crate::message::Message;
-use crate::peers::Peer;
 use crate::time::Instant;
 use rootswarm_image::ChunkIndex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,11 +121,17 @@ impl Node {
         }
         while self.uploads.free_slots(0, now) > 0 && self.seeding.may_push(&self.picker) {
             let Some(conn) = self.hungriest(now) else {
-                let fed = || self.peers.fed().iter();
-                if fed().all(Peer::is_complete) {
+                if !self
+                    .peers
+                    .iter()
+                    .any(|peer| peer.is_fed && !peer.is_complete())
+                {
                     self.seeding.nobody_to_push_to();
                 }
-                let resting = fed().filter(|peer| peer.backoff_until > now);
+                let resting = self
+                    .peers
+                    .iter()
+                    .filter(|peer| peer.is_fed && peer.backoff_until > now);
                 self.feed_again_at = resting.map(|peer| peer.backoff_until).min();
                 break;
             };
@@ -153,23 +158,21 @@ impl Node {
     /// address: one machine with many keys gets no more than a machine's part of this uplink, and holds
     /// no more of its slots.
     fn hungriest(&mut self, now: Instant) -> Option<ConnId> {
-        let fed = self.peers.fed();
+        let count = self.peers.len();
         let slots = self.uploads.slots();
+        let fed = self.peers.iter().filter(|peer| peer.is_fed);
         // With more nodes, an address's part is the least there is.
-        let places = fed
-            .iter()
-            .take(limits::PUSHES_MAX)
-            .map(|peer| peer.addr.ip());
+        let places = fed.take(limits::PUSHES_MAX).map(|peer| peer.addr.ip());
         let places = places.collect::<BTreeSet<_>>().len().max(1);
         let per_address = (slots / places).max(limits::SEED_PER_NODE);
         // As long as it has not announced one that it got.
         let unproven = limits::PUSHES_MAX / places;
         let occupied = self.uploads_by_address(now);
-        let start = self.rng.below(fed.len());
+        let start = self.rng.below(count);
         let mut best: Option<((bool, usize), ConnId)> = None;
-        for step in 0..fed.len() {
-            let peer = &fed[(start + step) % fed.len()];
-            if peer.is_complete() || peer.backoff_until > now {
+        for step in 0..count {
+            let peer = self.peers.at((start + step) % count);
+            if !peer.is_fed || peer.is_complete() || peer.backoff_until > now {
                 continue;
             }
             let to_address = occupied.get(&peer.addr.ip()).copied().unwrap_or_default();
