@@ -246,6 +246,11 @@ pub const CONFIRM_TIMEOUT_MIN: Duration = Duration::from_millis(600);
 /// How often a peer with too few neighbours asks for more, and the tracker hears progress.
 pub const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
+/// Requests for peers that come so soon after an answer that they have none, before their sender is
+/// thrown out. An honest node asks once a [`HOUSEKEEPING`]; a network that stood still for as long as a
+/// connection lives delivers eight at once.
+pub const ASKED_IN_VAIN_MAX: u32 = 16;
+
 /// While a node starves, the picker runs at least this often.
 pub const STARVED_TICK: Duration = Duration::from_millis(5);
 

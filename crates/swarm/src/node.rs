@@ -356,10 +356,16 @@ impl Node {
             }
             Message::Drop(nodes) if from_seed => self.drop_neighbours(&nodes, now),
             Message::Revoked(list) if from_seed => self.revoke(list, now),
-            Message::Dial(_) | Message::Drop(_) | Message::Revoked(_) => {
+            Message::WantHaves(wanted) if from_seed => {
+                peer.wants_haves = wanted;
+                if wanted {
+                    self.announce_everything(conn);
+                }
+            }
+            Message::Dial(_) | Message::Drop(_) | Message::Revoked(_) | Message::WantHaves(_) => {
                 self.close(
                     conn,
-                    CloseReason::Protocol("a tracker's message from a peer"),
+                    CloseReason::Protocol("a seed's message from a peer"),
                     now,
                 );
             }
@@ -367,12 +373,6 @@ impl Node {
             Message::NoRoom => self.offer_declined(conn, false, now),
             Message::NotNeeded => self.offer_declined(conn, true, now),
             Message::WantPeers => self.tell_peers(conn, now),
-            Message::WantHaves(wanted) => {
-                peer.wants_haves = wanted;
-                if wanted {
-                    self.announce_everything(conn);
-                }
-            }
             Message::Progress(chunks) => {
                 peer.progress = chunks.min(self.geometry.chunk_count());
                 self.note_completion(conn, now);

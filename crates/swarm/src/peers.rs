@@ -58,6 +58,8 @@ pub(crate) struct Peer {
     /// This side dialed.
     pub(crate) dialed: bool,
     pub(crate) asked_for_peers_at: Option<Instant>,
+    /// How often it has asked for peers since the last answer.
+    pub(crate) asked_in_vain: u32,
 }
 
 impl Peer {
@@ -98,6 +100,7 @@ impl Peer {
             held_at_first: 0,
             complete_since: None,
             asked_for_peers_at: None,
+            asked_in_vain: 0,
         }
     }
 

@@ -451,7 +451,6 @@ async fn chatter(scene: &Scene, outlaw: &Outlaw, victim: SocketAddr) -> Result<(
             let index = ChunkIndex(number.wrapping_mul(BATCH).wrapping_add(offset) % chunks);
             let message = match scene.attack {
                 Attack::Offers => Message::Offer(vec![index; 3]),
-                Attack::WantPeers if offset % 2 == 0 => Message::WantHaves(true),
                 Attack::WantPeers => Message::WantPeers,
                 Attack::Haves => Message::Have(vec![
                     ChunkRun {

@@ -308,9 +308,15 @@ impl Node {
             .asked_for_peers_at
             .is_some_and(|at| now.since(at) < limits::HOUSEKEEPING / 2)
         {
+            peer.asked_in_vain += 1;
+            if peer.asked_in_vain > limits::ASKED_IN_VAIN_MAX {
+                let reason = CloseReason::Protocol("asks for peers all the time");
+                self.close(conn, reason, now);
+            }
             return;
         }
         peer.asked_for_peers_at = Some(now);
+        peer.asked_in_vain = 0;
         let who = peer.node;
         let mut others: Vec<NodeId> = if self.role == Role::Seed {
             self.tracker.sample(DEGREE, who, &mut self.rng)

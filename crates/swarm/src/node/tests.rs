@@ -191,14 +191,9 @@ fn protocol_violations() {
         (Message::Have(run(20, 1)), "a have beyond the image"),
         (Message::Have(run(0, 0)), "a have beyond the image"),
         (Message::Have(run(u32::MAX, 2)), "a have beyond the image"),
-        (
-            Message::Dial(vec![address]),
-            "a tracker's message from a peer",
-        ),
-        (
-            Message::Drop(vec![id(9)]),
-            "a tracker's message from a peer",
-        ),
+        (Message::Dial(vec![address]), "a seed's message from a peer"),
+        (Message::Drop(vec![id(9)]), "a seed's message from a peer"),
+        (Message::WantHaves(true), "a seed's message from a peer"),
     ] {
         let mut bench = Bench::new(Role::Peer, some(&[]));
         bench.meet(1, Role::Peer, Have::Nothing);
@@ -382,6 +377,24 @@ fn a_silent_peer_is_given_up() {
 }
 
 /// A push that crosses a request takes its place; what is held or already arriving is stopped.
+/// Who asks as often as honest nodes do is answered; who asks all the time is thrown out.
+#[test]
+fn asks_for_peers_all_the_time() {
+    let mut bench = Bench::new(Role::Peer, some(&[]));
+    bench.meet(1, Role::Peer, Have::Nothing);
+    bench.meet(2, Role::Peer, Have::Nothing);
+    for _ in 0..3 * limits::ASKED_IN_VAIN_MAX {
+        bench.later(limits::HOUSEKEEPING);
+        assert_eq!(bench.say(1, Message::WantPeers).len(), 1);
+        assert_eq!(bench.say(1, Message::WantPeers), [], "too soon");
+    }
+    for _ in 1..limits::ASKED_IN_VAIN_MAX {
+        assert_eq!(closes(&bench.say(1, Message::WantPeers)), []);
+    }
+    let reason = CloseReason::Protocol("asks for peers all the time");
+    assert_eq!(closes(&bench.say(1, Message::WantPeers)), [(1, reason)]);
+}
+
 #[test]
 fn pushes() {
     let mut bench = Bench::new(Role::Peer, some(&[7]));

@@ -17,7 +17,7 @@ fn only_a_seed_may_revoke() {
     for (role, closed) in [
         (
             Role::Peer,
-            (1, CloseReason::Protocol("a tracker's message from a peer")),
+            (1, CloseReason::Protocol("a seed's message from a peer")),
         ),
         (Role::Seed, (2, CloseReason::Revoked)),
     ] {
