@@ -22,6 +22,7 @@ use tokio::time::{Instant as Clock, timeout};
 use crate::chunk_buffers::ChunkBuffers;
 use crate::conduct::Conduct;
 use crate::dialing;
+use crate::handouts::Handouts;
 use crate::limiter::RateLimiter;
 use crate::link::{Event, Link, Opened, Shared};
 use crate::status::{Phase, SwarmStatus};
@@ -90,6 +91,8 @@ pub(crate) struct Handle {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) status: Arc<Mutex<SwarmStatus>>,
+    /// The nodes that are connected.
+    pub(crate) handouts: Arc<Handouts>,
 }
 
 impl Handle {
@@ -125,6 +128,7 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
     let (phase_sender, phase) = watch::channel(phase);
     let origin = Clock::now();
     let geometry = *setup.manifest.geometry();
+    let rng_seed = seed_from_kernel(setup.node);
     let node = Node::new(
         Config {
             node: setup.node,
@@ -133,7 +137,7 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
             geometry,
             have: setup.have,
             rack: setup.rack,
-            rng_seed: seed_from_kernel(setup.node),
+            rng_seed,
         },
         Instant::ZERO,
     );
@@ -141,6 +145,7 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
         *setup.manifest.id(),
         geometry.length(),
     )));
+    let handouts = Handouts::new(!rng_seed);
     let driver = Driver {
         node,
         origin,
@@ -158,6 +163,7 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
         roles: BTreeMap::new(),
         proven: BTreeSet::new(),
         members: BTreeMap::new(),
+        handouts: handouts.clone(),
         gate: setup.gate,
         next_conn: 0,
         dialer: setup.dialer,
@@ -176,6 +182,7 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
         commands,
         phase,
         status,
+        handouts,
     }
 }
 
@@ -203,6 +210,8 @@ struct Driver {
     proven: BTreeSet<ConnId>,
     /// The nodes' certificates: id and epoch.
     members: BTreeMap<ConnId, (NodeId, u32)>,
+    /// The same, for those who are looking for a member.
+    handouts: Arc<Handouts>,
     gate: Gate,
     next_conn: u64,
     dialer: Option<(Endpoint, Dialer)>,
@@ -369,6 +378,9 @@ impl Driver {
             Link::start(conn, opened, greeted, self.shared.clone()),
         );
         self.roles.insert(conn, role);
+        if role == Role::Peer {
+            self.handouts.came(conn, node, addr);
+        }
         self.share_windows();
         self.tell(Input::Connected {
             conn,
@@ -412,6 +424,7 @@ impl Driver {
         self.roles.remove(&conn);
         self.proven.remove(&conn);
         self.members.remove(&conn);
+        self.handouts.left(conn);
         let link = self.links.remove(&conn)?;
         self.share_windows();
         self.uploads = self.uploads.saturating_sub(link.uploads());

@@ -1,14 +1,17 @@
 //! Joining: how a machine that has only a key becomes a member of the swarm.
 //!
-//! On a connection with ALPN `rootswarm-join/1` the newcomer opens one bidirectional stream and
+//! On a connection with ALPN `rootswarm-join/2` the newcomer opens one bidirectional stream and
 //! sends a request frame: its public key, the proof that it holds the key (bound to this very
 //! connection), and which image it wants. The seed answers with a frame that grants (certificate,
-//! signed tag) or refuses, and after a grant with the manifest's raw bytes up to the end of the
-//! stream. This file holds those two frames, the only ones outside `rootswarm_swarm`'s codec;
-//! their layout is in JOIN.md. Who may join is decided by the seed's `Directory`.
+//! signed tag) or refuses, and after a grant with one that says where the manifest is to be had:
+//! here, or from a member (see `handing_on`). This file holds those frames, the only ones outside
+//! `rootswarm_swarm`'s codec; their layout is in JOIN.md. Who may join is decided by the seed's
+//! `Directory`.
+
+use std::net::SocketAddr;
 
 use rootswarm_image::{ImageId, ImageName};
-use rootswarm_swarm::bounded_sequence;
+use rootswarm_swarm::{NodeId, bounded_sequence};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{NodePublicKey, PROOF_BYTES};
@@ -18,6 +21,12 @@ pub const REQUEST_BYTES_MAX: usize = 2048;
 
 /// The longest answer: a certificate of about 400 bytes and a signed tag of about 250.
 pub const ANSWER_BYTES_MAX: usize = 8192;
+
+/// The longest frame that says where the manifest is: a number, a node's id and an address.
+pub const SOURCE_BYTES_MAX: usize = 64;
+
+/// A newcomer's frame after [`Source::Member`]: the seed is to send the manifest itself after all.
+pub const SEND_IT: &[u8] = &[1];
 
 /// The longest token.
 pub const TOKEN_BYTES_MAX: usize = 256;
@@ -83,6 +92,14 @@ struct WireRequest {
     pin: Option<[u8; 32]>,
     token: Option<String>,
     rack: Option<String>,
+    holds: Option<[u8; 32]>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum WireSource {
+    Held,
+    Follows,
+    Member { node: [u8; 32], address: SocketAddr },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -115,6 +132,22 @@ pub enum Answer {
     Refused(Refusal),
 }
 
+/// Where a newcomer that was granted its request finds the manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// It said that it has it.
+    Held,
+    /// Its bytes follow on this stream, up to its end.
+    Follows,
+    /// This member has it. If nothing comes of that, the newcomer says [`SEND_IT`].
+    Member {
+        /// Who.
+        node: NodeId,
+        /// Where the seed sees it.
+        address: SocketAddr,
+    },
+}
+
 /// A request with the key and the proof that go with it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SignedRequest {
@@ -124,6 +157,8 @@ pub struct SignedRequest {
     pub proof: Vec<u8>,
     /// What is asked.
     pub request: JoinRequest,
+    /// The image whose manifest the node has already, if any.
+    pub holds: Option<ImageId>,
 }
 
 /// The bytes of a request frame, without the length in front.
@@ -135,6 +170,7 @@ pub fn encode_request(signed: &SignedRequest) -> Vec<u8> {
         pin: signed.request.pin.map(|pin| *pin.as_bytes()),
         token: signed.request.token.clone(),
         rack: signed.request.rack.clone(),
+        holds: signed.holds.map(|id| *id.as_bytes()),
     })
 }
 
@@ -179,6 +215,7 @@ pub fn decode_request(frame: &[u8]) -> Result<SignedRequest, JoinFrameError> {
         key: NodePublicKey(wire.public_key),
         proof: wire.proof,
         request,
+        holds: wire.holds.map(ImageId::from_bytes),
     })
 }
 
@@ -211,6 +248,33 @@ pub fn decode_answer(frame: &[u8]) -> Result<Answer, JoinFrameError> {
             current: ImageId::from_bytes(current),
         }),
         WireAnswer::Busy => Answer::Refused(Refusal::Busy),
+    })
+}
+
+/// The bytes of the frame that says where the manifest is, without the length in front.
+pub fn encode_source(source: &Source) -> Vec<u8> {
+    encode(&match source {
+        Source::Held => WireSource::Held,
+        Source::Follows => WireSource::Follows,
+        Source::Member { node, address } => WireSource::Member {
+            node: node.0,
+            address: *address,
+        },
+    })
+}
+
+/// Reads such a frame of at most [`SOURCE_BYTES_MAX`] bytes.
+///
+/// # Errors
+/// Anything but exactly one legal source.
+pub fn decode_source(frame: &[u8]) -> Result<Source, JoinFrameError> {
+    Ok(match decode(frame)? {
+        WireSource::Held => Source::Held,
+        WireSource::Follows => Source::Follows,
+        WireSource::Member { node, address } => Source::Member {
+            node: NodeId(node),
+            address,
+        },
     })
 }
 
@@ -250,6 +314,7 @@ mod tests {
                 token: None,
                 rack: Some("r7".into()),
             },
+            holds: None,
         }
     }
 
@@ -257,7 +322,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let (key, proof, pin) = ("01".repeat(32), "02".repeat(64), "03".repeat(32));
-        let expected = format!("{key}40{proof}0964656269616e2d313201{pin}0001027237");
+        let expected = format!("{key}40{proof}0964656269616e2d313201{pin}000102723700");
         assert_eq!(hex(&encode_request(&request())), expected);
         assert_eq!(decode_request(&encode_request(&request())), Ok(request()));
         let answers = [
@@ -284,6 +349,31 @@ mod tests {
         for (answer, bytes) in answers {
             assert_eq!(hex(&encode_answer(&answer)), bytes, "{answer:?}");
             assert_eq!(decode_answer(&encode_answer(&answer)), Ok(answer));
+        }
+        let node = NodeId([4; 32]);
+        let id = "04".repeat(32);
+        let sources = [
+            (Source::Held, "00".to_owned()),
+            (Source::Follows, "01".to_owned()),
+            (
+                Source::Member {
+                    node,
+                    address: ([10, 0, 0, 7], 7400).into(),
+                },
+                format!("02{id}000a000007fbe81c"),
+            ),
+            (
+                Source::Member {
+                    node,
+                    address: "[fd00::7]:1".parse().unwrap(),
+                },
+                format!("02{id}01fd{}0701", "00".repeat(14)),
+            ),
+        ];
+        for (source, bytes) in sources {
+            assert_eq!(hex(&encode_source(&source)), bytes, "{source:?}");
+            assert!(bytes.len() / 2 <= SOURCE_BYTES_MAX);
+            assert_eq!(decode_source(&encode_source(&source)), Ok(source));
         }
     }
 
@@ -316,6 +406,14 @@ mod tests {
             Err(JoinFrameError::Malformed(_))
         ));
         assert!(decode_answer(&[5]).is_err());
+        let source = encode_source(&Source::Member {
+            node: NodeId([4; 32]),
+            address: ([10, 0, 0, 7], 7400).into(),
+        });
+        for length in 0..source.len() {
+            assert!(decode_source(&source[..length]).is_err(), "{length} bytes");
+        }
+        assert!(decode_source(&[3]).is_err());
         assert!(
             decode_answer(&[0, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0x40]).is_err(),
             "2^62 bytes"

@@ -7,6 +7,10 @@
 //! *Asking* is not: a request shows a token, and a one-time token must not be used up at two seeds.
 //! Whoever is connected asks only when nobody else is waiting for an answer, or has been for too long.
 //!
+//! The manifest comes from the seed or from a member that it names. A member has a head start of
+//! [`handing_on::HEAD_START`]; then the seed is asked for it as well, so that a member that is gone, slow or
+//! up to no good costs that long.
+//!
 //! A refusal is final only when every seed has refused: the one that would have let this node in may
 //! just be rebooting.
 
@@ -14,16 +18,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, ReadToEndError, VarInt};
-use rootswarm_image::{Manifest, SignedTag};
+use quinn::{Connection, Endpoint, ReadToEndError, RecvStream, SendStream, VarInt};
+use rootswarm_image::{Manifest, SignedTag, Tag};
 use rootswarm_swarm::Role;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::framing;
+use crate::handing_on;
 use crate::identity::{Identity, NodeKey};
-use crate::join::{self, ANSWER_BYTES_MAX, Answer, JoinRequest, Refusal, SignedRequest};
+use crate::join::{
+    self, ANSWER_BYTES_MAX, Answer, JoinRequest, Refusal, SEND_IT, SOURCE_BYTES_MAX, SignedRequest,
+    Source,
+};
 use crate::node::{CONNECT_TIMEOUT, JoinError, Joined, Node};
 use crate::tls::{ConnectError, Dialer};
 use crate::trust::SwarmTrust;
@@ -124,6 +132,16 @@ pub(crate) struct Attempt {
     request: JoinRequest,
     seed: SocketAddr,
     seeds: Vec<SocketAddr>,
+    /// The manifest that this node has already.
+    held: Option<Arc<Manifest>>,
+}
+
+/// A grant, checked, and the stream on which the manifest may come.
+struct Granted {
+    tag: Tag,
+    identity: Identity,
+    source: Source,
+    stream: (SendStream, RecvStream),
 }
 
 impl Attempt {
@@ -143,7 +161,14 @@ impl Attempt {
             request: request.clone(),
             seed,
             seeds: seeds.to_vec(),
+            held: None,
         }
+    }
+
+    /// To join anew, with the manifest of the last time.
+    pub(crate) fn holding(mut self, manifest: Arc<Manifest>) -> Attempt {
+        self.held = Some(manifest);
+        self
     }
 
     /// Connects, waits for the floor if others want to ask too, asks, and checks the answer. The floor
@@ -171,8 +196,7 @@ impl Attempt {
         };
         let asked = timeout(ANSWER_TIMEOUT, self.ask(&connection)).await;
         connection.close(VarInt::from_u32(0), b"joined");
-        let (certificate, tag, manifest) = asked.map_err(|_| self.silent(ANSWER_TIMEOUT))??;
-        let joined = self.check(certificate, &tag, &manifest)?;
+        let joined = asked.map_err(|_| self.silent(ANSWER_TIMEOUT))??;
         let trust = self.trust;
         Ok((Answered { joined, trust }, floor))
     }
@@ -191,13 +215,82 @@ impl Attempt {
         JoinError::Protocol { seed, reason }
     }
 
-    /// Holds what a seed sent to the swarm key, the request and each other.
-    fn check(
-        &self,
-        certificate: Vec<u8>,
-        tag: &[u8],
-        manifest: &[u8],
-    ) -> Result<Joined, JoinError> {
+    /// Asks, and gets everything that makes a member.
+    async fn ask(&self, connection: &Connection) -> Result<Joined, JoinError> {
+        let Granted {
+            tag,
+            identity,
+            source,
+            mut stream,
+        } = self.request(connection).await?;
+        let manifest = match source {
+            Source::Follows => self.read_manifest(&tag, &mut stream).await?,
+            Source::Held => {
+                let held = self.held.clone();
+                held.filter(|manifest| *manifest.id() == tag.id)
+                    .ok_or_else(|| self.protocol("no manifest, and none was held".to_owned()))?
+            }
+            Source::Member { node, address } => {
+                let dialer = Dialer::manifest(identity.clone(), &self.tuning);
+                let member = handing_on::ask(&self.endpoint, &dialer, (node, address), &tag);
+                self.manifest_of(member, &tag, &mut stream).await?
+            }
+        };
+        Ok(Joined {
+            tag,
+            manifest,
+            identity,
+            seeds: self.seeds.clone(),
+            request: self.request.clone(),
+        })
+    }
+
+    /// One request and its answer, held to the swarm key, the request and each other.
+    async fn request(&self, connection: &Connection) -> Result<Granted, JoinError> {
+        let seed = self.seed;
+        let broken = |error: &dyn std::fmt::Display| self.unreachable(error.to_string());
+        let proof = self.key.prove(connection).map_err(|error| broken(&error))?;
+        let signed = SignedRequest {
+            key: self.key.public(),
+            proof: proof.to_vec(),
+            request: self.request.clone(),
+            holds: self.held.as_ref().map(|manifest| *manifest.id()),
+        };
+        let (mut send, mut receive) = connection.open_bi().await.map_err(|error| broken(&error))?;
+        framing::write_frame(&mut send, &join::encode_request(&signed))
+            .await
+            .map_err(|error| broken(&error))?;
+        let frame = framing::read_frame(&mut receive, ANSWER_BYTES_MAX)
+            .await
+            .map_err(|error| broken(&error))?;
+        let answer =
+            join::decode_answer(&frame).map_err(|error| self.protocol(error.to_string()))?;
+        let (certificate, tag) = match answer {
+            Answer::Granted { certificate, tag } => (certificate, tag),
+            Answer::Refused(Refusal::PinMismatch { current }) => {
+                return Err(JoinError::PinMismatch {
+                    seed,
+                    expected: self.request.pin.unwrap_or(current),
+                    found: current,
+                });
+            }
+            Answer::Refused(refusal) => return Err(JoinError::Refused { seed, refusal }),
+        };
+        let (tag, identity) = self.check(certificate, &tag)?;
+        let frame = framing::read_frame(&mut receive, SOURCE_BYTES_MAX)
+            .await
+            .map_err(|error| broken(&error))?;
+        let source =
+            join::decode_source(&frame).map_err(|error| self.protocol(error.to_string()))?;
+        Ok(Granted {
+            tag,
+            identity,
+            source,
+            stream: (send, receive),
+        })
+    }
+
+    fn check(&self, certificate: Vec<u8>, tag: &[u8]) -> Result<(Tag, Identity), JoinError> {
         let seed = self.seed;
         let swarm = self
             .trust
@@ -214,78 +307,67 @@ impl Attempt {
                 found: tag.id,
             });
         }
-        let manifest = tag
-            .decode_manifest(manifest)
-            .map_err(|error| self.protocol(error.to_string()))?;
         let identity = Identity::node(&self.key, certificate, &swarm)
             .map_err(|error| self.protocol(error.to_string()))?;
-        Ok(Joined {
-            tag,
-            manifest: Arc::new(manifest),
-            identity,
-            seeds: self.seeds.clone(),
-            request: self.request.clone(),
-        })
+        Ok((tag, identity))
     }
 
-    /// One request and its answer: certificate, tag and manifest, none of them checked yet.
-    async fn ask(&self, connection: &Connection) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>), JoinError> {
-        let seed = self.seed;
-        let proof = self
-            .key
-            .prove(connection)
-            .map_err(|error| self.unreachable(error.to_string()))?;
-        let signed = SignedRequest {
-            key: self.key.public(),
-            proof: proof.to_vec(),
-            request: self.request.clone(),
-        };
-        let exchange = async {
-            let (mut send, mut receive) = connection
-                .open_bi()
-                .await
-                .map_err(|error| error.to_string())?;
-            framing::write_frame(&mut send, &join::encode_request(&signed))
-                .await
-                .map_err(|error| error.to_string())?;
-            send.finish().map_err(|error| error.to_string())?;
-            let frame = framing::read_frame(&mut receive, ANSWER_BYTES_MAX)
-                .await
-                .map_err(|error| error.to_string())?;
-            Ok::<_, String>((frame, receive))
-        };
-        let (frame, mut receive) = exchange.await.map_err(|reason| self.unreachable(reason))?;
-        match join::decode_answer(&frame) {
-            Ok(Answer::Granted { certificate, tag }) => {
-                let most = SignedTag::decode(&tag)
-                    .ok()
-                    .and_then(|tag| {
-                        Manifest::max_encoded_len(
-                            tag.unverified().length,
-                            tag.unverified().chunk_size,
-                        )
-                        .ok()
-                    })
-                    .unwrap_or(0);
-                let manifest = receive
-                    .read_to_end(most)
-                    .await
-                    .map_err(|error| match error {
-                        ReadToEndError::TooLong => {
-                            self.protocol("its manifest is longer than its tag says".to_owned())
-                        }
-                        ReadToEndError::Read(error) => self.unreachable(error.to_string()),
-                    })?;
-                Ok((certificate, tag, manifest))
-            }
-            Ok(Answer::Refused(Refusal::PinMismatch { current })) => Err(JoinError::PinMismatch {
-                seed,
-                expected: self.request.pin.unwrap_or(current),
-                found: current,
-            }),
-            Ok(Answer::Refused(refusal)) => Err(JoinError::Refused { seed, refusal }),
-            Err(error) => Err(self.protocol(error.to_string())),
+    /// From a member, or else from the seed.
+    async fn manifest_of(
+        &self,
+        member: impl Future<Output = Result<Manifest, String>>,
+        tag: &Tag,
+        stream: &mut (SendStream, RecvStream),
+    ) -> Result<Arc<Manifest>, JoinError> {
+        tokio::pin!(member);
+        let mut from_member = timeout(handing_on::HEAD_START, &mut member).await.ok();
+        match &from_member {
+            Some(Ok(_)) => {}
+            Some(Err(reason)) => tracing::debug!(%reason, "no manifest from a member"),
+            None => tracing::debug!("no manifest from a member yet"),
         }
+        let seed = async {
+            framing::write_frame(&mut stream.0, SEND_IT)
+                .await
+                .map_err(|error| self.unreachable(error.to_string()))?;
+            self.read_manifest(tag, stream).await
+        };
+        tokio::pin!(seed);
+        // Whoever is first. If the seed fails, there is still the member, and the other way about.
+        if from_member.is_none() {
+            tokio::select! {
+                found = &mut member => from_member = Some(found),
+                found = &mut seed => match found {
+                    Ok(manifest) => return Ok(manifest),
+                    Err(error) => return member.await.map(Arc::new).map_err(|_| error),
+                },
+            }
+        }
+        match from_member {
+            Some(Ok(manifest)) => Ok(Arc::new(manifest)),
+            _ => seed.await,
+        }
+    }
+
+    async fn read_manifest(
+        &self,
+        tag: &Tag,
+        (_, receive): &mut (SendStream, RecvStream),
+    ) -> Result<Arc<Manifest>, JoinError> {
+        let most = Manifest::max_encoded_len(tag.length, tag.chunk_size).unwrap_or(0);
+        let bytes = receive
+            .read_to_end(most)
+            .await
+            .map_err(|error| match error {
+                ReadToEndError::TooLong => {
+                    self.protocol("its manifest is longer than its tag says".to_owned())
+                }
+                ReadToEndError::Read(error) => self.unreachable(error.to_string()),
+            })?;
+        let manifest = tag.decode_manifest(&bytes);
+        manifest
+            .map(Arc::new)
+            .map_err(|error| self.protocol(error.to_string()))
     }
 }
 

@@ -3,7 +3,7 @@
 //! `rootswarm_swarm` decides, this crate carries out. Data flows through it like this:
 //!
 //! ```text
-//! socket ─ tls ─ join ──▶ who may speak: identity, trust
+//! socket ─ tls ─ join ──▶ who may speak: identity, trust; the manifest, from whom
 //!             └─ link ──▶ control frames ─▶ driver ─▶ rootswarm_swarm::Node
 //!                    └──▶ chunk streams ─▶ verifier ─▶ store
 //! ```
@@ -30,6 +30,8 @@ mod dialing;
 mod driver;
 mod endpoint;
 mod framing;
+mod handing_on;
+mod handouts;
 pub mod identity;
 pub mod join;
 mod joining;

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use quinn::Endpoint;
 use rootswarm_image::{Bitfield, ImageId, Manifest, Tag, TagError, Verifier};
 use rootswarm_swarm::Role;
@@ -19,6 +20,7 @@ use crate::crowd::Crowd;
 use crate::driver::{self, Command, Setup};
 use crate::endpoint;
 pub use crate::endpoint::StartError;
+use crate::handing_on;
 use crate::identity::{Identity, NodeKey};
 pub use crate::join::{JoinRequest, Refusal};
 use crate::joining;
@@ -270,9 +272,13 @@ impl Node {
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(accept(
             self.endpoint.clone(),
-            *joined.manifest.id(),
+            Door {
+                image: *joined.manifest.id(),
+                manifest: Bytes::from(joined.manifest.encode()),
+                peers: Crowd::new(PEERS_PER_ADDRESS),
+                conduct,
+            },
             handle.commands.clone(),
-            conduct,
         ));
         let endpoint = self.endpoint.clone();
         let verifier = Verifier::new(joined.manifest.clone());
@@ -285,7 +291,7 @@ impl Node {
                 identity: joined.identity.clone(),
                 latest: latest.clone(),
                 request: joined.request.clone(),
-                image: *joined.manifest.id(),
+                manifest: joined.manifest.clone(),
                 commands: handle.commands.clone(),
             };
             tasks.spawn(keeper.run());
@@ -301,18 +307,12 @@ impl Node {
 }
 
 /// Lets peers in.
-async fn accept(
-    endpoint: Endpoint,
-    image: ImageId,
-    commands: mpsc::Sender<Command>,
-    conduct: Arc<Conduct>,
-) {
+async fn accept(endpoint: Endpoint, door: Door, commands: mpsc::Sender<Command>) {
     let listener = Arc::new(Listener::new(VALIDATE_ABOVE));
     let newcomers = Arc::new(Semaphore::new(NEWCOMERS));
-    let peers = Crowd::new(PEERS_PER_ADDRESS);
     while let Some(incoming) = endpoint.accept().await {
         let from = canonical(incoming.remote_address());
-        if !conduct.is_welcome(from.ip()) {
+        if !door.conduct.is_welcome(from.ip()) {
             incoming.refuse();
             continue;
         }
@@ -320,14 +320,8 @@ async fn accept(
             incoming.refuse();
             continue;
         };
-        let (listener, commands, peers) = (listener.clone(), commands.clone(), peers.clone());
-        let conduct = conduct.clone();
+        let (listener, commands, door) = (listener.clone(), commands.clone(), door.clone());
         tokio::spawn(async move {
-            let door = Door {
-                image,
-                peers,
-                conduct,
-            };
             let welcome = welcome(&listener, incoming, from, &door, &commands);
             match timeout(WELCOME_TIMEOUT, welcome).await {
                 Ok(Ok(())) => {}
@@ -340,9 +334,12 @@ async fn accept(
 }
 
 /// Who is let in.
+#[derive(Clone)]
 struct Door {
     /// Who wants this image.
     image: ImageId,
+    /// Its manifest, for those who have just joined.
+    manifest: Bytes,
     /// And is not one of too many from one address.
     peers: Arc<Crowd>,
     /// Nor one that comes too often.
@@ -360,10 +357,22 @@ async fn welcome(
         .accept(incoming)
         .await
         .map_err(|error| error.to_string())?;
-    let Some((connection, Purpose::Data(peer))) = accepted else {
+    let Some((connection, purpose)) = accepted else {
         return Ok(());
     };
     door.conduct.came(from.ip());
+    let peer = match purpose {
+        Purpose::Data(peer) => peer,
+        Purpose::Manifest => {
+            let manifest = door.manifest.clone();
+            return handing_on::serve(&connection, &door.image, manifest, WELCOME_TIMEOUT).await;
+        }
+        // A node does not offer their protocols.
+        Purpose::Join | Purpose::Mirror => {
+            connection.close(link::CLOSE_SWARM, b"this is a node, not a seed");
+            return Err("it took this node for a seed".to_owned());
+        }
+    };
     match door.peers.enter(from.ip()) {
         Some(place) => place.keep_while(connection.clone()),
         None => {

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{Connection, Endpoint, Incoming, VarInt};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rootswarm_image::{Bitfield, ImageId, Manifest, SignedTag, SwarmKey};
 use rootswarm_swarm::Role;
 pub use rootswarm_swarm::{NodeId, Revocations};
@@ -23,8 +23,9 @@ use crate::driver::{self, Command, Handle, Setup};
 use crate::endpoint;
 pub use crate::endpoint::StartError;
 use crate::framing;
+use crate::handouts::{self, Holder};
 use crate::identity::{Identity, SwarmCa};
-use crate::join::{self, Answer, REQUEST_BYTES_MAX};
+use crate::join::{self, Answer, REQUEST_BYTES_MAX, SEND_IT, Source};
 pub use crate::join::{JoinRequest, Refusal};
 use crate::limiter::RateLimiter;
 use crate::link::{self, Opened};
@@ -343,6 +344,12 @@ async fn welcome(inner: &Arc<Inner>, incoming: Incoming) -> Option<Connection> {
             }
         }
         Ok(Some((connection, Purpose::Data(peer)))) => attach(inner, connection, peer, from).await,
+        Ok(Some((connection, Purpose::Manifest))) => {
+            connection.close(
+                link::CLOSE_SWARM,
+                b"a seed hands the manifest to newcomers only",
+            );
+        }
         Err(error) => tracing::info!(%error, "connection refused"),
     }
     None
@@ -374,37 +381,78 @@ async fn answer(inner: &Inner, connection: &Connection, from: SocketAddr) -> Res
     let decision = decision.and_then(|grant| {
         let images = inner.images.read().unwrap_or_else(PoisonError::into_inner);
         match images.get(&grant.tag.unverified().id) {
-            Some(image) => Ok((grant, image.manifest.clone())),
+            Some(image) => Ok((grant, image.clone())),
             None => Err(Refusal::UnknownImage),
         }
     });
-    let (reply, manifest) = match decision {
-        Ok((grant, manifest)) => {
-            let certificate = inner
-                .ca
-                .issue_node(&signed.key, gate.epoch())
-                .map_err(|e| said(&e))?;
-            tracing::info!(%from, %node, name = %signed.request.name, "admitted");
-            (
-                Answer::Granted {
-                    certificate: certificate.to_vec(),
-                    tag: grant.tag.encode(),
-                },
-                manifest,
-            )
-        }
+    let (grant, image) = match decision {
+        Ok(granted) => granted,
         Err(refusal) => {
             tracing::info!(%from, %node, name = %signed.request.name, %refusal, "not admitted");
-            (Answer::Refused(refusal), Bytes::new())
+            let answer = join::encode_answer(&Answer::Refused(refusal));
+            framing::write_frame(&mut send, &answer)
+                .await
+                .map_err(|e| said(&e))?;
+            send.finish().map_err(|e| said(&e))?;
+            connection.closed().await;
+            return Ok(());
         }
     };
-    framing::write_frame(&mut send, &join::encode_answer(&reply))
+    let certificate = inner
+        .ca
+        .issue_node(&signed.key, gate.epoch())
+        .map_err(|e| said(&e))?;
+    tracing::info!(%from, %node, name = %signed.request.name, "admitted");
+    let holds = signed.holds == Some(grant.tag.unverified().id);
+    let answer = join::encode_answer(&Answer::Granted {
+        certificate: certificate.to_vec(),
+        tag: grant.tag.encode(),
+    });
+    framing::write_frame(&mut send, &answer)
         .await
         .map_err(|e| said(&e))?;
-    send.write_chunk(manifest).await.map_err(|e| said(&e))?;
-    send.finish().map_err(|e| said(&e))?;
-    // The node closes once it has read everything.
+    if holds {
+        framing::write_frame(&mut send, &join::encode_source(&Source::Held))
+            .await
+            .map_err(|e| said(&e))?;
+    } else {
+        point_out(&image, &mut send, &mut receive)
+            .await
+            .map_err(|e| said(&e))?;
+    }
+    // The node closes once it has everything.
     connection.closed().await;
+    Ok(())
+}
+
+/// Tells a newcomer where the manifest is, and sends it if it is here.
+async fn point_out(
+    image: &Image,
+    send: &mut SendStream,
+    receive: &mut RecvStream,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let is_small = image.manifest.len() <= handouts::SMALL_BYTES;
+    let handout = match is_small {
+        true => None,
+        false => Some(image.swarm.handouts.next().await),
+    };
+    let holder = handout.as_ref().map_or(Holder::Seed, |it| it.holder);
+    if let Holder::Member(node, address) = holder {
+        let source = Source::Member { node, address };
+        framing::write_frame(send, &join::encode_source(&source)).await?;
+        match framing::read_frame(receive, SEND_IT.len()).await {
+            Ok(frame) if frame == SEND_IT => {}
+            Ok(_) => return Err("neither thanks nor a question".into()),
+            // It has got it.
+            Err(_) => return Ok(()),
+        }
+    } else {
+        framing::write_frame(send, &join::encode_source(&Source::Follows)).await?;
+    }
+    send.write_chunk(image.manifest.clone()).await?;
+    send.finish()?;
+    // Its place is another's once it has everything and closes.
+    let _ = send.stopped().await;
     Ok(())
 }
 

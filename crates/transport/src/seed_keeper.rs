@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rootswarm_image::ImageId;
+use rootswarm_image::Manifest;
 use rootswarm_swarm::Role;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
@@ -30,7 +30,7 @@ pub(crate) struct SeedKeeper {
     /// What the keepers of all seeds share: the identity that one of them got last.
     pub(crate) latest: Arc<Mutex<Identity>>,
     pub(crate) request: JoinRequest,
-    pub(crate) image: ImageId,
+    pub(crate) manifest: Arc<Manifest>,
     pub(crate) commands: mpsc::Sender<Command>,
 }
 
@@ -88,10 +88,11 @@ impl SeedKeeper {
             return;
         }
         let request = JoinRequest {
-            pin: Some(self.image),
+            pin: Some(*self.manifest.id()),
             ..self.request.clone()
         };
-        let attempt = Attempt::new(&self.node, self.seed, &[self.seed], &request);
+        let attempt = Attempt::new(&self.node, self.seed, &[self.seed], &request)
+            .holding(self.manifest.clone());
         let joined = match attempt.run(None).await {
             Ok((answer, _)) => answer.joined,
             Err(error) => {

@@ -76,6 +76,14 @@ pub(crate) fn join_answer(input: &[u8]) {
     }
 }
 
+pub(crate) fn join_source(input: &[u8]) {
+    if let Ok(source) = join::decode_source(input) {
+        let again = join::encode_source(&source);
+        assert!(again.len() <= input.len(), "the shortest form is written");
+        assert_eq!(join::decode_source(&again), Ok(source));
+    }
+}
+
 /// Nobody forges a certificate of a key that signed none.
 pub(crate) fn certificate(input: &[u8]) {
     let swarm = SwarmPublicKey::from_bytes([7; 32]);

@@ -98,6 +98,13 @@ pub const TARGETS: &[Target] = &[
         binary::join_answer,
     ),
     target(
+        "join-source",
+        "where a newcomer finds the manifest",
+        128,
+        8 * KIB,
+        binary::join_source,
+    ),
+    target(
         "certificate",
         "a node's certificate",
         2048,

@@ -11,7 +11,7 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream, TransportConfig};
 use rootswarm_image::{ImageId, ImageName, Manifest, RootUrl};
 use rootswarm_swarm::{Have, Hello, Message, Role, decode_message, encode_hello};
 use rootswarm_transport::identity::{Identity, NodeKey};
-use rootswarm_transport::join::{self, Answer, JoinRequest, Refusal, SignedRequest};
+use rootswarm_transport::join::{self, Answer, JoinRequest, Refusal, SignedRequest, Source};
 use rootswarm_transport::tls::Dialer;
 use rootswarm_transport::trust::{SeedTrust, SwarmTrust};
 use rootswarm_transport::tuning::Tuning;
@@ -113,6 +113,7 @@ impl Outlaw {
                     token: token.map(str::to_owned),
                     rack: None,
                 },
+                holds: None,
             };
             let (mut send, mut receive) = connection.open_bi().await.map_err(OutlawError::other)?;
             send.write_all(&framed(&join::encode_request(&request)))
@@ -122,6 +123,13 @@ impl Outlaw {
             let manifest = match join::decode_answer(&frame).map_err(OutlawError::other)? {
                 Answer::Refused(refusal) => return Err(OutlawError::Refused(refusal)),
                 answer @ Answer::Granted { .. } => {
+                    let frame = read_frame(&mut receive).await?;
+                    let source = join::decode_source(&frame).map_err(OutlawError::other)?;
+                    if let Source::Member { .. } = source {
+                        send.write_all(&framed(join::SEND_IT))
+                            .await
+                            .map_err(OutlawError::other)?;
+                    }
                     let bytes = receive
                         .read_to_end(4 << 20)
                         .await

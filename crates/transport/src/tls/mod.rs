@@ -2,8 +2,9 @@
 //!
 //! | ALPN | dials | listens | certificates |
 //! |---|---|---|---|
-//! | `rootswarm-join/1` | a node that has none yet | a seed | the seed's only |
+//! | `rootswarm-join/2` | a node that has none yet | a seed | the seed's only |
 //! | `rootswarm-mirror/1` | a mirror, which proves that it has the swarm key | a seed | the seed's only |
+//! | `rootswarm-manifest/1` | a node that has just joined | a node | both sides', always |
 //! | `rootswarm/3` | a node | a node or a seed | both sides', always |
 //!
 //! A [`Dialer`] connects and says exactly why it did not; a [`Listener`] accepts and refuses a
@@ -35,10 +36,14 @@ use crate::trust::{self, PeerIdentity, SeedTrust, SwarmTrust, TrustError};
 use crate::tuning::Tuning;
 
 /// Joining: no client certificate. The number is the protocol's version.
-pub const ALPN_JOIN: &[u8] = b"rootswarm-join/1";
+pub const ALPN_JOIN: &[u8] = b"rootswarm-join/2";
 
 /// Keeping a second seed in step: no client certificate. The number is the protocol's version.
 pub const ALPN_MIRROR: &[u8] = b"rootswarm-mirror/1";
+
+/// Handing on the manifest to a node that has just joined: mutual TLS. The number is the protocol's
+/// version.
+pub const ALPN_MANIFEST: &[u8] = b"rootswarm-manifest/1";
 
 /// Everything else: mutual TLS. The number is the protocol's version.
 pub const ALPN_DATA: &[u8] = b"rootswarm/3";
@@ -163,11 +168,13 @@ pub enum Purpose {
     Join,
     /// Somebody who says he is a mirror, and has shown nothing yet either.
     Mirror,
+    /// A member that has just joined and wants the manifest.
+    Manifest,
     /// A member of the swarm.
     Data(PeerIdentity),
 }
 
-/// Connects to others, on one of the two protocols.
+/// Connects to others, on one of these protocols.
 #[derive(Clone, Debug)]
 pub struct Dialer {
     presents: Presents,
@@ -178,12 +185,12 @@ pub struct Dialer {
 enum Presents {
     /// Nothing: a newcomer or a mirror, how it trusts a seed, and its protocol.
     Nothing(SwarmTrust, &'static [u8]),
-    /// The certificate of a member.
-    Certificate(Identity),
+    /// The certificate of a member, on its protocol.
+    Certificate(Identity, &'static [u8]),
 }
 
 impl Dialer {
-    /// For `rootswarm-join/1`: only seeds are accepted, as `trust` says.
+    /// For `rootswarm-join/2`: only seeds are accepted, as `trust` says.
     #[must_use]
     pub fn join(trust: SwarmTrust, tuning: &Tuning) -> Dialer {
         Dialer {
@@ -206,7 +213,16 @@ impl Dialer {
     #[must_use]
     pub fn data(identity: Identity, tuning: &Tuning) -> Dialer {
         Dialer {
-            presents: Presents::Certificate(identity),
+            presents: Presents::Certificate(identity, ALPN_DATA),
+            transport: tuning.transport_config(),
+        }
+    }
+
+    /// For `rootswarm-manifest/1`: presents the certificate of `identity`.
+    #[must_use]
+    pub fn manifest(identity: Identity, tuning: &Tuning) -> Dialer {
+        Dialer {
+            presents: Presents::Certificate(identity, ALPN_MANIFEST),
             transport: tuning.transport_config(),
         }
     }
@@ -252,8 +268,7 @@ impl Dialer {
 
     fn alpn(&self) -> &'static [u8] {
         match self.presents {
-            Presents::Nothing(_, protocol) => protocol,
-            Presents::Certificate(_) => ALPN_DATA,
+            Presents::Nothing(_, protocol) | Presents::Certificate(_, protocol) => protocol,
         }
     }
 
@@ -264,7 +279,7 @@ impl Dialer {
     ) -> Result<quinn::ClientConfig, TlsError> {
         let (rule, certified) = match &self.presents {
             Presents::Nothing(trust, _) => (ServerRule::Seed(trust.clone()), None),
-            Presents::Certificate(identity) => (
+            Presents::Certificate(identity, _) => (
                 ServerRule::Member(identity.clone(), expected),
                 Some(identity.certified.clone()),
             ),
@@ -362,8 +377,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The server half of an endpoint for this identity: a seed takes both protocols, a node only
-    /// `rootswarm/3`.
+    /// The server half of an endpoint for this identity: a seed takes newcomers, mirrors and members, a
+    /// node only members.
     pub fn server_config(
         identity: &Identity,
         tuning: &Tuning,
@@ -381,7 +396,7 @@ impl Listener {
                 .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified.clone())));
         config.alpn_protocols = match identity.role() {
             Role::Seed => vec![ALPN_DATA.to_vec(), ALPN_JOIN.to_vec(), ALPN_MIRROR.to_vec()],
-            Role::Peer => vec![ALPN_DATA.to_vec()],
+            Role::Peer => vec![ALPN_DATA.to_vec(), ALPN_MANIFEST.to_vec()],
         };
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -472,6 +487,7 @@ pub fn purpose(connection: &Connection) -> Result<Purpose, TrustError> {
     match protocol.as_slice() {
         ALPN_JOIN => Ok(Purpose::Join),
         ALPN_MIRROR => Ok(Purpose::Mirror),
+        ALPN_MANIFEST => peer_identity(connection).map(|_| Purpose::Manifest),
         ALPN_DATA => peer_identity(connection).map(Purpose::Data),
         other => Err(TrustError::UnexpectedProtocol {
             found: String::from_utf8_lossy(other).into_owned(),

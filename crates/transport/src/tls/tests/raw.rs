@@ -76,15 +76,18 @@ async fn without_a_certificate_there_is_no_data() {
     );
     assert!(seed.connections.try_recv().is_err());
 
-    let mut node = Server::start(&node_of(&ca, 0));
-    let (bytes, error) = raw_bytes(&node, raw_client(&ca, &[ALPN_DATA], Role::Peer, None)).await;
-    assert_eq!(bytes, 0, "then {error}");
-    assert!(refusal(&error).is_some(), "{error}");
-    assert!(matches!(
-        node.decision().await,
-        Err(AcceptError::Handshake { .. })
-    ));
-    assert!(node.connections.try_recv().is_err());
+    for protocol in [ALPN_DATA, ALPN_MANIFEST] {
+        let mut node = Server::start(&node_of(&ca, 0));
+        let config = raw_client(&ca, &[protocol], Role::Peer, None);
+        let (bytes, error) = raw_bytes(&node, config).await;
+        assert_eq!(bytes, 0, "then {error}");
+        assert!(refusal(&error).is_some(), "{error}");
+        assert!(matches!(
+            node.decision().await,
+            Err(AcceptError::Handshake { .. })
+        ));
+        assert!(node.connections.try_recv().is_err());
+    }
 }
 
 #[tokio::test]
@@ -139,7 +142,7 @@ async fn unknown_protocols_are_named() {
     );
     let text = error.to_string();
     assert!(
-        text.contains("rootswarm-join/1") && text.contains(&node.address.to_string()),
+        text.contains("rootswarm-join/2") && text.contains(&node.address.to_string()),
         "{text}"
     );
 }
