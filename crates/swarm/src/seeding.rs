@@ -26,7 +26,7 @@ const FASTER_BELOW_PERCENT: u64 = 75;
 
 /// Such a seed helps on until they hold this much: 16 nodes of a tenth of its rate end at 1.078 of the
 /// bound. To 75 %, they do at 1.085; to 95 %, at 1.075 and with more copies.
-const HELPED_BELOW_PERCENT: u64 = 90;
+const HELPED_BELOW_PERCENT: u64 = 95;
 
 /// Claimed chunks looked at for one push.
 const DOUBTS_LOOKED_AT: usize = 64;

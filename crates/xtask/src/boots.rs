@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::ensure;
 use rootswarm_tests::faults::boots::{self as series_of, BOOTS_MAX, Boot, Series};
 
-use crate::print;
+use crate::{needs, print};
 
 /// Options of `cargo xtask boots`.
 #[derive(Debug, clap::Args)]
@@ -41,6 +41,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "--loss {}: more than 0 and at most 50 percent",
         args.loss
     );
+    needs::install(true)?;
     let started = Instant::now();
     let series = Series {
         boots: args.boots,

@@ -7,7 +7,7 @@ use anyhow::ensure;
 use rootswarm_tests::faults::{ALL, Fault, MACHINES};
 use rootswarm_tests::scratch::Scratch;
 
-use crate::print;
+use crate::{needs, print};
 
 /// Options of `cargo xtask faults`.
 #[derive(Debug, clap::Args)]
@@ -48,6 +48,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         rustix::process::geteuid().is_root(),
         "network namespaces are made by root: run it as root"
     );
+    needs::install(!args.no_vm)?;
     print::line(format_args!(
         "{:<34} {:<30} {:<20} outcome",
         "fault", "injected", "added"

@@ -11,7 +11,7 @@ use rootswarm_tests::hostile::arena::{AGENT_BYTES_MAX, Arena, Outcome, SEED_BYTE
 use rootswarm_tests::hostile::{Attack, Target};
 use rootswarm_tests::scratch::Scratch;
 
-use crate::print;
+use crate::{needs, print};
 
 /// Options of `cargo xtask hostile`.
 #[derive(Debug, clap::Args)]
@@ -43,6 +43,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         rustix::process::geteuid().is_root(),
         "control groups are made by root: run it as root"
     );
+    needs::install(false)?;
     let arena = Arena {
         nodes: args.nodes,
         image_bytes: IMAGE_BYTES,

@@ -7,6 +7,7 @@ mod demo;
 mod faults;
 mod fuzz;
 mod hostile;
+mod needs;
 mod predict;
 mod print;
 mod sbom;

@@ -2,7 +2,9 @@
 
 use anyhow::{Context as _, bail, ensure};
 use rootswarm_tests::bench::Tool;
-use rootswarm_tests::{packages, vm};
+use rootswarm_tests::packages;
+
+use crate::needs;
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -14,28 +16,6 @@ pub struct Args {
     #[arg(long)]
     no_install: bool,
 }
-
-/// What the tests run, and the package it comes from; the virtual machines' lab names its own.
-const PROGRAMS: &[(&str, &str)] = &[
-    ("cc", "gcc"),
-    ("ip", "iproute2"),
-    ("tc", "iproute2"),
-    ("nft", "nftables"),
-    ("mksquashfs", "squashfs-tools"),
-    ("b3sum", "b3sum"),
-    ("zstd", "zstd"),
-    ("wget", "wget"),
-    ("setfattr", "attr"),
-    ("strace", "strace"),
-    ("setcap", "libcap2-bin"),
-    ("dnsmasq", "dnsmasq-base"),
-    ("/usr/lib/PXELINUX/lpxelinux.0", "pxelinux"),
-    (
-        "/usr/lib/syslinux/modules/bios/ldlinux.c32",
-        "syslinux-common",
-    ),
-    ("systemd-analyze", "systemd"),
-];
 
 /// The suites of the package `rootswarm-tests`, the quick ones first.
 const SUITES: &[&str] = &[
@@ -60,11 +40,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     );
     if !args.no_install {
         let compared = Tool::ALL.iter().flat_map(|tool| tool.packages());
-        let needs: Vec<_> = PROGRAMS.iter().chain(compared).copied().collect();
-        packages::ensure(&needs).context("cannot install what the tests need")?;
-        if !args.no_vm {
-            packages::ensure(vm::PACKAGES).context("cannot install what the machines need")?;
-        }
+        let compared: Vec<_> = compared.copied().collect();
+        packages::ensure(&compared).context("cannot install what the bench compares with")?;
+        needs::install(!args.no_vm)?;
     }
     cargo(&[
         "test",

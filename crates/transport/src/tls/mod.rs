@@ -195,7 +195,7 @@ impl Dialer {
     pub fn join(trust: SwarmTrust, tuning: &Tuning) -> Dialer {
         Dialer {
             presents: Presents::Nothing(trust, ALPN_JOIN),
-            transport: tuning.transport_config(),
+            transport: tuning.join_transport_config(),
         }
     }
 
