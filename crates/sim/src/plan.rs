@@ -104,6 +104,9 @@ pub struct Plan {
     pub loss: f64,
     /// From a dial to the connection, beside one round trip.
     pub handshake_us: u64,
+    /// What a seed sends until a node is a member: two handshakes, a certificate, a tag and addresses. The
+    /// manifest comes on top, from it or from a member.
+    pub join_bytes: u64,
     /// Until a dial that meets nobody is given up.
     pub dial_timeout_us: u64,
     /// Until a connection to a host that fell silent is given up.
@@ -186,6 +189,7 @@ impl Plan {
             jitter_us: 100,
             loss: 0.0,
             handshake_us: 2_000,
+            join_bytes: 6_400,
             dial_timeout_us: 2_000_000,
             idle_us: 8_000_000,
             window_bytes: window_for(256 << 10),

@@ -11,6 +11,7 @@ mod chunk;
 mod dial;
 mod ending;
 mod inbox;
+mod joining;
 mod rack;
 mod recovery;
 mod strike;
@@ -67,6 +68,16 @@ pub(crate) enum Event {
     SeedDialEnds {
         from: u32,
     },
+    /// A newcomer was let in, and has reached who has the manifest.
+    Admitted {
+        from: u32,
+        member: u32,
+    },
+    /// A newcomer has the manifest.
+    Joined {
+        from: u32,
+        member: u32,
+    },
     IdleTimeout {
         conn: u32,
         side: u8,
@@ -100,6 +111,8 @@ pub(crate) struct Host {
     pub(crate) corrupts: f64,
     pub(crate) lies: Option<Lie>,
     pub(crate) seed_failures: u32,
+    /// It has joined, once and for all.
+    pub(crate) is_member: bool,
     /// Dead, or frozen for ever: nobody waits for it.
     pub(crate) gone: bool,
 }
@@ -130,6 +143,9 @@ pub(crate) struct World<'a> {
     pub(crate) inboxes: Vec<Vec<Item>>,
     /// An emptied inbox, for the next turn.
     taken: Vec<Item>,
+    /// Who has joined, and how many newcomers each host is handing the manifest to.
+    members: Vec<u32>,
+    handing: Vec<u8>,
     /// A host's turn is under way: its timer is set at the end.
     in_turn: bool,
     pub(crate) by_id: BTreeMap<NodeId, u32>,
@@ -189,6 +205,8 @@ impl<'a> World<'a> {
             turn_ns: Vec::new(),
             inboxes: Vec::new(),
             taken: Vec::new(),
+            members: Vec::new(),
+            handing: vec![0; plan.nodes + 1],
             in_turn: false,
             by_id: BTreeMap::new(),
             conns: Vec::new(),
@@ -294,6 +312,7 @@ impl<'a> World<'a> {
             corrupts: 0.0,
             lies: None,
             seed_failures: 0,
+            is_member: role == Role::Seed,
             gone: false,
         }
     }
@@ -362,6 +381,8 @@ impl<'a> World<'a> {
             }
             Event::Accepted { conn } => self.accepted(conn),
             Event::SeedDialEnds { from } => self.seed_dial_ends(from as usize),
+            Event::Admitted { from, member } => self.admitted(from as usize, member as usize),
+            Event::Joined { from, member } => self.joined(from as usize, member as usize),
             Event::IdleTimeout { conn, side } => self.idle_timeout(conn, side),
             Event::Strike(fault) => self.strike(fault as usize),
             Event::Thaw(host) => self.thaw(host as usize),

@@ -201,6 +201,9 @@ impl Reader<'_> {
                 *place = self.time_us(field, given, least_us)?;
             }
         }
+        if let Some(join) = hosts.join {
+            plan.join_bytes = self.within("hosts.join", join.bytes, 0, 1 << 20)?;
+        }
         if let Some(window) = hosts.window {
             plan.window_bytes = self.within("hosts.window", window.bytes, 1 << 10, 1 << 30)?;
         }

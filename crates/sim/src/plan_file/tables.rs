@@ -88,6 +88,7 @@ pub(super) struct HoldersTable {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Hosts {
     pub(super) handshake: Option<Time>,
+    pub(super) join: Option<Size>,
     pub(super) dial_timeout: Option<Time>,
     pub(super) idle_timeout: Option<Time>,
     pub(super) window: Option<Size>,

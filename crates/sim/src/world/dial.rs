@@ -123,7 +123,11 @@ impl World<'_> {
         }
         if self.states[SEED] == State::Alive {
             self.hosts[host].seed_failures = 0;
-            self.connect(host, SEED);
+            if self.hosts[host].is_member {
+                self.connect(host, SEED);
+            } else if self.states[host] == State::Alive {
+                self.join(host);
+            }
         } else {
             self.redial_seed(host);
         }

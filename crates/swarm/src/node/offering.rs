@@ -60,8 +60,8 @@ impl Node {
         }
     }
 
-    /// A seed offers once every chunk has a holder, while the nodes it feeds still lack a tenth of
-    /// the image or more, no more than [`limits::SEED_OFFERED_COPIES`] copies have left it (fewer
+    /// A seed offers once every chunk has a holder, while the nodes it feeds still lack a twentieth
+    /// of the image or more, no more than [`limits::SEED_OFFERED_COPIES`] copies have left it (fewer
     /// where there are few nodes: [`limits::SEED_OFFERED_NODES_PER_COPY`]), and its link is faster than
     /// theirs (see `seeding`).
     fn may_offer(&mut self) -> bool {
