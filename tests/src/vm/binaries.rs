@@ -1,15 +1,21 @@
 //! Builds the two programs as they are shipped: the server for this machine, the agent static and
-//! small.
+//! small. Where the source and cargo's downloads lie on this machine is not in them, so that another
+//! checkout of the same commit makes the same bytes.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use super::step::{self, StepError};
 
-const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Naming it keeps the flags away from build scripts and procedural macros, which cannot be static.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Both from nothing on two busy cores; the agent's fat LTO takes most of it.
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// Between the flags in `CARGO_ENCODED_RUSTFLAGS`.
+const SEPARATOR: &str = "\x1f";
 
 /// Where the programs are.
 #[derive(Debug, Clone)]
@@ -28,7 +34,7 @@ impl Binaries {
     pub fn build(logs: &Path) -> Result<Binaries, StepError> {
         let target_directory = target_directory();
 
-        let mut server = cargo_build(&["--release", "--package", "rootswarm"]);
+        let mut server = cargo_build(&["--release", "--package", "rootswarm"], &[]);
         server.env("CARGO_TARGET_DIR", &target_directory);
         step::run(
             "cargo build (server)",
@@ -37,20 +43,11 @@ impl Binaries {
             BUILD_LIMIT,
         )?;
 
-        // An explicit target keeps the flag away from build scripts and procedural macros, which
-        // cannot be static.
-        let profile = [
-            "--profile",
-            "agent",
-            "--package",
-            "rootswarm-agent",
-            "--target",
-            AGENT_TARGET,
-        ];
-        let mut agent = cargo_build(&profile);
-        agent
-            .env("CARGO_TARGET_DIR", &target_directory)
-            .env("RUSTFLAGS", "-C target-feature=+crt-static");
+        let mut agent = cargo_build(
+            &["--profile", "agent", "--package", "rootswarm-agent"],
+            &["-Ctarget-feature=+crt-static"],
+        );
+        agent.env("CARGO_TARGET_DIR", &target_directory);
         step::run(
             "cargo build (agent)",
             agent,
@@ -59,10 +56,8 @@ impl Binaries {
         )?;
 
         Ok(Binaries {
-            server: target_directory.join("release/rootswarm"),
-            agent: target_directory
-                .join(AGENT_TARGET)
-                .join("agent/rootswarm-agent"),
+            server: target_directory.join(TARGET).join("release/rootswarm"),
+            agent: target_directory.join(TARGET).join("agent/rootswarm-agent"),
         })
     }
 }
@@ -81,11 +76,38 @@ pub fn target_directory() -> PathBuf {
     workspace_root().join(named)
 }
 
-fn cargo_build(args: &[&str]) -> Command {
+fn cargo_build(args: &[&str], flags: &[&str]) -> Command {
     let mut command = crate::cargo::command();
     command
-        .arg("build")
+        .args(["build", "--locked", "--target", TARGET])
         .args(args)
+        .env("CARGO_ENCODED_RUSTFLAGS", encoded_flags(flags))
         .current_dir(workspace_root());
     command
+}
+
+/// The compiler's flags, in the form in which a path may hold a space: `flags`, and other names for
+/// the two directories that panic messages would tell of.
+fn encoded_flags(flags: &[&str]) -> OsString {
+    let mut encoded = OsString::from(flags.join(SEPARATOR));
+    let downloads = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(std::env::home_dir()?.join(".cargo")));
+    let named = [
+        (Some(workspace_root().to_owned()), "/rootswarm"),
+        (downloads, "/cargo"),
+    ];
+    for (directory, name) in named {
+        let Some(directory) = directory else {
+            continue;
+        };
+        if !encoded.is_empty() {
+            encoded.push(SEPARATOR);
+        }
+        encoded.push("--remap-path-prefix=");
+        encoded.push(directory);
+        encoded.push("=");
+        encoded.push(name);
+    }
+    encoded
 }
