@@ -1,8 +1,9 @@
 //! `cargo xtask`: the demo, the tests, the bench, the simulator, the fuzzer, the attacks, the faults,
-//! the bills of materials and the size check. This file only chooses between them.
+//! the packages, the bills of materials and the size check. This file only chooses between them.
 
 mod bench;
 mod boots;
+mod deb;
 mod demo;
 mod faults;
 mod fuzz;
@@ -49,6 +50,8 @@ enum Command {
     Hostile(hostile::Args),
     /// Inject every fault there is into the programs, and print what came of it (needs root)
     Faults(faults::Args),
+    /// Build a Debian package of each of the two programs
+    Deb(deb::Args),
     /// Write a bill of materials for each of the two programs
     Sbom(sbom::Args),
     /// Build the static agent and hold its size against the limit
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Hostile(args) => hostile::run(&args),
         Command::Faults(args) => faults::run(&args),
+        Command::Deb(args) => deb::run(&args),
         Command::Sbom(args) => sbom::run(&args),
         Command::Size(args) => size::run(args),
     };

@@ -38,9 +38,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let lock = Lock::read()?;
     for program in PROGRAMS {
         let tree = Tree::of(program)?;
-        let bill = tree.bill(&lock)?;
         let path = out.join(format!("{program}.cdx.json"));
-        fs::write(&path, format!("{bill:#}\n"))
+        fs::write(&path, tree.document(&lock)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
         let linked = tree.linked().len() - 1;
         print::line(format_args!(
@@ -50,6 +49,42 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// The bill of one program, as it is written into its package.
+///
+/// # Errors
+/// As [`run`].
+pub fn document(program: &str) -> anyhow::Result<String> {
+    Tree::of(program)?.document(&Lock::read()?)
+}
+
+/// A crate of somebody else that is in a program.
+pub struct Linked {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// An SPDX expression.
+    pub licence: String,
+}
+
+/// All of them, in order.
+///
+/// # Errors
+/// When cargo fails or says what is not understood.
+pub fn linked(program: &str) -> anyhow::Result<Vec<Linked>> {
+    let tree = Tree::of(program)?;
+    let of_others = tree
+        .linked()
+        .into_iter()
+        .filter_map(|id| Some((id, tree.crates.get(id).filter(|found| !found.is_ours)?)));
+    let linked = of_others.map(|((name, version), found)| Linked {
+        name: name.clone(),
+        version: version.clone(),
+        licence: found.licence.clone(),
+    });
+    Ok(linked.collect())
 }
 
 /// A crate: its name and version, of which a program has each at most once.
@@ -167,6 +202,10 @@ impl Tree {
             }
         }
         linked
+    }
+
+    fn document(&self, lock: &Lock) -> anyhow::Result<String> {
+        Ok(format!("{:#}\n", self.bill(lock)?))
     }
 
     fn bill(&self, lock: &Lock) -> anyhow::Result<Value> {
