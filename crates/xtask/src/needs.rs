@@ -23,6 +23,7 @@ const PROGRAMS: &[(&str, &str)] = &[
         "syslinux-common",
     ),
     ("systemd-analyze", "systemd"),
+    ("lintian", "lintian"),
 ];
 
 /// Installs what is missing, with `machines` what virtual machines take as well.

@@ -9,7 +9,8 @@ use crate::needs;
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Leave out the virtual machines (some ten minutes on two cores)
+    /// Leave out the virtual machines (some ten minutes on two cores), and the Debian packages that they
+    /// boot from
     #[arg(long)]
     no_vm: bool,
     /// Do not install missing Debian packages
@@ -28,6 +29,9 @@ const SUITES: &[&str] = &[
     "namespaces",
     "faults",
 ];
+
+/// Those that need a Debian root of their own.
+const DEBIAN_SUITES: &[&str] = &["packages", "vm"];
 
 /// Installs and runs.
 ///
@@ -51,9 +55,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         "--exclude",
         "rootswarm-tests",
     ])?;
-    let vm = if args.no_vm { &[][..] } else { &["vm"][..] };
+    let debian = if args.no_vm { &[][..] } else { DEBIAN_SUITES };
     let mut tests = vec!["test", "--locked", "--package", "rootswarm-tests", "--lib"];
-    for suite in SUITES.iter().chain(vm) {
+    for suite in SUITES.iter().chain(debian) {
         tests.extend(["--test", suite]);
     }
     // They time out on a machine that is busy with other tests: one at a time.

@@ -1,14 +1,13 @@
 //! The lab as a whole: makes what is missing, starts the PXE host, switches machines on and waits
 //! for them.
 
-use std::fs::{self, File};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
-
-use super::binaries::{Binaries, target_directory};
+use super::binaries::Binaries;
+use super::cache::Cache;
 use super::debian::Debian;
+use super::debs::Debs;
 use super::host::{Files, Host, HostError, SwarmKeys};
 use super::initrd;
 use super::loss::Counted;
@@ -76,7 +75,7 @@ pub struct Lab {
     initrd: PathBuf,
     scratch: Scratch,
     /// Held as long as the lab lives: what is made is shared with other runs.
-    _lock: File,
+    _cache: Cache,
 }
 
 impl Lab {
@@ -93,18 +92,17 @@ impl Lab {
     /// # Errors
     /// As [`Lab::open`].
     pub fn open_with(files: Files, say: &dyn Fn(&str)) -> Result<Lab, LabError> {
-        let cache = target_directory().join("demo");
-        let logs = cache.join("log");
-        fs::create_dir_all(&logs).map_err(StepError::file("make", &logs))?;
-        let lock = lock(&cache.join("lock"), say)?;
+        let cache = Cache::open(say)?;
+        let (directory, logs) = (cache.path(), cache.logs());
 
         say("building rootswarm and rootswarm-agent (a first build takes minutes)");
-        let binaries = Binaries::build(&logs)?;
-        let debian = Debian::make(&cache, &logs, say)?;
-        let keys = SwarmKeys::make(&cache.join("swarm-key"), &binaries, &logs)?;
-        let initrd = initrd::make(&cache, &logs, &debian, &binaries.agent, &keys.public, say)?;
+        let binaries = Binaries::build(logs)?;
+        let debs = Debs::build(&directory.join("deb"), logs)?;
+        let debian = Debian::make(directory, logs, say)?;
+        let keys = SwarmKeys::make(&directory.join("swarm-key"), &binaries, logs)?;
+        let initrd = initrd::make(&cache, &debian, &debs.initramfs, &keys.public, say)?;
 
-        let scratch = Scratch::create("vm", SCRATCH_BYTES, &cache)?;
+        let scratch = Scratch::create("vm", SCRATCH_BYTES, directory)?;
         say("publishing the image and starting the PXE host");
         let host = Host::start(&binaries, &debian, &initrd, &keys, files, scratch.path())?;
         Ok(Lab {
@@ -113,7 +111,7 @@ impl Lab {
             debian,
             initrd,
             scratch,
-            _lock: lock,
+            _cache: cache,
         })
     }
 
@@ -238,14 +236,4 @@ impl Lab {
     pub fn directory(&self) -> PathBuf {
         self.scratch.path().to_owned()
     }
-}
-
-fn lock(path: &PathBuf, say: &dyn Fn(&str)) -> Result<File, StepError> {
-    let file = File::create(path).map_err(StepError::file("make", path))?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        say("waiting for another demo or VM test to end");
-        flock(&file, FlockOperation::LockExclusive)
-            .map_err(|errno| StepError::file("lock", path)(errno.into()))?;
-    }
-    Ok(file)
 }

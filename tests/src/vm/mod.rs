@@ -2,10 +2,11 @@
 //!
 //! One network namespace is the PXE host's site: a bridge, the seed (`rootswarm serve`), a stock
 //! dnsmasq, and a tap for each machine. The files that dnsmasq and pxelinux read are those that
-//! `rootswarm pxe` writes; the initramfs is made by initramfs-tools with this project's hook.
+//! `rootswarm pxe` writes; the initramfs is made by initramfs-tools with this project's package.
 //!
-//! - [`debian`] and [`initrd`] make what is booted, [`binaries`] what it is booted with; all three
-//!   are kept below `target/demo` and made again when what they are made from changes.
+//! - [`debian`] and [`initrd`] make what is booted, [`binaries`] and [`debs`] what it is booted with;
+//!   all are kept below `target/demo` (the [`cache`]) and made again when what they are made from
+//!   changes. [`chroot`] is such a Debian to install packages into.
 //! - [`host`] is the PXE host, [`second`] another seed, [`machine`] one machine, [`console`] its
 //!   serial console, [`facts`] what it reports about itself, [`shell`] a shell in it and [`loss`]
 //!   what its cable loses.
@@ -14,8 +15,11 @@
 //! It needs root, for namespaces and for making a Debian root. Nothing of it outlives its process.
 
 pub mod binaries;
+pub mod cache;
+pub mod chroot;
 pub mod console;
 pub mod debian;
+pub mod debs;
 pub mod facts;
 pub mod host;
 pub mod initrd;
