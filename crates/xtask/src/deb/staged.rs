@@ -15,13 +15,11 @@ use super::commit::Commit;
 use super::{output, read};
 
 /// Files of `debian/` that go into the package's control area, and their modes.
-const CONTROL_FILES: [(&str, u32); 6] = [
-    ("preinst", 0o755),
+const CONTROL_FILES: [(&str, u32); 4] = [
     ("postinst", 0o755),
     ("prerm", 0o755),
     ("postrm", 0o755),
     ("triggers", 0o644),
-    ("templates", 0o644),
 ];
 
 /// The tree, made anew.
@@ -64,7 +62,7 @@ impl Staged {
             .stdout(Stdio::piped())
             .spawn()
             .context("cannot run gzip")?;
-        // It reads all before it writes more than a pipe holds only for small files: a thread.
+        // Both pipes at once: it writes before it has read all.
         let mut stdin = gzip.stdin.take().context("gzip has no standard input")?;
         let written = std::thread::scope(|scope| {
             let writer = scope.spawn(move || stdin.write_all(bytes));
