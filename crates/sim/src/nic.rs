@@ -8,6 +8,9 @@
 //! take turns in bursts. A burst does not have to be here as a whole before it moves on: a downlink
 //! as fast as the uplink before it receives it as fast as it is sent, and only where several
 //! uplinks meet does a queue build up, in which control packets wait too.
+//!
+//! What is on its way to a link may be announced to it: the link then takes it by itself, at its time,
+//! when it is next asked for anything. So most bursts need no event.
 
 use std::collections::VecDeque;
 
@@ -55,8 +58,9 @@ pub(crate) struct Uplink {
     control_free_ns: u64,
     /// An event is planned that starts the next burst.
     pub(crate) is_pumping: bool,
-    /// Uploads that have something to send and window to send it, in turn.
-    pub(crate) ring: VecDeque<UploadKey>,
+    /// Uploads that have something to send and window to send it, in turn, each with the time from
+    /// which it waits: when its last burst began to leave, or when it came.
+    ring: VecDeque<(u64, UploadKey)>,
 }
 
 impl Uplink {
@@ -100,28 +104,63 @@ impl Uplink {
         }
     }
 
+    /// An upload has something to send from now on. Bursts may have been taken off the ring before
+    /// their time; it stands behind those alone that have begun to leave.
+    pub(crate) fn join(&mut self, upload: UploadKey, now_ns: u64) {
+        let place = self
+            .ring
+            .partition_point(|(since_ns, _)| *since_ns <= now_ns);
+        self.ring.insert(place, (now_ns, upload));
+    }
+
+    /// An upload has more to send after the burst that began to leave at this time, the last one so far.
+    pub(crate) fn rejoin(&mut self, upload: UploadKey, since_ns: u64) {
+        self.ring.push_back((since_ns, upload));
+    }
+
+    /// The upload whose turn it is.
+    pub(crate) fn next(&mut self) -> Option<UploadKey> {
+        self.ring.pop_front().map(|(_, upload)| upload)
+    }
+
+    /// Those that wait, in turn.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = UploadKey> + '_ {
+        self.ring.iter().map(|(_, upload)| *upload)
+    }
+
     /// The process that sent is gone, and what it queued with it.
     pub(crate) fn silence(&mut self) {
         self.ring.clear();
     }
 }
 
-/// A burst that is arriving.
+/// A burst that is arriving, or will be.
 #[derive(Clone, Copy, Debug)]
 struct Inflow {
-    last_ns: u64,
-    /// The link's time that arrives in a nanosecond.
-    slope: f64,
+    first_ns: u64,
+    bytes: u32,
+    /// From its first byte to its last.
+    lasts_ns: u32,
+}
+
+impl Inflow {
+    fn last_ns(self) -> u64 {
+        self.first_ns + u64::from(self.lasts_ns)
+    }
 }
 
 /// What arrives at a host, or at a rack, in the order of arrival.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct Port {
     rate: Rate,
     /// All that has begun to arrive has been received by then.
     free_ns: u64,
-    arriving: Vec<Inflow>,
-    /// What `arriving` adds up to at any time before `valid_until_ns`: the part to come is
+    /// In the order of arrival: the first [`begun`](Self::begun) may still be arriving, the others are
+    /// announced.
+    inflows: Vec<Inflow>,
+    begun: u32,
+    /// What is arriving adds up to at any time before `valid_until_ns`: the part to come is
     /// `offset - slope * time`. So a control packet asks two numbers, not a list.
     slope: f64,
     offset: f64,
@@ -142,7 +181,8 @@ impl Port {
         Self {
             rate,
             free_ns: 0,
-            arriving: Vec::new(),
+            inflows: Vec::new(),
+            begun: 0,
             slope: 0.0,
             offset: 0.0,
             valid_until_ns: u64::MAX,
@@ -155,28 +195,68 @@ impl Port {
         self.rate = rate;
     }
 
-    /// A burst begins to arrive and goes on doing so for `inflow_ns`.
-    pub(crate) fn burst(&mut self, bytes: u64, inflow_ns: u64, now_ns: u64) -> Passage {
-        let wait_ns = self.backlog_ns(now_ns);
-        let work_ns = self.rate.time_ns(bytes);
-        let last_ns = now_ns + inflow_ns;
+    /// A burst will begin to arrive at this time, and go on doing so for `lasts_ns`.
+    pub(crate) fn announce(&mut self, bytes: u64, lasts_ns: u64, first_ns: u64) {
+        let inflow = inflow(bytes, lasts_ns, first_ns);
+        // Most come last.
+        let mut place = self.inflows.len();
+        while place > self.begun as usize && self.inflows[place - 1].first_ns > first_ns {
+            place -= 1;
+        }
+        self.inflows.insert(place, inflow);
+    }
+
+    /// Takes what was announced and has begun to arrive by now.
+    #[inline]
+    pub(crate) fn advance(&mut self, now_ns: u64) {
+        while let Some(inflow) = self.inflows.get(self.begun as usize).copied()
+            && inflow.first_ns <= now_ns
+        {
+            self.forget_gone(inflow.first_ns);
+            self.begun += 1;
+            self.take(inflow);
+        }
+    }
+
+    /// A burst begins to arrive and goes on doing so for `lasts_ns`.
+    pub(crate) fn burst(&mut self, bytes: u64, lasts_ns: u64, now_ns: u64) -> Passage {
+        self.advance(now_ns);
+        self.forget_gone(now_ns);
+        let inflow = inflow(bytes, lasts_ns, now_ns);
+        self.inflows.insert(self.begun as usize, inflow);
+        self.begun += 1;
+        self.take(inflow)
+    }
+
+    /// Bursts that are here as a whole no longer go on arriving.
+    fn forget_gone(&mut self, now_ns: u64) {
+        let begun = self.begun as usize;
+        if begun == 0 {
+            return;
+        }
         if self.free_ns <= now_ns {
             // Nothing that arrived before counts any more, at whatever pace it goes on arriving.
-            self.arriving.clear();
+            self.inflows.drain(..begun);
+            self.begun = 0;
             self.add_up();
         } else if now_ns >= self.valid_until_ns {
-            self.arriving.retain(|inflow| inflow.last_ns > now_ns);
+            let mut place = 0;
+            self.inflows.retain(|inflow| {
+                place += 1;
+                place > begun || inflow.last_ns() > now_ns
+            });
+            self.begun -= (place - self.inflows.len()) as u32;
             self.add_up();
         }
-        self.free_ns = self.free_ns.max(now_ns) + work_ns;
-        if last_ns > now_ns {
-            let inflow = Inflow {
-                last_ns,
-                slope: work_ns as f64 / inflow_ns as f64,
-            };
-            self.arriving.push(inflow);
-            self.add(inflow);
-        }
+    }
+
+    /// The burst before `begun`, which has begun to arrive and is not yet counted.
+    fn take(&mut self, inflow: Inflow) -> Passage {
+        let now_ns = inflow.first_ns;
+        let wait_ns = self.backlog_ns(now_ns);
+        let last_ns = inflow.last_ns();
+        self.free_ns = self.free_ns.max(now_ns) + self.rate.time_ns(u64::from(inflow.bytes));
+        self.add(inflow);
         let queued = self.rate.bytes(self.free_ns.saturating_sub(last_ns));
         self.queued_bytes_max = self.queued_bytes_max.max(queued);
         Passage {
@@ -206,37 +286,58 @@ impl Port {
         let to_come_ns = if at_ns < self.valid_until_ns {
             self.offset - self.slope * at_ns as f64
         } else {
-            let to_come = |inflow: &Inflow| inflow.last_ns.saturating_sub(at_ns) as f64;
-            let each = self.arriving.iter();
-            each.map(|inflow| inflow.slope * to_come(inflow)).sum()
+            let to_come = |inflow: &Inflow| inflow.last_ns().saturating_sub(at_ns) as f64;
+            let each = self.inflows[..self.begun as usize].iter();
+            each.map(|inflow| self.pace(*inflow) * to_come(inflow))
+                .sum()
         };
         committed_ns.saturating_sub(to_come_ns.ceil() as u64)
     }
 
     fn add_up(&mut self) {
         (self.slope, self.offset, self.valid_until_ns) = (0.0, 0.0, u64::MAX);
-        for place in 0..self.arriving.len() {
-            self.add(self.arriving[place]);
+        for place in 0..self.begun as usize {
+            self.add(self.inflows[place]);
         }
     }
 
     fn add(&mut self, inflow: Inflow) {
-        self.slope += inflow.slope;
-        self.offset += inflow.slope * inflow.last_ns as f64;
-        self.valid_until_ns = self.valid_until_ns.min(inflow.last_ns);
+        if inflow.lasts_ns == 0 {
+            return;
+        }
+        let (pace, last_ns) = (self.pace(inflow), inflow.last_ns());
+        self.slope += pace;
+        self.offset += pace * last_ns as f64;
+        self.valid_until_ns = self.valid_until_ns.min(last_ns);
+    }
+
+    /// The link's time that arrives in a nanosecond.
+    fn pace(&self, inflow: Inflow) -> f64 {
+        self.rate.time_ns(u64::from(inflow.bytes)) as f64 / f64::from(inflow.lasts_ns.max(1))
     }
 
     /// The host's memory of what waits in the network's queues is gone.
     pub(crate) fn clear(&mut self) {
-        self.arriving.clear();
+        self.inflows.clear();
+        self.begun = 0;
         self.add_up();
         self.free_ns = 0;
+    }
+}
+
+/// With lengths that fit into 16 bytes: 4 s are more than a burst takes on the slowest link.
+fn inflow(bytes: u64, lasts_ns: u64, first_ns: u64) -> Inflow {
+    Inflow {
+        first_ns,
+        bytes: bytes as u32,
+        lasts_ns: u32::try_from(lasts_ns).unwrap_or(u32::MAX),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rootswarm_swarm::Rng;
 
     /// 8 Mbit/s: a byte is a microsecond.
     fn rate() -> Rate {
@@ -288,5 +389,107 @@ mod tests {
         assert_eq!(slow.last_ns, 100 * KB_NS);
         let fast = down.burst(10_000, 10 * KB_NS, 0);
         assert_eq!(fast.last_ns, 20 * KB_NS);
+    }
+
+    /// Against the plain way: every burst taken at its own time. What is announced, at whatever moment
+    /// before, makes no difference to any packet.
+    #[test]
+    fn announced_bursts_pass_as_if_taken_one_by_one() {
+        let mut rng = Rng::new(1);
+        for _ in 0..300 {
+            let (mut down, mut plain) = (Port::new(rate()), Port::new(rate()));
+            let mut bursts: Vec<(u64, u64, u64)> = (0..40)
+                .map(|_| {
+                    let bytes = rng.between(1, 16_384);
+                    let lasts_ns = bytes * rng.between(0, 4_000);
+                    (rng.between(1, 900 * KB_NS), bytes, lasts_ns)
+                })
+                .collect();
+            let announced = bursts.clone();
+            bursts.sort_by_key(|burst| burst.0);
+            let mut to_announce: Vec<_> = announced
+                .iter()
+                .map(|burst| (burst.0.saturating_sub(rng.between(0, 30 * KB_NS)), *burst))
+                .collect();
+            to_announce.sort_by_key(|(at_ns, _)| *at_ns);
+            let (mut to_announce, mut to_take) = (&to_announce[..], &bursts[..]);
+            let mut now_ns = 0;
+            while now_ns < 1_200 * KB_NS {
+                now_ns += rng.between(0, 20 * KB_NS);
+                while let Some(((at_ns, (first_ns, bytes, lasts_ns)), rest)) =
+                    to_announce.split_first()
+                    && *at_ns <= now_ns
+                {
+                    down.announce(*bytes, *lasts_ns, *first_ns);
+                    to_announce = rest;
+                }
+                while let Some(((first_ns, bytes, lasts_ns), rest)) = to_take.split_first()
+                    && *first_ns <= now_ns
+                {
+                    plain.burst(*bytes, *lasts_ns, *first_ns);
+                    to_take = rest;
+                }
+                let at_ns = now_ns + rng.between(0, KB_NS);
+                down.advance(now_ns);
+                assert_eq!(down.control(60, at_ns), plain.control(60, at_ns));
+                if rng.below(3) == 0 {
+                    let found = down.burst(1_000, KB_NS, now_ns);
+                    let expected = plain.burst(1_000, KB_NS, now_ns);
+                    let ends = |passage: Passage| (passage.first_ns, passage.last_ns);
+                    assert_eq!(ends(found), ends(expected));
+                }
+            }
+            assert!(to_announce.is_empty() && to_take.is_empty());
+            assert_eq!(down.queued_bytes_max, plain.queued_bytes_max);
+        }
+    }
+
+    /// Uploads come at these times, each with so many bursts: what leaves when.
+    fn serve(comes: &[(u64, u32)], in_rounds: bool) -> Vec<(u32, u64)> {
+        let mut up = Uplink::new(rate());
+        let mut left: Vec<u32> = comes.iter().map(|(_, bursts)| *bursts).collect();
+        let mut served = Vec::new();
+        let (mut free_ns, mut next) = (0, 0);
+        loop {
+            // Before the next one comes, whatever is due.
+            let until_ns = comes.get(next).map_or(u64::MAX, |(at_ns, _)| *at_ns);
+            while free_ns < until_ns && up.waiting().next().is_some() {
+                let count = if in_rounds { up.waiting().count() } else { 1 };
+                for _ in 0..count {
+                    let key = up.next().unwrap();
+                    let passage = up.burst(10_000, free_ns);
+                    served.push((key.slot, passage.first_ns));
+                    left[key.slot as usize] -= 1;
+                    if left[key.slot as usize] > 0 {
+                        up.rejoin(key, passage.first_ns);
+                    }
+                }
+                free_ns = up.free_ns;
+            }
+            let Some((at_ns, _)) = comes.get(next) else {
+                return served;
+            };
+            let (slot, serial) = (next as u32, 0);
+            up.join(UploadKey { slot, serial }, *at_ns);
+            free_ns = free_ns.max(*at_ns);
+            next += 1;
+        }
+    }
+
+    /// Against the plain way: one burst, and then whose turn it is. A round at a time, with newcomers put
+    /// where they would stand, it is the same bursts at the same times.
+    #[test]
+    fn rounds_serve_as_if_burst_by_burst() {
+        let mut rng = Rng::new(1);
+        for _ in 0..300 {
+            let mut at_ns = 0;
+            let comes: Vec<(u64, u32)> = (0..20)
+                .map(|_| {
+                    at_ns += rng.between(1, 60 * KB_NS);
+                    (at_ns, rng.between(1, 12) as u32)
+                })
+                .collect();
+            assert_eq!(serve(&comes, true), serve(&comes, false));
+        }
     }
 }

@@ -148,6 +148,11 @@ pub(crate) struct World<'a> {
     handing: Vec<u8>,
     /// A host's turn is under way: its timer is set at the end.
     in_turn: bool,
+    /// No upload ever waits for an acknowledgement: windows hold a chunk, and nothing gets lost.
+    acks_are_idle: bool,
+    /// Uplinks send a burst of each upload at a time. Racks' links to the core serve what comes at its
+    /// time.
+    in_rounds: bool,
     pub(crate) by_id: BTreeMap<NodeId, u32>,
     pub(crate) conns: Vec<Conn>,
     /// Of each connection, which sides have it open.
@@ -190,6 +195,8 @@ impl<'a> World<'a> {
             .unwrap_or_else(|error| panic!("plan {}: {error}", plan.name));
         let geometry = Geometry::new(plan.image_bytes, chunk_size)
             .unwrap_or_else(|error| panic!("plan {}: {error}", plan.name));
+        let window_bytes = plan.window_bytes.max(plan.burst_bytes);
+        let acks_are_idle = plan.loss <= 0.0 && window_bytes >= plan.chunk_bytes;
         let mut world = Self {
             plan,
             geometry,
@@ -208,6 +215,8 @@ impl<'a> World<'a> {
             members: Vec::new(),
             handing: vec![0; plan.nodes + 1],
             in_turn: false,
+            acks_are_idle,
+            in_rounds: acks_are_idle && plan.racks.is_none(),
             by_id: BTreeMap::new(),
             conns: Vec::new(),
             open: Vec::new(),

@@ -47,6 +47,23 @@ impl World<'_> {
         black_box(read);
     }
 
+    /// Reads what the bursts of a round will need: their uploads, then their receivers' links. Says how
+    /// many there are.
+    pub(super) fn read_ahead_of_round(&self, host: usize) -> usize {
+        let mut receivers = [0; AHEAD];
+        let mut count = 0;
+        for key in self.up[host].waiting() {
+            let to = self.uploads.get(key.slot as usize).map(|upload| upload.to);
+            if let (Some(to), Some(place)) = (to, receivers.get_mut(count)) {
+                *place = to as usize;
+            }
+            count += 1;
+        }
+        let read = receivers.iter().take(count);
+        black_box(read.fold(0, |read, host| read ^ self.down[*host].queued_bytes_max));
+        count
+    }
+
     fn target(&self, event: Event) -> Target {
         match event {
             Event::Turn(host) => Target {
@@ -68,7 +85,7 @@ impl World<'_> {
                 Target {
                     host,
                     node: false,
-                    upload: self.up[host].ring.front().map(|key| key.slot),
+                    upload: self.up[host].waiting().next().map(|key| key.slot),
                 }
             }
             _ => Target::default(),

@@ -1,16 +1,20 @@
 //! How chunks travel: each a stream of its own, in bursts that keep their order among themselves.
 //!
-//! A burst is two events: its sender is through with it, and its first byte reaches the receiver.
+//! A burst is two events at most: its sender is through with it, and its first byte reaches the receiver.
 //! When its last byte is there, when that is acknowledged and when the chunk is verified follows
 //! by arithmetic. A sender has at most a window under way; it sleeps until an acknowledgement
 //! opens it.
+//!
+//! Where windows hold a chunk and nothing gets lost, only the first and the last burst of a chunk are
+//! waited for: those between are announced to the receiver's link. And an uplink then needs one event for
+//! a round, in which each of its uploads sends a burst.
 
 use super::inbox::Arrival;
 use super::rack::micros;
 use super::wire::Body;
 use super::{Event, SEED, State, World, chance};
 use crate::faults::Happening;
-use crate::nic::UploadKey;
+use crate::nic::{Passage, UploadKey};
 use crate::plan::Defect;
 use rootswarm_image::ChunkIndex;
 use rootswarm_swarm::{ChunkOutcome, ConnId, Input, UploadOutcome};
@@ -69,6 +73,8 @@ pub(crate) struct Burst {
     pub(crate) bytes: u32,
     /// From its first byte to its last.
     pub(crate) inflow_us: u32,
+    /// Neither the first nor the last of its chunk, and no window waits for it to be acknowledged.
+    pub(crate) is_inner: bool,
 }
 
 impl World<'_> {
@@ -164,26 +170,46 @@ impl World<'_> {
             }
         };
         self.conns[conn as usize].uploads.push(key);
-        self.up[host].ring.push_back(key);
+        self.up[host].join(key, self.now_ns);
         self.pump(host);
     }
 
-    /// Starts the next burst of an idle uplink.
+    /// Starts the next burst of an idle uplink; where nothing can come in between, one of each upload
+    /// that has a turn. Who joins meanwhile finds its place among them all the same.
     pub(crate) fn pump(&mut self, host: usize) {
         if self.up[host].is_pumping || self.states[host] != State::Alive {
             return;
         }
-        let Some((key, bytes)) = self.next_burst(host) else {
+        let bursts = match self.in_rounds {
+            true => self.read_ahead_of_round(host).max(1),
+            false => 1,
+        };
+        let mut free_ns = None;
+        for _ in 0..bursts {
+            let Some((key, bytes, more)) = self.next_burst(host) else {
+                break;
+            };
+            let left = self.up[host].burst(u64::from(bytes), self.now_ns);
+            if more {
+                self.up[host].rejoin(key, left.first_ns);
+            }
+            free_ns = Some(left.last_ns);
+            self.traffic[host].chunk_bytes_sent += u64::from(bytes);
+            self.send_burst(host, key, bytes, left);
+        }
+        if let Some(free_ns) = free_ns {
+            self.up[host].is_pumping = true;
+            self.events.push(free_ns, Event::UplinkFree(host as u32));
+        }
+    }
+
+    /// A burst goes out within `left`.
+    fn send_burst(&mut self, host: usize, key: UploadKey, bytes: u32, left: Passage) {
+        let Some(upload) = self.upload(key) else {
             return;
         };
-        let left = self.up[host].burst(u64::from(bytes), self.now_ns);
-        self.up[host].is_pumping = true;
-        self.traffic[host].chunk_bytes_sent += u64::from(bytes);
-        self.events
-            .push(left.last_ns, Event::UplinkFree(host as u32));
-        let Some(to) = self.upload(key).map(|upload| upload.to) else {
-            return;
-        };
+        let to = upload.to;
+        let is_inner = upload.sent > bytes && upload.sent < upload.len;
         let bytes = bytes - self.lose_packets(key, to, bytes, left.last_ns);
         if bytes == 0 {
             return;
@@ -196,25 +222,46 @@ impl World<'_> {
         };
         let arrival_ns = (at_core.first_ns + latency_ns).max(upload.last_arrival_ns + 1);
         upload.last_arrival_ns = arrival_ns;
-        let place = self.bursts.put(Burst {
+        let burst = Burst {
             upload: key,
             to,
             bytes,
             inflow_us: micros(at_core.last_ns - at_core.first_ns),
-        });
-        let event = if enters {
-            Event::BurstEntersRack(place)
-        } else {
-            Event::Burst(place)
+            is_inner: is_inner && self.acks_are_idle,
         };
-        self.events.push(arrival_ns, event);
+        if enters {
+            let place = self.bursts.put(burst);
+            self.events.push(arrival_ns, Event::BurstEntersRack(place));
+        } else {
+            self.arrives(burst, arrival_ns);
+        }
     }
 
-    /// Takes the next burst off the ring: whose, and how much of it.
-    fn next_burst(&mut self, host: usize) -> Option<(UploadKey, u32)> {
+    /// A burst will reach its receiver's link at this time. Nobody waits for those within a chunk.
+    pub(super) fn arrives(&mut self, burst: Burst, at_ns: u64) {
+        if !burst.is_inner {
+            let place = self.bursts.put(burst);
+            return self.events.push(at_ns, Event::Burst(place));
+        }
+        let host = burst.to as usize;
+        let (bytes, inflow_ns) = (u64::from(burst.bytes), u64::from(burst.inflow_us) * 1000);
+        self.down[host].announce(bytes, inflow_ns, at_ns);
+        self.traffic[host].chunk_bytes_received += bytes;
+        let is_alive = self.states[host] == State::Alive;
+        if let Some(upload) = self.upload(burst.upload) {
+            upload.arrived += burst.bytes;
+            if is_alive {
+                upload.heard_ns = at_ns;
+                upload.acked_ns = at_ns;
+            }
+        }
+    }
+
+    /// Takes the next burst off the ring: whose, how much of it, and whether it has more.
+    fn next_burst(&mut self, host: usize) -> Option<(UploadKey, u32, bool)> {
         let now_ns = self.now_ns;
         loop {
-            let key = self.up[host].ring.pop_front()?;
+            let key = self.up[host].next()?;
             let Some(upload) = self.upload(key) else {
                 continue;
             };
@@ -234,7 +281,10 @@ impl World<'_> {
             let (conn, under_way) = (upload.conn, upload.sent.saturating_sub(upload.acked));
             let window = self.window_bytes(conn, host, acked);
             let most = (self.plan.burst_bytes as u32).min(unsent);
-            let bytes = most.min(window.saturating_sub(under_way));
+            let bytes = match self.acks_are_idle {
+                true => most,
+                false => most.min(window.saturating_sub(under_way)),
+            };
             let Some(upload) = self.upload(key) else {
                 continue;
             };
@@ -247,11 +297,8 @@ impl World<'_> {
                 continue;
             }
             upload.sent += bytes;
-            if upload.sent < upload.len {
-                upload.in_ring = true;
-                self.up[host].ring.push_back(key);
-            }
-            return Some((key, bytes));
+            upload.in_ring = upload.sent < upload.len;
+            return Some((key, bytes, upload.in_ring));
         }
     }
 
@@ -280,7 +327,7 @@ impl World<'_> {
         }
         upload.in_ring = true;
         let host = upload.from as usize;
-        self.up[host].ring.push_back(key);
+        self.up[host].join(key, self.now_ns);
         self.pump(host);
     }
 
@@ -303,8 +350,7 @@ impl World<'_> {
         let passage = self.down[host].burst(bytes, inflow_ns, self.now_ns);
         self.traffic[host].chunk_bytes_received += bytes;
         let ack_ns = passage.last_ns + self.latency_ns();
-        let window = self.plan.window_bytes.max(self.plan.burst_bytes);
-        let window_counts = self.plan.loss > 0.0 || window < self.plan.chunk_bytes;
+        let window_counts = !self.acks_are_idle;
         let Some(upload) = self.upload(key) else {
             return;
         };

@@ -5,7 +5,7 @@
 //! stands at the core. Within a rack the switch is not in the way.
 
 use super::chunk::Burst;
-use super::{Event, SEED, World};
+use super::{SEED, World};
 use crate::nic::{Passage, Port, Rate};
 use crate::plan::Plan;
 
@@ -115,8 +115,7 @@ impl World<'_> {
             inflow_us: micros(passage.last_ns - passage.first_ns),
             ..burst
         };
-        let place = self.bursts.put(burst);
-        self.events.push(passage.first_ns, Event::Burst(place));
+        self.arrives(burst, passage.first_ns);
     }
 
     /// The same for a control packet.

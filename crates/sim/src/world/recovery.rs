@@ -56,6 +56,7 @@ impl World<'_> {
             to,
             bytes: lost_bytes,
             inflow_us: 0,
+            is_inner: false,
         });
         self.events.push(known_ns, Event::BytesLost(place));
         lost_bytes

@@ -167,7 +167,9 @@ impl World<'_> {
             body,
         } = packet;
         let host = to as usize;
-        let received_ns = self.down[host].control(u64::from(bytes), at_ns);
+        let down = &mut self.down[host];
+        down.advance(self.now_ns);
+        let received_ns = down.control(u64::from(bytes), at_ns);
         let received_ns = match body {
             Body::Hello { conn, .. } | Body::Message { conn, .. } | Body::Close { conn } => {
                 let last = &mut self.conns[conn as usize].last_received_ns[usize::from(side)];
