@@ -70,6 +70,11 @@ impl Membership {
         self.known.remove(&node);
     }
 
+    /// Whether the tracker named this node as a neighbour.
+    pub(crate) fn is_assigned(&self, node: NodeId) -> bool {
+        self.known.get(&node).is_some_and(|known| known.assigned)
+    }
+
     /// Dials under way.
     pub(crate) fn dialing(&self) -> usize {
         self.dialing

@@ -362,9 +362,34 @@ impl Node {
         }
     }
 
+    /// Parts from neighbours beyond [`limits::NEIGHBOURS_KEPT`] that this side looked for itself and nothing
+    /// is under way with. While a swarm is put together everybody looks for some, and those that the
+    /// tracker names change with each newcomer. A neighbour that the tracker named is never one of them, as
+    /// far as this side knows; the other side knows too, and dials again.
+    fn part_from_surplus(&mut self, now: Instant) {
+        let surplus = self.neighbours().saturating_sub(limits::NEIGHBOURS_KEPT);
+        // Where there are racks, who stands elsewhere is one of few.
+        if self.role == Role::Seed || surplus == 0 || self.locality.matters() {
+            return;
+        }
+        let mut parting: Vec<ConnId> = self
+            .peers
+            .iter()
+            .filter(|peer| peer.role == Role::Peer && peer.active && peer.dialed)
+            .filter(|peer| peer.outstanding == 0 && self.uploads.to(peer.conn) == 0)
+            .filter(|peer| !self.membership.is_assigned(peer.node))
+            .map(|peer| peer.conn)
+            .collect();
+        self.rng.shuffle(&mut parting);
+        for conn in parting.into_iter().take(surplus) {
+            self.close(conn, CloseReason::Rewired, now);
+        }
+    }
+
     /// Once a second.
     pub(super) fn keep_house(&mut self, now: Instant) {
         self.give_up_unconfirmed(now);
+        self.part_from_surplus(now);
         let complete = self.picker.is_complete();
         let held = self.picker.have().count();
         let seeds: Vec<ConnId> = self

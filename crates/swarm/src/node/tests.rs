@@ -6,6 +6,7 @@ mod announcements;
 mod offers;
 mod racks;
 mod revocation;
+mod surplus;
 mod wires;
 
 use super::{ChunkOutcome, CloseReason, Config, Input, Node, Output, UploadOutcome};
