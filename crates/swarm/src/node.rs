@@ -89,8 +89,8 @@ pub struct Node {
     may_offer_more: bool,
     /// Since when, with a slot free, nobody could be offered anything.
     nobody_needs_since: Option<Instant>,
-    /// Offers that have not been answered.
-    offers: usize,
+    /// Offers that have not been answered, and until when each counts.
+    offers: Vec<(ConnId, Instant)>,
     /// What the picker should look at.
     look: fetching::Look,
     /// While it starves: peers that may have become useful, and chunks that may be asked for again.
@@ -153,7 +153,7 @@ impl Node {
             offer_again_at: None,
             may_offer_more: false,
             nobody_needs_since: None,
-            offers: 0,
+            offers: Vec::new(),
             look: fetching::Look::All,
             news_of: Vec::new(),
             freed: Vec::new(),

@@ -26,6 +26,8 @@ pub(crate) struct Peer {
     pub(crate) wants_haves: bool,
     /// A seed hands chunks to it (seeds only).
     pub(crate) is_fed: bool,
+    /// It was offered chunks and has not answered yet.
+    pub(crate) is_offered: bool,
     /// What it last reported as held; kept where its haves are not asked for.
     pub(crate) progress: u32,
     /// Requests of ours that it has not finished.
@@ -41,8 +43,8 @@ pub(crate) struct Peer {
     pub(crate) told: usize,
     /// What it held when its hello came.
     pub(crate) held_at_first: u32,
-    /// Chunks that it was offered and has not answered yet, and until when that counts.
-    pub(crate) offered: Option<(Vec<ChunkIndex>, Instant)>,
+    /// Chunks that it was offered; none unless `is_offered`.
+    pub(crate) offered: Vec<ChunkIndex>,
     /// Pushed chunks whose bytes it acknowledged, but which it has not announced: its network has
     /// them, its store may not. In the order of their arrival there.
     pub(crate) unconfirmed: Vec<(ChunkIndex, Instant)>,
@@ -87,7 +89,8 @@ impl Peer {
             is_fed: false,
             unconfirmed: Vec::new(),
             has_confirmed: false,
-            offered: None,
+            is_offered: false,
+            offered: Vec::new(),
             offer_after: Instant::ZERO,
             not_needed: Bitfield::new(chunks),
             outstanding: 0,

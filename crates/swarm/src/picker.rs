@@ -7,6 +7,9 @@ use crate::replicas::Replicas;
 use crate::rng::Rng;
 use rootswarm_image::{Bitfield, ChunkIndex};
 
+/// So many degrees of rarity are tried one after the other before all chunks are compared at once.
+const RARITIES_TRIED: usize = 3;
+
 /// The state of every chunk of one image on one node.
 #[derive(Debug)]
 pub(crate) struct Picker {
@@ -125,24 +128,44 @@ impl Picker {
     }
 
     /// The rarest of the chunks that are held here and that are missing in at least one of `fields`.
-    pub(crate) fn rarest_lacked<'a>(&self, fields: impl Iterator<Item = &'a Bitfield>) -> Rarest {
-        // Field by field, so that each is read from end to end: they are what is not in a cache.
-        let mut held_by_all = vec![u64::MAX; self.have.words().len()];
+    ///
+    /// What is rarest here is nearly always missing somewhere. So the rarest are looked for first, and
+    /// then in the fields, of which then only a few words are read: they are what is not in a cache.
+    pub(crate) fn rarest_lacked(&self, fields: &[&Bitfield]) -> Rarest {
+        let mut rest = self.have.words().to_vec();
+        for _ in 0..RARITIES_TRIED {
+            let mut rarest = self.rarest_of(&rest);
+            for (position, ties) in &rarest.words {
+                rest[*position] &= !ties;
+            }
+            rarest.keep_lacked(fields);
+            if !rarest.words.is_empty() {
+                return rarest;
+            }
+        }
+        let mut held_by_all = vec![u64::MAX; rest.len()];
         for field in fields {
             for (all, word) in held_by_all.iter_mut().zip(field.words()) {
                 *all &= word;
             }
         }
+        for (rest, all) in rest.iter_mut().zip(held_by_all) {
+            *rest &= !all;
+        }
+        self.rarest_of(&rest)
+    }
+
+    /// The rarest of these chunks.
+    fn rarest_of(&self, chunks: &[u64]) -> Rarest {
         let mut found = Rarest {
             replicas: u16::MAX,
             words: Vec::new(),
         };
-        for (position, (mine, all)) in self.have.words().iter().zip(held_by_all).enumerate() {
-            let lacked = mine & !all;
-            if lacked == 0 {
+        for (position, chunks) in chunks.iter().copied().enumerate() {
+            if chunks == 0 {
                 continue;
             }
-            if let Some((replicas, ties)) = self.replicas.rarest(position, lacked, found.replicas) {
+            if let Some((replicas, ties)) = self.replicas.rarest(position, chunks, found.replicas) {
                 if replicas < found.replicas {
                     found.replicas = replicas;
                     found.words.clear();
@@ -224,6 +247,15 @@ pub(crate) struct Rarest {
 }
 
 impl Rarest {
+    /// Keeps those that are missing in at least one of `fields`.
+    fn keep_lacked(&mut self, fields: &[&Bitfield]) {
+        self.words.retain_mut(|(position, ties)| {
+            let words = fields.iter().map(|field| field.words()[*position]);
+            *ties &= !words.fold(u64::MAX, |all, word| all & word);
+            *ties != 0
+        });
+    }
+
     /// Whether at least one of them is missing in `field`.
     pub(crate) fn is_lacked_in(&self, field: &Bitfield) -> bool {
         self.words
@@ -299,7 +331,7 @@ mod tests {
             let lacks = |field: usize, c: &(bool, bool, bool, u16)| c.0 && ![c.1, c.2][field];
             let fewest = |fields: &[usize]| chunks.iter().filter(|c| fields.iter().any(|field| lacks(*field, c))).map(|c| c.3).min();
 
-            let rarest = picker.rarest_lacked(fields.iter());
+            let rarest = picker.rarest_lacked(&fields.iter().collect::<Vec<_>>());
             for (field, theirs) in fields.iter().enumerate() {
                 let expected = fewest(&[field]).is_some() && fewest(&[field]) == fewest(&[0, 1]);
                 prop_assert_eq!(rarest.is_lacked_in(theirs), expected);

@@ -8,12 +8,15 @@
 
 use rootswarm_image::ChunkIndex;
 
-/// Counts go up to `2^PLANES - 1`: more than a seed has connections.
-const PLANES: usize = 16;
+/// Planes of a group: a cache line.
+const PLANES: usize = 8;
 
-const _: () = assert!(crate::limits::SEED_PEERS_MAX < 1 << PLANES);
+/// Counts go up to so much: more than a seed has connections.
+const MOST: u32 = (1 << (2 * PLANES)) - 1;
 
-/// 64 chunks. Two cache lines, the second of which is touched only if a count exceeds 255.
+const _: () = assert!(crate::limits::SEED_PEERS_MAX <= MOST as usize);
+
+/// 64 chunks: one plane of their counts after the other.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(64))]
 struct Group([u64; PLANES]);
@@ -21,7 +24,9 @@ struct Group([u64; PLANES]);
 /// A count for each chunk of an image.
 #[derive(Debug)]
 pub(crate) struct Replicas {
-    groups: Box<[Group]>,
+    low: Box<[Group]>,
+    /// The planes above; none until a count exceeds 255, which only a seed's do.
+    high: Box<[Group]>,
     /// Planes from here on are zero everywhere.
     used: usize,
 }
@@ -29,44 +34,71 @@ pub(crate) struct Replicas {
 impl Replicas {
     pub(crate) fn new(chunks: u32) -> Self {
         Self {
-            groups: vec![Group::default(); chunks.div_ceil(64) as usize].into(),
+            low: vec![Group::default(); chunks.div_ceil(64) as usize].into(),
+            high: [].into(),
             used: 0,
         }
     }
 
     pub(crate) fn of(&self, index: ChunkIndex) -> u16 {
         let (group, mask) = place(index);
-        let planes = self.groups[group].0[..self.used].iter().enumerate();
+        let planes = self.planes(group).enumerate();
         planes
             .filter(|(_, plane)| **plane & mask != 0)
             .fold(0, |count, (bit, _)| count | 1 << bit)
     }
 
+    /// The planes of a group, the lowest first.
+    fn planes(&self, group: usize) -> impl DoubleEndedIterator<Item = &u64> {
+        let high = self.high.get(group).map_or(&[][..], |high| &high.0);
+        let high = &high[..self.used.saturating_sub(PLANES).min(high.len())];
+        let low = &self.low[group].0[..self.used.min(PLANES)];
+        low.iter().chain(high)
+    }
+
     /// One more; the largest count stays as it is.
     pub(crate) fn increment(&mut self, index: ChunkIndex) {
         let (group, mask) = place(index);
-        for (bit, plane) in self.groups[group].0.iter_mut().enumerate() {
+        for (bit, plane) in self.low[group].0.iter_mut().enumerate() {
             *plane ^= mask;
             if *plane & mask != 0 {
                 self.used = self.used.max(bit + 1);
                 return;
             }
         }
+        if self.high.is_empty() {
+            self.high = vec![Group::default(); self.low.len()].into();
+        }
+        for (bit, plane) in self.high[group].0.iter_mut().enumerate() {
+            *plane ^= mask;
+            if *plane & mask != 0 {
+                self.used = self.used.max(PLANES + bit + 1);
+                return;
+            }
+        }
         // All ones became all zeros.
-        (self.groups[group].0.iter_mut()).for_each(|plane| *plane |= mask);
+        let planes = self.low[group].0.iter_mut();
+        planes
+            .chain(&mut self.high[group].0)
+            .for_each(|plane| *plane |= mask);
     }
 
     /// One less; zero stays as it is.
     pub(crate) fn decrement(&mut self, index: ChunkIndex) {
         let (group, mask) = place(index);
-        for plane in &mut self.groups[group].0 {
+        if self.of(index) == 0 {
+            return;
+        }
+        let high = self
+            .high
+            .get_mut(group)
+            .map_or(&mut [][..], |high| &mut high.0);
+        for plane in self.low[group].0.iter_mut().chain(high) {
             *plane ^= mask;
             if *plane & mask == 0 {
                 return;
             }
         }
-        // All zeros became all ones.
-        (self.groups[group].0.iter_mut()).for_each(|plane| *plane &= !mask);
     }
 
     /// The smallest count among the chunks in `set`, and those that have it, unless it is above `most`.
@@ -74,21 +106,35 @@ impl Replicas {
     /// far above is found out at once.
     #[inline]
     pub(crate) fn rarest(&self, group: usize, set: u64, most: u16) -> Option<(u16, u64)> {
-        let planes = &self.groups[group].0[..self.used];
         let (mut fewest, mut rarest) = (0, set);
-        for (bit, plane) in planes.iter().enumerate().rev() {
-            let below = rarest & !plane;
-            if below != 0 {
-                rarest = below;
-                continue;
-            }
-            fewest |= 1 << bit;
-            if fewest > most {
-                return None;
-            }
+        if self.used > PLANES
+            && let Some(high) = self.high.get(group)
+        {
+            let planes = &high.0[..self.used - PLANES];
+            sift(planes, PLANES, &mut fewest, &mut rarest, most)?;
         }
+        let planes = &self.low[group].0[..self.used.min(PLANES)];
+        sift(planes, 0, &mut fewest, &mut rarest, most)?;
         Some((fewest, rarest))
     }
+}
+
+/// Keeps those of `rarest` that have the fewest in these planes, of which the first stands for bit
+/// `first`; nothing if that makes more than `most`.
+#[inline]
+fn sift(planes: &[u64], first: usize, fewest: &mut u16, rarest: &mut u64, most: u16) -> Option<()> {
+    for (bit, plane) in planes.iter().enumerate().rev() {
+        let below = *rarest & !plane;
+        if below != 0 {
+            *rarest = below;
+            continue;
+        }
+        *fewest |= 1 << (first + bit);
+        if *fewest > most {
+            return None;
+        }
+    }
+    Some(())
 }
 
 fn place(index: ChunkIndex) -> (usize, u64) {

@@ -18,16 +18,14 @@ use crate::limits;
 use crate::message::Message;
 use crate::peers::Peer;
 use crate::time::Instant;
-use rootswarm_image::ChunkIndex;
+use rootswarm_image::{Bitfield, ChunkIndex};
 
 impl Node {
     /// Offers chunks while slots are free.
     pub(super) fn offer(&mut self, now: Instant) {
         self.offer_again_at = None;
         let is_news = std::mem::take(&mut self.may_offer_more);
-        if self.offers > 0 {
-            self.end_unanswered(now);
-        }
+        self.end_unanswered(now);
         if self.picker.have().is_empty() || !self.may_offer() {
             return;
         }
@@ -39,7 +37,7 @@ impl Node {
             return;
         }
         self.nobody_needs_since = None;
-        while self.uploads.free_slots(limits::OFFERS_AHEAD, now) > self.offers {
+        while self.uploads.free_slots(limits::OFFERS_AHEAD, now) > self.offers.len() {
             let Some(conn) = self.neediest(now) else {
                 // A seed's nodes, and whether it may offer at all, change in more ways.
                 self.nobody_needs_since = (self.role == Role::Peer).then_some(now);
@@ -53,8 +51,9 @@ impl Node {
                 .picker
                 .rarest_lacking(&peer.not_needed, limits::OFFER_CHUNKS, salt);
             let until = now + limits::OFFER_TIMEOUT;
-            peer.offered = Some((chunks.clone(), until));
-            self.offers += 1;
+            peer.is_offered = true;
+            peer.offered.clone_from(&chunks);
+            self.offers.push((conn, until));
             self.offer_later(until);
             self.send(conn, Message::Offer(chunks));
         }
@@ -104,7 +103,7 @@ impl Node {
         peer.active
             && peer.role == Role::Peer
             && (peer.is_fed || self.role == Role::Peer)
-            && peer.offered.is_none()
+            && !peer.is_offered
             && !peer.is_complete()
             // Other racks ask for what they may take.
             && (peer.is_near || self.role == Role::Seed || !self.locality.matters())
@@ -163,9 +162,8 @@ impl Node {
                 lackers.push(peer);
             }
         }
-        let rarest = self
-            .picker
-            .rarest_lacked(lackers.iter().map(|peer| &peer.not_needed));
+        let fields: Vec<&Bitfield> = lackers.iter().map(|peer| &peer.not_needed).collect();
+        let rarest = self.picker.rarest_lacked(&fields);
         lackers.retain(|peer| rarest.is_lacked_in(&peer.not_needed));
         // Of those in equal need, the first.
         let neediest = lackers
@@ -219,27 +217,28 @@ impl Node {
 
     /// What was offered to this peer and not answered, which no longer counts.
     pub(super) fn end_offer(&mut self, conn: ConnId) -> Option<Vec<ChunkIndex>> {
-        let (chunks, _) = self.peers.get_mut(conn)?.offered.take()?;
-        self.offers -= 1;
+        let peer = self.peers.get_mut(conn)?;
+        if !std::mem::take(&mut peer.is_offered) {
+            return None;
+        }
+        let chunks = std::mem::take(&mut peer.offered);
+        self.offers.retain(|(other, _)| *other != conn);
         // Where nobody else could be offered anything, this makes no difference to them.
         self.may_offer_more |= self.nobody_needs_since.is_none();
         Some(chunks)
     }
 
     fn end_unanswered(&mut self, now: Instant) {
-        for peer in self.peers.iter_mut() {
-            match peer.offered {
-                Some((_, until)) if until <= now => {
-                    peer.offered = None;
-                    peer.offer_after = now + limits::OFFER_TIMEOUT;
-                    self.offers -= 1;
-                }
-                Some((_, until)) => {
-                    self.offer_again_at =
-                        Some(self.offer_again_at.map_or(until, |at| at.min(until)));
-                }
-                None => {}
+        let peers = &mut self.peers;
+        self.offers.retain(|(conn, until)| {
+            let counts = *until > now;
+            if !counts && let Some(peer) = peers.get_mut(*conn) {
+                peer.is_offered = false;
+                peer.offer_after = now + limits::OFFER_TIMEOUT;
             }
-        }
+            counts
+        });
+        let next = self.offers.iter().map(|(_, until)| *until).min();
+        self.offer_again_at = self.offer_again_at.into_iter().chain(next).min();
     }
 }
