@@ -4,6 +4,7 @@
 //! stages: the reads of one stage do not depend on each other, and the processor waits for all of them at
 //! once. Nothing is changed here, and nothing follows from what is read.
 
+use super::inbox::{Arrival, Item};
 use super::{Event, World};
 use std::hint::black_box;
 
@@ -62,6 +63,21 @@ impl World<'_> {
         let read = receivers.iter().take(count);
         black_box(read.fold(0, |read, host| read ^ self.down[*host].queued_bytes_max));
         count
+    }
+
+    /// Reads what the things of a turn are about: peers, and what is known of them.
+    pub(super) fn read_ahead_of_turn(&self, host: usize, items: &[Item]) {
+        let node = &self.hosts[host].node;
+        let mut read = 0;
+        for item in items.iter().filter(|item| item.at_ns <= self.now_ns) {
+            if let Arrival::Control { body, .. } = &item.what
+                && let Some((conn, index)) = body.subject()
+            {
+                read ^= u64::from(node.peer_holds(Self::input_conn(conn), index));
+                read ^= u64::from(self.open[conn as usize][0]);
+            }
+        }
+        black_box(read);
     }
 
     fn target(&self, event: Event) -> Target {

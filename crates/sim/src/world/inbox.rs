@@ -16,8 +16,8 @@ use rootswarm_swarm::{Input, UploadOutcome};
 /// One thing, and from when on it can be had.
 #[derive(Debug)]
 pub(crate) struct Item {
-    at_ns: u64,
-    what: Arrival,
+    pub(super) at_ns: u64,
+    pub(super) what: Arrival,
 }
 
 /// What a host is to hear of.
@@ -79,6 +79,7 @@ impl World<'_> {
         // Stable: what comes at one instant keeps its order.
         items.sort_by_key(|item| item.at_ns);
         self.in_turn = true;
+        self.read_ahead_of_turn(host, &items);
         for item in items.drain(..) {
             if item.at_ns <= self.now_ns {
                 self.take(host, item.what);

@@ -4,13 +4,18 @@ use super::inbox::Arrival;
 use super::{Event, Lie, SEED, World};
 use crate::faults::Happening;
 use crate::nic::UploadKey;
+use rootswarm_image::ChunkIndex;
 use rootswarm_swarm::{
-    ChunkOutcome, ConnId, Have, Hello, Input, Message, UploadOutcome, encode_hello, encode_message,
+    ChunkOutcome, ChunkRun, ConnId, Have, Hello, Input, Message, UploadOutcome, encode_hello,
+    encode_message,
 };
 
 /// Length prefix, stream frame, packet and the share of an acknowledgement: what a small message
 /// costs beside its own bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 60;
+
+/// Runs of chunks that [`Body::Haves`] takes.
+const HAVES: usize = 3;
 
 /// A connection between two hosts. Side 0 dialed.
 #[derive(Debug)]
@@ -60,6 +65,12 @@ pub(crate) enum Body {
         conn: u32,
         message: Message,
     },
+    /// Announced chunks, a few: two thirds of all control packets, which so need no memory of their own.
+    Haves {
+        conn: u32,
+        count: u8,
+        runs: [ChunkRun; HAVES],
+    },
     /// The receiver does not want the rest of a chunk.
     Stop(UploadKey),
     /// The sender does not send the rest of a chunk.
@@ -68,6 +79,41 @@ pub(crate) enum Body {
     Close {
         conn: u32,
     },
+}
+
+impl Body {
+    fn of(conn: u32, message: Message) -> Self {
+        match message {
+            Message::Have(few) if few.len() <= HAVES => {
+                let first = ChunkIndex(0);
+                let mut runs = [ChunkRun { first, count: 0 }; HAVES];
+                runs[..few.len()].copy_from_slice(&few);
+                let count = few.len() as u8;
+                Self::Haves { conn, count, runs }
+            }
+            message => Self::Message { conn, message },
+        }
+    }
+
+    /// On which connection it comes in the order in which it was sent.
+    fn stream(&self) -> Option<u32> {
+        match self {
+            Self::Hello { conn, .. }
+            | Self::Message { conn, .. }
+            | Self::Haves { conn, .. }
+            | Self::Close { conn } => Some(*conn),
+            Self::Stop(_) | Self::Reset(_) => None,
+        }
+    }
+
+    /// A chunk that it is about, and the connection.
+    pub(super) fn subject(&self) -> Option<(u32, ChunkIndex)> {
+        match self {
+            Self::Haves { conn, runs, .. } => Some((*conn, runs[0].first)),
+            Self::Message { conn, .. } => Some((*conn, ChunkIndex(0))),
+            _ => None,
+        }
+    }
 }
 
 /// A number's bytes in the wire format: a byte, or one that says how many follow.
@@ -124,7 +170,7 @@ impl World<'_> {
         }
         let bytes = frame_bytes(&message);
         let conn = conn.0 as u32;
-        self.send_control(host, conn, bytes, Body::Message { conn, message });
+        self.send_control(host, conn, bytes, Body::of(conn, message));
     }
 
     pub(crate) fn send_control(&mut self, host: usize, conn: u32, bytes: usize, body: Body) {
@@ -170,13 +216,13 @@ impl World<'_> {
         let down = &mut self.down[host];
         down.advance(self.now_ns);
         let received_ns = down.control(u64::from(bytes), at_ns);
-        let received_ns = match body {
-            Body::Hello { conn, .. } | Body::Message { conn, .. } | Body::Close { conn } => {
+        let received_ns = match body.stream() {
+            Some(conn) => {
                 let last = &mut self.conns[conn as usize].last_received_ns[usize::from(side)];
                 *last = received_ns.max(*last + 1);
                 *last
             }
-            Body::Stop(_) | Body::Reset(_) => received_ns,
+            None => received_ns,
         };
         self.hand(host, received_ns, Arrival::Control { side, body });
     }
@@ -190,7 +236,7 @@ impl World<'_> {
                 None => return arrival_ns,
             },
             Body::Stop(_) => return arrival_ns,
-            Body::Hello { .. } | Body::Message { .. } | Body::Close { .. } => {
+            Body::Hello { .. } | Body::Message { .. } | Body::Haves { .. } | Body::Close { .. } => {
                 &mut self.conns[conn as usize].last_arrival_ns[side]
             }
         };
@@ -207,11 +253,10 @@ impl World<'_> {
                     self.input(host, Input::Hello { conn, hello });
                 }
             }
-            Body::Message { conn, message } => {
-                if self.open[conn as usize][side] {
-                    let conn = Self::input_conn(conn);
-                    self.input(host, Input::Message { conn, message });
-                }
+            Body::Message { conn, message } => self.message(host, conn, side, message),
+            Body::Haves { conn, count, runs } => {
+                let few = runs[..usize::from(count)].to_vec();
+                self.message(host, conn, side, Message::Have(few));
             }
             Body::Stop(key) => {
                 if self.upload(key).is_some_and(|upload| !upload.sender_done) {
@@ -224,6 +269,13 @@ impl World<'_> {
         }
     }
 
+    fn message(&mut self, host: usize, conn: u32, side: usize, message: Message) {
+        if self.open[conn as usize][side] {
+            let conn = Self::input_conn(conn);
+            self.input(host, Input::Message { conn, message });
+        }
+    }
+
     pub(crate) fn is_open(&self, conn: u32, host: usize) -> bool {
         self.open[conn as usize][self.conns[conn as usize].side_of(host)]
     }
@@ -232,8 +284,6 @@ impl World<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rootswarm_image::ChunkIndex;
-    use rootswarm_swarm::ChunkRun;
 
     #[test]
     fn frames_weigh_what_they_weigh_on_the_wire() {
