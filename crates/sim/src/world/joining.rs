@@ -90,7 +90,9 @@ impl World<'_> {
         let left_ns = self.up[from].control(bytes, self.now_ns);
         let left_ns = self.control_to_core(from, to, bytes, left_ns);
         let arrival_ns = left_ns + self.latency_ns();
-        self.down[to].control(bytes, arrival_ns)
+        let down = &mut self.down[to];
+        down.advance(self.now_ns);
+        down.control(bytes, arrival_ns)
     }
 }
 
