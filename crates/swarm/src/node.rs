@@ -51,29 +51,15 @@ struct Counters {
 
 /// The state of one machine in the swarm of one image. See the crate's documentation for the
 /// contract.
+///
+/// What nearly every input reads comes first and lies together: most of what a large simulation costs is
+/// waiting for it.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Node {
-    node: NodeId,
-    role: Role,
-    image: ImageId,
-    geometry: Geometry,
-    locality: Locality,
-    rng: Rng,
     peers: Peers,
     picker: Picker,
     flights: Flights,
-    uploads: Uploads,
-    membership: Membership,
-    /// A seed's duties; empty and idle on a peer.
-    seeding: Seeding,
-    leeches: Leeches,
-    tracker: Tracker,
-    announcements: announcing::Announcements,
-    /// Smoothed time from request to arrival.
-    chunk_time: Duration,
-    /// How many times as long as usual an answer may take: doubled each time that requests run out
-    /// of time and nothing has arrived in between.
-    leniency: u32,
     /// When a chunk last came, or this node began. What comes to a node that is cut off counts only if
     /// it comes from its rack.
     last_arrival: Instant,
@@ -85,32 +71,50 @@ pub struct Node {
     feed_again_at: Option<Instant>,
     /// When peers may be offered chunks again, or an offer ends that nobody answered.
     offer_again_at: Option<Instant>,
-    /// A slot, a chunk or a peer is new: there may be something to offer.
-    may_offer_more: bool,
     /// Since when, with a slot free, nobody could be offered anything.
     nobody_needs_since: Option<Instant>,
-    /// Offers that have not been answered, and until when each counts.
-    offers: Vec<(ConnId, Instant)>,
+    housekeeping_at: Instant,
+    announcements: announcing::Announcements,
+    /// Smoothed time from request to arrival.
+    chunk_time: Duration,
+    /// How many times as long as usual an answer may take: doubled each time that requests run out
+    /// of time and nothing has arrived in between.
+    leniency: u32,
+    role: Role,
     /// What the picker should look at.
     look: fetching::Look,
+    /// A slot, a chunk or a peer is new: there may be something to offer.
+    may_offer_more: bool,
+    /// The address book changed, or a dial has ended: there may be somebody to dial.
+    may_dial: bool,
+    completed: bool,
+    geometry: Geometry,
     /// While it starves: peers that may have become useful, and chunks that may be asked for again.
     news_of: Vec<ConnId>,
     freed: Vec<ChunkIndex>,
+    outputs: VecDeque<Output>,
+    rng: Rng,
+    uploads: Uploads,
+    /// Offers that have not been answered, and until when each counts.
+    offers: Vec<(ConnId, Instant)>,
     /// When it last looked at all peers, and at those that had been left alone.
     looked_at: Instant,
     rested_at: Instant,
-    housekeeping_at: Instant,
-    /// The address book changed, or a dial has ended: there may be somebody to dial.
-    may_dial: bool,
+    counters: Counters,
+    locality: Locality,
+    node: NodeId,
+    image: ImageId,
+    membership: Membership,
+    /// A seed's duties; empty and idle on a peer.
+    seeding: Seeding,
+    leeches: Leeches,
+    tracker: Tracker,
     banned: BTreeSet<NodeId>,
     bans: Vec<Ban>,
     revocations: Revocations,
     /// The nodes in `revocations`.
     revoked: BTreeSet<NodeId>,
-    counters: Counters,
     reported_progress: u32,
-    completed: bool,
-    outputs: VecDeque<Output>,
 }
 
 impl Node {
@@ -218,6 +222,14 @@ impl Node {
         self.run(now);
     }
 
+    /// The same, with what is to be done added to `outputs`. An owner of many nodes has one such list for all
+    /// of them: each node's own would never be in a cache.
+    pub fn handle_into(&mut self, now: Instant, input: Input, outputs: &mut VecDeque<Output>) {
+        std::mem::swap(&mut self.outputs, outputs);
+        self.handle(now, input);
+        std::mem::swap(&mut self.outputs, outputs);
+    }
+
     /// What is to be done next, if anything.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
@@ -254,6 +266,15 @@ impl Node {
         self.peers
             .get(conn)
             .is_some_and(|peer| peer.have.get(index))
+    }
+
+    /// Reads what a message from this connection about this chunk will need, and changes nothing. An owner of
+    /// many nodes has the memory fetch it for several messages at once. What is returned has no meaning.
+    pub fn read_ahead(&self, conn: ConnId, index: ChunkIndex) -> bool {
+        let peer = self.peers.get(conn);
+        peer.is_some_and(|peer| {
+            peer.have.get(index) ^ peer.not_needed.get(index) ^ (peer.progress == 0)
+        }) ^ self.picker.needs(index)
     }
 
     /// How many neighbours, seeds not counted, have announced the chunk; 0 beyond the image.

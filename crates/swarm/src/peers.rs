@@ -1,7 +1,9 @@
 //! The connections of one node and what is known of the nodes behind them.
 
 use crate::id::{ConnId, NodeId, Role};
-use crate::limits::{BUSY_DOUBLINGS, BUSY_PATIENCE, FAILURE_BACKOFF, FAILURE_BACKOFF_MAX};
+use crate::limits::{
+    BUSY_DOUBLINGS, BUSY_PATIENCE, FAILURE_BACKOFF, FAILURE_BACKOFF_MAX, PEERS_MAX, SEED_PEERS_MAX,
+};
 use crate::time::Instant;
 use rootswarm_image::{Bitfield, ChunkIndex};
 use std::collections::BTreeMap;
@@ -154,9 +156,7 @@ impl Peer {
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     list: Vec<Peer>,
-    /// Where each connection is in `list`, by connection. Connections are named in ascending order,
-    /// so what is inserted goes to the end; and a peer's few fit into a handful of cache lines.
-    by_conn: Vec<(ConnId, usize)>,
+    by_conn: Places,
     by_node: BTreeMap<NodeId, ConnId>,
 }
 
@@ -169,6 +169,12 @@ impl Peers {
         &self.list[position]
     }
 
+    /// All of them, from this position on and then those before it.
+    pub(crate) fn from(&self, start: usize) -> impl Iterator<Item = &Peer> {
+        let (before, after) = self.list.split_at(start.min(self.list.len()));
+        after.iter().chain(before)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Peer> {
         self.list.iter()
     }
@@ -178,11 +184,11 @@ impl Peers {
     }
 
     pub(crate) fn get(&self, conn: ConnId) -> Option<&Peer> {
-        Some(&self.list[self.position(conn)?])
+        Some(&self.list[self.by_conn.find(conn, &self.list)?])
     }
 
     pub(crate) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Peer> {
-        let position = self.position(conn)?;
+        let position = self.by_conn.find(conn, &self.list)?;
         Some(&mut self.list[position])
     }
 
@@ -191,37 +197,116 @@ impl Peers {
     }
 
     pub(crate) fn insert(&mut self, peer: Peer) {
-        let entry = (peer.conn, self.list.len());
-        match self.place(peer.conn) {
-            Ok(place) => self.by_conn[place] = entry,
-            Err(place) => self.by_conn.insert(place, entry),
-        }
+        debug_assert!(self.get(peer.conn).is_none(), "a connection's name is new");
         self.by_node.insert(peer.node, peer.conn);
         self.list.push(peer);
+        self.by_conn.note_last(&self.list);
     }
 
     pub(crate) fn remove(&mut self, conn: ConnId) -> Option<Peer> {
-        let place = self.place(conn).ok()?;
-        let (_, position) = self.by_conn.remove(place);
+        let position = self.by_conn.find(conn, &self.list)?;
         let peer = self.list.swap_remove(position);
-        if let Some(moved) = self.list.get(position)
-            && let Ok(place) = self.place(moved.conn)
-        {
-            self.by_conn[place].1 = position;
-        }
+        self.by_conn.note_all(&self.list);
         if self.by_node.get(&peer.node) == Some(&conn) {
             self.by_node.remove(&peer.node);
         }
         Some(peer)
     }
+}
 
-    fn position(&self, conn: ConnId) -> Option<usize> {
-        let place = self.place(conn).ok()?;
-        Some(self.by_conn[place].1)
+/// Where each connection is in the list: a hash table with linear probing (Knuth, TAOCP 3, 6.4), of
+/// places alone, because the peer there says which connection it is. So a look-up reads one cache line
+/// beside the peer's.
+#[derive(Debug, Default)]
+struct Places {
+    /// A power of two, at least twice as many as there are peers; or none.
+    slots: Vec<u16>,
+}
+
+const NOBODY: u16 = u16::MAX;
+
+const _: () = assert!(SEED_PEERS_MAX + PEERS_MAX < NOBODY as usize);
+
+impl Places {
+    fn find(&self, conn: ConnId, list: &[Peer]) -> Option<usize> {
+        let mut slot = self.first(conn)?;
+        loop {
+            let place = self.slots[slot];
+            if place == NOBODY {
+                return None;
+            }
+            if list[usize::from(place)].conn == conn {
+                return Some(usize::from(place));
+            }
+            slot = (slot + 1) % self.slots.len();
+        }
     }
 
-    /// Where the connection is in `by_conn`, or where it belongs.
-    fn place(&self, conn: ConnId) -> Result<usize, usize> {
-        self.by_conn.binary_search_by_key(&conn, |entry| entry.0)
+    /// The list has grown by one.
+    fn note_last(&mut self, list: &[Peer]) {
+        if list.len() * 2 > self.slots.len() {
+            return self.note_all(list);
+        }
+        self.note(list.len() - 1, list);
+    }
+
+    fn note_all(&mut self, list: &[Peer]) {
+        self.slots.clear();
+        let slots = (list.len() * 2).next_power_of_two().max(32);
+        self.slots.resize(slots, NOBODY);
+        for place in 0..list.len() {
+            self.note(place, list);
+        }
+    }
+
+    fn note(&mut self, place: usize, list: &[Peer]) {
+        let Some(mut slot) = self.first(list[place].conn) else {
+            return;
+        };
+        while self.slots[slot] != NOBODY {
+            slot = (slot + 1) % self.slots.len();
+        }
+        self.slots[slot] = place as u16;
+    }
+
+    /// Where to look first.
+    fn first(&self, conn: ConnId) -> Option<usize> {
+        let bits = self.slots.len().checked_ilog2()?;
+        let hash = conn.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Some((hash >> (64 - bits)) as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    /// Against a plain list.
+    #[test]
+    fn finds_whom_a_list_would() {
+        let mut rng = Rng::new(1);
+        let (mut peers, mut plain) = (Peers::default(), Vec::new());
+        for number in 0..2_000u64 {
+            if plain.is_empty() || rng.below(100) < 53 {
+                // As names are given: ascending, with gaps.
+                let conn = ConnId(number * 3 + rng.below(3) as u64);
+                let mut node = [0; 32];
+                node[..8].copy_from_slice(&number.to_be_bytes());
+                let addr = ([10, 0, 0, 1], 7400).into();
+                let at = Instant::ZERO;
+                peers.insert(Peer::new(conn, NodeId(node), addr, Role::Peer, true, 9, at));
+                plain.push((conn, NodeId(node)));
+            } else {
+                let (conn, node) = plain.swap_remove(rng.below(plain.len()));
+                assert_eq!(peers.remove(conn).map(|peer| peer.node), Some(node));
+                assert!(peers.remove(conn).is_none() && peers.get_mut(conn).is_none());
+            }
+            assert_eq!(peers.len(), plain.len());
+            for (conn, node) in &plain {
+                assert_eq!(peers.get(*conn).map(|peer| peer.node), Some(*node));
+                assert_eq!(peers.conn_of(*node), Some(*conn));
+            }
+        }
     }
 }

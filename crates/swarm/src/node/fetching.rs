@@ -168,8 +168,8 @@ impl Node {
         let start = self.rng.below(count);
         let (per_peer, patience) = (self.per_peer(), self.patience());
         let only_near = !self.may_bring(index, now);
-        (0..count)
-            .map(|step| self.peers.at((start + step) % count))
+        self.peers
+            .from(start)
             .filter(|peer| peer.is_near || !only_near)
             .find(|peer| self.may_ask(peer, per_peer, patience, now) && peer.have.get(index))
             .map(|peer| peer.conn)
@@ -236,8 +236,7 @@ impl Node {
         let start = self.rng.below(count);
         let (per_peer, patience) = (self.per_peer(), self.patience());
         let minds_racks = self.minds_racks(now);
-        for step in 0..count {
-            let peer = self.peers.at((start + step) % count);
+        for peer in self.peers.from(start) {
             if rested_since.is_none_or(|since| peer.backoff_until > since)
                 && (peer.is_near || !minds_racks)
                 && self.may_ask(peer, per_peer, patience, now)
@@ -343,16 +342,14 @@ impl Node {
             };
             let count = self.peers.len();
             let start = self.rng.below(count);
-            let other = (0..count)
-                .map(|step| self.peers.at((start + step) % count))
-                .find(|peer| {
-                    peer.active
-                        && peer.conn != slow.conn
-                        && peer.have.get(slow.index)
-                        && peer.outstanding < limits::PER_PEER_MIN
-                        && peer.backoff_until <= now
-                        && now.since(slow.since) >= overdue * delay(peer)
-                });
+            let other = self.peers.from(start).find(|peer| {
+                peer.active
+                    && peer.conn != slow.conn
+                    && peer.have.get(slow.index)
+                    && peer.outstanding < limits::PER_PEER_MIN
+                    && peer.backoff_until <= now
+                    && now.since(slow.since) >= overdue * delay(peer)
+            });
             if let Some(conn) = other.map(|peer| peer.conn) {
                 self.ask(conn, slow.index, now);
             }
@@ -568,10 +565,12 @@ impl Node {
                     self.picker.announced(index);
                 }
                 is_news |= self.picker.needs(index);
-                if let Some(at) = peer
-                    .unconfirmed
-                    .iter()
-                    .position(|(known, _)| *known == index)
+                // Only a seed has pushed anything, and for others it is one more thing to read.
+                if self.role == Role::Seed
+                    && let Some(at) = peer
+                        .unconfirmed
+                        .iter()
+                        .position(|(known, _)| *known == index)
                 {
                     peer.unconfirmed.swap_remove(at);
                     peer.has_confirmed = true;

@@ -151,8 +151,7 @@ impl Node {
         let start = self.rng.below(count);
         let mut lackers: Vec<&Peer> = Vec::with_capacity(count);
         let mut later = self.offer_again_at;
-        for step in 0..count {
-            let peer = self.peers.at((start + step) % count);
+        for peer in self.peers.from(start) {
             if !self.may_be_offered(peer) {
                 continue;
             }

@@ -263,7 +263,7 @@ impl Node {
         let Some(peer) = self.peers.get_mut(conn) else {
             return;
         };
-        if peer.complete_since.is_none() && peer.is_complete() {
+        if peer.is_complete() && peer.complete_since.is_none() {
             peer.complete_since = Some(now);
             if std::mem::take(&mut peer.is_fed) {
                 self.feed_another();

@@ -170,8 +170,7 @@ impl Node {
         let occupied = self.uploads_by_address(now);
         let start = self.rng.below(count);
         let mut best: Option<((bool, usize), ConnId)> = None;
-        for step in 0..count {
-            let peer = self.peers.at((start + step) % count);
+        for peer in self.peers.from(start) {
             if !peer.is_fed || peer.is_complete() || peer.backoff_until > now {
                 continue;
             }
