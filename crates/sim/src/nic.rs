@@ -39,7 +39,7 @@ impl Rate {
     }
 
     pub(crate) fn time_ns(self, bytes: u64) -> u64 {
-        (bytes as f64 * self.ns_per_byte).ceil() as u64
+        round_up(bytes as f64 * self.ns_per_byte)
     }
 
     fn bytes(self, time_ns: u64) -> u64 {
@@ -195,6 +195,13 @@ impl Port {
         self.rate = rate;
     }
 
+    /// Reads what the next burst or packet will need. What is returned has no meaning.
+    pub(crate) fn read_ahead(&self) -> u64 {
+        let first = self.inflows.get(self.begun as usize);
+        let read = first.map_or(0, |inflow| inflow.first_ns);
+        read ^ self.inflows.last().map_or(0, |inflow| inflow.first_ns)
+    }
+
     /// A burst will begin to arrive at this time, and go on doing so for `lasts_ns`.
     pub(crate) fn announce(&mut self, bytes: u64, lasts_ns: u64, first_ns: u64) {
         let inflow = inflow(bytes, lasts_ns, first_ns);
@@ -291,7 +298,7 @@ impl Port {
             each.map(|inflow| self.pace(*inflow) * to_come(inflow))
                 .sum()
         };
-        committed_ns.saturating_sub(to_come_ns.ceil() as u64)
+        committed_ns.saturating_sub(round_up(to_come_ns))
     }
 
     fn add_up(&mut self) {
@@ -323,6 +330,12 @@ impl Port {
         self.add_up();
         self.free_ns = 0;
     }
+}
+
+/// The next whole number; 0 for what is below. `f64::ceil` is a call on processors of any age.
+fn round_up(value: f64) -> u64 {
+    let whole = value as u64;
+    whole + u64::from((whole as f64) < value)
 }
 
 /// With lengths that fit into 16 bytes: 4 s are more than a burst takes on the slowest link.

@@ -32,7 +32,7 @@ use rack::Rack;
 use recovery::Window;
 use rootswarm_image::{Bitfield, ChunkIndex, ChunkSize, Geometry, ImageId};
 use rootswarm_swarm::{Config, ConnId, Input, Instant, Message, Node, NodeId, Output, Rng, Role};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use wire::{Conn, Packet};
 
@@ -141,8 +141,9 @@ pub(crate) struct World<'a> {
     /// When the turn that counts is planned.
     pub(crate) turn_ns: Vec<u64>,
     pub(crate) inboxes: Vec<Vec<Item>>,
-    /// An emptied inbox, for the next turn.
+    /// An emptied inbox, for the next turn, and an emptied list of outputs.
     taken: Vec<Item>,
+    outputs: VecDeque<Output>,
     /// Who has joined, and how many newcomers each host is handing the manifest to.
     members: Vec<u32>,
     handing: Vec<u8>,
@@ -214,6 +215,7 @@ impl<'a> World<'a> {
             taken: Vec::new(),
             members: Vec::new(),
             handing: vec![0; plan.nodes + 1],
+            outputs: VecDeque::new(),
             in_turn: false,
             acks_are_idle,
             in_rounds: acks_are_idle && plan.racks.is_none(),
@@ -424,14 +426,16 @@ impl<'a> World<'a> {
         self.checkers.before(host, &input, now);
         self.trace_input(host, &input);
         let chunk_ended = matches!(input, Input::ChunkEnded { .. });
-        self.hosts[host].node.handle(now, input);
-        let mut outputs = 0u32;
-        while let Some(output) = self.hosts[host].node.poll_output() {
-            outputs += 1;
+        let mut outputs = std::mem::take(&mut self.outputs);
+        self.hosts[host].node.handle_into(now, input, &mut outputs);
+        let count = outputs.len() as u32;
+        self.read_ahead_of_outputs(&outputs);
+        for output in outputs.drain(..) {
             self.carry_out(host, output);
         }
+        self.outputs = outputs;
         let node = &self.hosts[host].node;
-        self.checkers.after(host, node, outputs);
+        self.checkers.after(host, node, count);
         if chunk_ended {
             self.checkers.holds_what_was_verified(host, node);
         }

@@ -6,6 +6,8 @@
 
 use super::inbox::{Arrival, Item};
 use super::{Event, World};
+use rootswarm_swarm::Output;
+use std::collections::VecDeque;
 use std::hint::black_box;
 
 /// Events looked at together: as many reads as a core has under way, or a few more.
@@ -33,7 +35,8 @@ impl World<'_> {
         let mut read = 0;
         for target in targets {
             if target.node {
-                read ^= self.inboxes[target.host].len() as u64;
+                let items = self.inboxes[target.host].iter();
+                read ^= items.fold(0, |read, item| read ^ item.at_ns);
                 read ^= self.hosts[target.host].node.next_timeout().0;
             } else {
                 read ^= self.down[target.host].queued_bytes_max;
@@ -61,7 +64,7 @@ impl World<'_> {
             count += 1;
         }
         let read = receivers.iter().take(count);
-        black_box(read.fold(0, |read, host| read ^ self.down[*host].queued_bytes_max));
+        black_box(read.fold(0, |read, host| read ^ self.down[*host].read_ahead()));
         count
     }
 
@@ -73,8 +76,28 @@ impl World<'_> {
             if let Arrival::Control { body, .. } = &item.what
                 && let Some((conn, index)) = body.subject()
             {
-                read ^= u64::from(node.peer_holds(Self::input_conn(conn), index));
+                read ^= u64::from(node.read_ahead(Self::input_conn(conn), index));
                 read ^= u64::from(self.open[conn as usize][0]);
+            }
+        }
+        black_box(read);
+    }
+
+    /// Reads what it takes to send the messages among these outputs: their connections, and their
+    /// receivers' links and inboxes.
+    pub(super) fn read_ahead_of_outputs(&self, outputs: &VecDeque<Output>) {
+        if outputs.len() < 2 {
+            return;
+        }
+        let mut read = 0;
+        for output in outputs {
+            if let Output::Send { conn, .. } = output {
+                let [one, other] = self.conns[conn.0 as usize].hosts.map(|host| host as usize);
+                // One of the two is the sender, which is at hand.
+                for host in [one, other] {
+                    read ^= self.down[host].read_ahead();
+                    read ^= self.inboxes[host].last().map_or(0, |item| item.at_ns);
+                }
             }
         }
         black_box(read);

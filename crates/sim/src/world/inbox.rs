@@ -51,7 +51,12 @@ impl World<'_> {
         if self.states[host] != State::Alive {
             return;
         }
-        let at_ns = self.turn_at(host, at_ns.max(self.now_ns));
+        let at_ns = at_ns.max(self.now_ns);
+        // A turn that is planned for no later has it too.
+        if at_ns >= self.turn_ns[host] {
+            return;
+        }
+        let at_ns = self.turn_at(host, at_ns);
         if at_ns < self.turn_ns[host] {
             self.turn_ns[host] = at_ns;
             self.events.push(at_ns, Event::Turn(host as u32));

@@ -19,6 +19,7 @@ const HAVES: usize = 3;
 
 /// A connection between two hosts. Side 0 dialed.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct Conn {
     pub(crate) hosts: [u32; 2],
     /// When the last control packet towards each side arrives: they keep their order.
