@@ -4,6 +4,7 @@
 //! the plot is drawn in `plot`, the document written in `document`.
 
 mod document;
+mod memory;
 mod plot;
 mod table;
 
@@ -95,6 +96,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         overrides.push(format!("nodes={nodes}").parse()?);
     }
     let source = Source::find(&args.plan, args.small, overrides)?;
+    memory::in_huge_pages(args.seeds == 1);
     let first = source.plan(args.seed)?;
     let command = source.replay(args.seed);
     print::line(format_args!("$ {command} --seeds {}", args.seeds))?;
