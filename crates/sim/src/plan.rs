@@ -189,7 +189,7 @@ impl Plan {
             jitter_us: 100,
             loss: 0.0,
             handshake_us: 2_000,
-            join_bytes: 6_600,
+            join_bytes: 3_650,
             dial_timeout_us: 2_000_000,
             idle_us: 8_000_000,
             window_bytes: window_for(256 << 10),

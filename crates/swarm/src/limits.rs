@@ -251,6 +251,9 @@ pub const CONFIRM_TIMEOUT_MIN: Duration = Duration::from_millis(600);
 
 /// How often a peer with too few neighbours asks for more, and the tracker hears progress.
 pub const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// The first time sooner: a swarm that starts together is put together by then, and each neighbour too many
+/// costs an announcement for each chunk.
+pub const HOUSEKEEPING_FIRST: Duration = Duration::from_millis(250);
 
 /// Requests for peers that come so soon after an answer that they have none, before their sender is
 /// thrown out. An honest node asks once a [`HOUSEKEEPING`]; a network that stood still for as long as a

@@ -22,7 +22,7 @@ pub use interface::{ChunkOutcome, CloseReason, Config, Input, Output, UploadOutc
 use crate::flight::Flights;
 use crate::id::{ConnId, NodeId, Role};
 use crate::leeches::Leeches;
-use crate::limits::{self, HOUSEKEEPING};
+use crate::limits::{self, HOUSEKEEPING, HOUSEKEEPING_FIRST};
 use crate::locality::Locality;
 use crate::membership::Membership;
 use crate::message::{Message, Revocations};
@@ -137,7 +137,7 @@ impl Node {
             seeding: Seeding::new(if is_seed { chunks } else { 0 }, &mut rng),
             leeches: Leeches::default(),
             tracker: Tracker::default(),
-            housekeeping_at: now + HOUSEKEEPING,
+            housekeeping_at: now + HOUSEKEEPING_FIRST,
             rng,
             peers: Peers::default(),
             picker: Picker::new(config.have),

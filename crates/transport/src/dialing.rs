@@ -5,12 +5,13 @@
 
 use std::net::SocketAddr;
 
-use quinn::Endpoint;
+use quinn::{Connection, Endpoint};
 use rootswarm_swarm::{NodeId, Role};
 use tokio::time::timeout;
 
-use crate::link::{self, HELLO_TIMEOUT, Opened};
+use crate::link::{self, HELLO_TIMEOUT, LinkError, Opened};
 use crate::tls::{self, Dialer};
+use crate::trust::PeerIdentity;
 
 /// Connects to a node or seed and opens the control stream.
 pub(crate) async fn open(
@@ -28,9 +29,18 @@ pub(crate) async fn open(
             found: peer.node_id,
         });
     }
+    Ok(greet(connection, peer, addr).await?)
+}
+
+/// Opens the control stream of a connection to a member, who is known by now.
+pub(crate) async fn greet(
+    connection: Connection,
+    peer: PeerIdentity,
+    addr: SocketAddr,
+) -> Result<Opened, LinkError> {
     let control = timeout(HELLO_TIMEOUT, link::open_control(&connection))
         .await
-        .map_err(|_| link::LinkError::Silent)??;
+        .map_err(|_| LinkError::Silent)??;
     Ok(Opened {
         connection,
         node: peer.node_id,
@@ -49,7 +59,7 @@ pub(crate) enum OpenError {
     #[error(transparent)]
     Connect(#[from] tls::ConnectError),
     #[error(transparent)]
-    Link(#[from] link::LinkError),
+    Link(#[from] LinkError),
     #[error("node {found} answered where node {expected} was expected")]
     OtherNode { expected: NodeId, found: NodeId },
 }
@@ -59,7 +69,7 @@ impl OpenError {
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
             OpenError::Connect(error) => error.is_refusal(),
-            OpenError::Link(link::LinkError::Connection(error)) => tls::refusal(error).is_some(),
+            OpenError::Link(LinkError::Connection(error)) => tls::refusal(error).is_some(),
             OpenError::Link(_) | OpenError::OtherNode { .. } => false,
         }
     }

@@ -1,10 +1,10 @@
 //! Joining: how a machine that has only a key becomes a member of the swarm.
 //!
-//! On a connection with ALPN `rootswarm-join/2` the newcomer opens one bidirectional stream and
+//! On a connection with ALPN `rootswarm-join/3` the newcomer opens one bidirectional stream and
 //! sends a request frame: its public key, the proof that it holds the key (bound to this very
 //! connection), and which image it wants. The seed answers with a frame that grants (certificate,
 //! signed tag) or refuses, and after a grant with one that says where the manifest is to be had:
-//! here, or from a member (see `handing_on`). This file holds those frames, the only ones outside
+//! here, or from a member (see `handing_on`). On the same connection the node is a member then. This file holds those frames, the only ones outside
 //! `rootswarm_swarm`'s codec; their layout is in JOIN.md. Who may join is decided by the seed's
 //! `Directory`.
 

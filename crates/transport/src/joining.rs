@@ -34,7 +34,7 @@ use crate::join::{
 };
 use crate::node::{CONNECT_TIMEOUT, JoinError, Joined, Node};
 use crate::tls::{ConnectError, Dialer};
-use crate::trust::SwarmTrust;
+use crate::trust::{PeerIdentity, SwarmTrust};
 use crate::tuning::Tuning;
 
 /// How long a seed has to itself before the next one is tried beside it. A handshake on a LAN takes
@@ -116,6 +116,15 @@ fn verdict(mut failed: Vec<(usize, JoinError)>) -> JoinError {
     }
 }
 
+/// Where a node was admitted, and stays as a member: the seed knows its key by the proof, and the node
+/// the seed's by its certificate. A second connection would cost the seed another handshake, and 3 kB
+/// of its link. It ends with this value, unless somebody takes it over.
+pub(crate) struct Admission {
+    pub(crate) address: SocketAddr,
+    pub(crate) connection: Connection,
+    pub(crate) seed: PeerIdentity,
+}
+
 /// An answer that holds.
 pub(crate) struct Answered {
     pub(crate) joined: Joined,
@@ -179,7 +188,7 @@ impl Attempt {
     ) -> Result<(Answered, Option<OwnedMutexGuard<()>>), JoinError> {
         let seed = self.seed;
         let dialer = Dialer::join(self.trust.clone(), &self.tuning);
-        let (connection, _) = timeout(
+        let (connection, identity) = timeout(
             CONNECT_TIMEOUT,
             dialer.connect(&self.endpoint, seed, Role::Seed),
         )
@@ -195,8 +204,19 @@ impl Attempt {
             None => None,
         };
         let asked = timeout(ANSWER_TIMEOUT, self.ask(&connection)).await;
-        connection.close(VarInt::from_u32(0), b"joined");
-        let joined = asked.map_err(|_| self.silent(ANSWER_TIMEOUT))??;
+        let asked = asked.unwrap_or_else(|_| Err(self.silent(ANSWER_TIMEOUT)));
+        let mut joined = match asked {
+            Ok(joined) => joined,
+            Err(error) => {
+                connection.close(VarInt::from_u32(0), b"not joined");
+                return Err(error);
+            }
+        };
+        joined.admission = Some(Admission {
+            address: seed,
+            connection,
+            seed: identity,
+        });
         let trust = self.trust;
         Ok((Answered { joined, trust }, floor))
     }
@@ -236,12 +256,15 @@ impl Attempt {
                 self.manifest_of(member, &tag, &mut stream).await?
             }
         };
+        // Thanks: that is all. It fails only if the seed wants no more of this stream either.
+        let _ = stream.0.finish();
         Ok(Joined {
             tag,
             manifest,
             identity,
             seeds: self.seeds.clone(),
             request: self.request.clone(),
+            admission: None,
         })
     }
 

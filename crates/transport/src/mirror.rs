@@ -314,6 +314,7 @@ impl Primary {
                 token: None,
                 rack: None,
             },
+            admission: None,
         })
     }
 

@@ -23,7 +23,7 @@ pub use crate::endpoint::StartError;
 use crate::handing_on;
 use crate::identity::{Identity, NodeKey};
 pub use crate::join::{JoinRequest, Refusal};
-use crate::joining;
+use crate::joining::{self, Admission};
 use crate::limiter::RateLimiter;
 use crate::link::{self, Opened};
 use crate::seed_keeper::SeedKeeper;
@@ -177,6 +177,8 @@ pub struct Joined {
     pub(crate) identity: Identity,
     pub(crate) seeds: Vec<SocketAddr>,
     pub(crate) request: JoinRequest,
+    /// The connection to the seed that answered.
+    pub(crate) admission: Option<Admission>,
 }
 
 impl Node {
@@ -284,10 +286,12 @@ impl Node {
         let verifier = Verifier::new(joined.manifest.clone());
         let node = Arc::new(self);
         let latest = Arc::new(Mutex::new(joined.identity.clone()));
+        let mut admission = joined.admission;
         for seed in joined.seeds.clone() {
             let keeper = SeedKeeper {
                 node: node.clone(),
                 seed,
+                admission: admission.take_if(|it| it.address == seed),
                 identity: joined.identity.clone(),
                 latest: latest.clone(),
                 request: joined.request.clone(),

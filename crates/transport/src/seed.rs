@@ -55,7 +55,7 @@ const NEWCOMERS_PER_ADDRESS: usize = 64;
 /// for each image it fetches.
 const MEMBERS_PER_ADDRESS: usize = 64;
 
-/// Handshakes from one address in a row. A machine makes two in its boot, and again when this seed was
+/// Handshakes from one address in a row. A machine makes one in its boot, and again when this seed was
 /// started anew; there may be a few of them behind one address.
 const HANDSHAKES: u32 = 256;
 /// In which one more is allowed: 16 a second are a hundredth of a core.
@@ -338,9 +338,14 @@ async fn welcome(inner: &Arc<Inner>, incoming: Incoming) -> Option<Connection> {
         Ok(None) => {}
         Ok(Some((connection, Purpose::Mirror))) => return Some(connection),
         Ok(Some((connection, Purpose::Join))) => {
-            if let Err(reason) = answer(inner, &connection, from).await {
-                tracing::info!(%from, %reason, "join failed");
-                connection.close(link::CLOSE_SWARM, reason.as_bytes());
+            match answer(inner, &connection, from).await {
+                // It stays, as a member.
+                Ok(Some(peer)) => attach(inner, connection, peer, from).await,
+                Ok(None) => {}
+                Err(reason) => {
+                    tracing::info!(%from, %reason, "join failed");
+                    connection.close(link::CLOSE_SWARM, reason.as_bytes());
+                }
             }
         }
         Ok(Some((connection, Purpose::Data(peer)))) => attach(inner, connection, peer, from).await,
@@ -355,8 +360,13 @@ async fn welcome(inner: &Arc<Inner>, incoming: Incoming) -> Option<Connection> {
     None
 }
 
-/// Serves one join request, to the end of its connection.
-async fn answer(inner: &Inner, connection: &Connection, from: SocketAddr) -> Result<(), String> {
+/// Serves one join request. Who was granted it has proved on this connection that it holds the key
+/// which its certificate is for, and is a member on it from here on.
+async fn answer(
+    inner: &Inner,
+    connection: &Connection,
+    from: SocketAddr,
+) -> Result<Option<PeerIdentity>, String> {
     let said = |error: &dyn std::fmt::Display| error.to_string();
     let (mut send, mut receive) = connection.accept_bi().await.map_err(|e| said(&e))?;
     let frame = framing::read_frame(&mut receive, REQUEST_BYTES_MAX)
@@ -395,12 +405,13 @@ async fn answer(inner: &Inner, connection: &Connection, from: SocketAddr) -> Res
                 .map_err(|e| said(&e))?;
             send.finish().map_err(|e| said(&e))?;
             connection.closed().await;
-            return Ok(());
+            return Ok(None);
         }
     };
+    let epoch = gate.epoch();
     let certificate = inner
         .ca
-        .issue_node(&signed.key, gate.epoch())
+        .issue_node(&signed.key, epoch)
         .map_err(|e| said(&e))?;
     tracing::info!(%from, %node, name = %signed.request.name, "admitted");
     let holds = signed.holds == Some(grant.tag.unverified().id);
@@ -420,9 +431,12 @@ async fn answer(inner: &Inner, connection: &Connection, from: SocketAddr) -> Res
             .await
             .map_err(|e| said(&e))?;
     }
-    // The node closes once it has everything.
-    connection.closed().await;
-    Ok(())
+    Ok(Some(PeerIdentity {
+        node_id: node,
+        public_key: signed.key,
+        role: Role::Peer,
+        epoch: Some(epoch),
+    }))
 }
 
 /// Tells a newcomer where the manifest is, and sends it if it is here.
@@ -451,7 +465,7 @@ async fn point_out(
     }
     send.write_chunk(image.manifest.clone()).await?;
     send.finish()?;
-    // Its place is another's once it has everything and closes.
+    // Its place is another's once it has everything.
     let _ = send.stopped().await;
     Ok(())
 }

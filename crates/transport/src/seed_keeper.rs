@@ -9,11 +9,12 @@ use rootswarm_swarm::Role;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
-use crate::dialing;
+use crate::dialing::{self, OpenError};
 use crate::driver::Command;
 use crate::identity::Identity;
 use crate::join::JoinRequest;
-use crate::joining::Attempt;
+use crate::joining::{Admission, Attempt};
+use crate::link::Opened;
 use crate::node::{CONNECT_TIMEOUT, Node};
 use crate::tls::{self, Dialer, Listener};
 
@@ -26,6 +27,8 @@ const RECONNECT_MAX: Duration = Duration::from_secs(10);
 pub(crate) struct SeedKeeper {
     pub(crate) node: Arc<Node>,
     pub(crate) seed: SocketAddr,
+    /// The connection on which this seed let the node in, if it did.
+    pub(crate) admission: Option<Admission>,
     pub(crate) identity: Identity,
     /// What the keepers of all seeds share: the identity that one of them got last.
     pub(crate) latest: Arc<Mutex<Identity>>,
@@ -38,9 +41,7 @@ impl SeedKeeper {
     pub(crate) async fn run(mut self) {
         let mut wait = RECONNECT;
         loop {
-            let dialer = Dialer::data(self.identity.clone(), &self.node.tuning);
-            let attempt = dialing::open(&self.node.endpoint, &dialer, self.seed, None, Role::Seed);
-            match timeout(CONNECT_TIMEOUT, attempt).await {
+            match timeout(CONNECT_TIMEOUT, self.open()).await {
                 Ok(Ok(opened)) => {
                     let connection = opened.connection.clone();
                     if self
@@ -75,6 +76,23 @@ impl SeedKeeper {
             tokio::time::sleep(jittered(wait)).await;
             wait = (wait * 2).min(RECONNECT_MAX);
         }
+    }
+
+    /// Stays where it was let in, or dials.
+    async fn open(&mut self) -> Result<Opened, OpenError> {
+        if let Some(admission) = self.admission.take() {
+            let Admission {
+                address,
+                connection,
+                seed,
+            } = admission;
+            match dialing::greet(connection, seed, address).await {
+                Ok(opened) => return Ok(opened),
+                Err(error) => tracing::debug!(seed = %self.seed, %error, "could not stay"),
+            }
+        }
+        let dialer = Dialer::data(self.identity.clone(), &self.node.tuning);
+        dialing::open(&self.node.endpoint, &dialer, self.seed, None, Role::Seed).await
     }
 
     /// The seed does not take the certificate any more: takes the one that another keeper has got

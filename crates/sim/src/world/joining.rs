@@ -64,12 +64,13 @@ impl World<'_> {
         self.events.push(had_ns, Event::Joined { from, member });
     }
 
-    /// It has the manifest: its holder is free for the next one, and it dials the seed as a member.
+    /// It has the manifest: its holder is free for the next one, and its connection to the seed is a
+    /// member's from now on.
     pub(super) fn joined(&mut self, host: usize, holder: usize) {
         self.handing[holder] = self.handing[holder].saturating_sub(1);
         self.hosts[host].is_member = true;
         self.members.push(host as u32);
-        self.dial_seed(host);
+        self.seed_dial_ends(host);
     }
 
     /// Somebody who has the manifest and is not busy.

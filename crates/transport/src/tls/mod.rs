@@ -2,7 +2,7 @@
 //!
 //! | ALPN | dials | listens | certificates |
 //! |---|---|---|---|
-//! | `rootswarm-join/2` | a node that has none yet | a seed | the seed's only |
+//! | `rootswarm-join/3` | a node that has none yet | a seed | the seed's only |
 //! | `rootswarm-mirror/1` | a mirror, which proves that it has the swarm key | a seed | the seed's only |
 //! | `rootswarm-manifest/1` | a node that has just joined | a node | both sides', always |
 //! | `rootswarm/3` | a node | a node or a seed | both sides', always |
@@ -36,7 +36,7 @@ use crate::trust::{self, PeerIdentity, SeedTrust, SwarmTrust, TrustError};
 use crate::tuning::Tuning;
 
 /// Joining: no client certificate. The number is the protocol's version.
-pub const ALPN_JOIN: &[u8] = b"rootswarm-join/2";
+pub const ALPN_JOIN: &[u8] = b"rootswarm-join/3";
 
 /// Keeping a second seed in step: no client certificate. The number is the protocol's version.
 pub const ALPN_MIRROR: &[u8] = b"rootswarm-mirror/1";
@@ -190,7 +190,7 @@ enum Presents {
 }
 
 impl Dialer {
-    /// For `rootswarm-join/2`: only seeds are accepted, as `trust` says.
+    /// For `rootswarm-join/3`: only seeds are accepted, as `trust` says.
     #[must_use]
     pub fn join(trust: SwarmTrust, tuning: &Tuning) -> Dialer {
         Dialer {

@@ -34,7 +34,7 @@ fn crowded() -> Bench {
 #[test]
 fn a_node_parts_from_neighbours_that_nobody_named() {
     let mut bench = crowded();
-    let parted = closed(&bench.later(limits::HOUSEKEEPING));
+    let parted = closed(&bench.later(limits::HOUSEKEEPING_FIRST));
     assert_eq!(parted.len(), 30 - limits::NEIGHBOURS_KEPT);
     assert!(
         parted.iter().all(|conn| (18..35).contains(conn)),
@@ -47,7 +47,7 @@ fn a_node_parts_from_neighbours_that_nobody_named() {
 #[test]
 fn a_neighbour_that_is_busy_for_it_stays() {
     let mut bench = crowded();
-    bench.later(limits::HOUSEKEEPING * 9 / 10);
+    bench.later(limits::HOUSEKEEPING_FIRST * 9 / 10);
     let asked = bench.say(20, Message::Have(run(3, 1)));
     assert!(asked.iter().any(|output| matches!(
         output,
@@ -56,7 +56,7 @@ fn a_neighbour_that_is_busy_for_it_stays() {
             ..
         }
     )));
-    let parted = closed(&bench.later(limits::HOUSEKEEPING / 10));
+    let parted = closed(&bench.later(limits::HOUSEKEEPING_FIRST / 10));
     assert_eq!(parted.len(), 30 - limits::NEIGHBOURS_KEPT);
     assert!(!parted.contains(&20), "{parted:?}");
 }

@@ -142,7 +142,7 @@ async fn unknown_protocols_are_named() {
     );
     let text = error.to_string();
     assert!(
-        text.contains("rootswarm-join/2") && text.contains(&node.address.to_string()),
+        text.contains("rootswarm-join/3") && text.contains(&node.address.to_string()),
         "{text}"
     );
 }

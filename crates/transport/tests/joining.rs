@@ -1,8 +1,10 @@
-//! Who gets the manifest from whom, over real QUIC and real TLS on loopback.
+//! From a newcomer to a member: on which connection, and who gets the manifest from whom. Over real QUIC
+//! and real TLS on loopback.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
@@ -24,12 +26,18 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Long enough for any of it on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
 
-struct Everybody(SignedTag);
+/// Admits everybody but who stands in this rack.
+struct AllBut(&'static str, SignedTag);
 
-impl Directory for Everybody {
-    fn join(&self, _: SocketAddr, _: NodeId, _: &JoinRequest) -> Result<Grant, Refusal> {
+const OUTSIDE: &str = "outside";
+
+impl Directory for AllBut {
+    fn join(&self, _: SocketAddr, _: NodeId, request: &JoinRequest) -> Result<Grant, Refusal> {
+        if request.rack.as_deref() == Some(self.0) {
+            return Err(Refusal::NotAdmitted("not from there".to_owned()));
+        }
         Ok(Grant {
-            tag: self.0.clone(),
+            tag: self.1.clone(),
         })
     }
 }
@@ -70,7 +78,7 @@ impl Lab {
             upload_limit_bytes_per_s: None,
             tuning: Tuning::default(),
         };
-        let directory_of_names = Arc::new(Everybody(tag.clone().sign(&key)));
+        let directory_of_names = Arc::new(AllBut(OUTSIDE, tag.clone().sign(&key)));
         let seed = Seed::bind(config, directory_of_names).await.unwrap();
         let store = FileStore::open(file, manifest.geometry()).unwrap();
         seed.add_image(manifest.clone(), store);
@@ -114,24 +122,17 @@ impl Lab {
 
     /// A join by hand, up to where the manifest is.
     async fn newcomer(&self, holds: Option<ImageId>) -> Newcomer {
-        let endpoint = Endpoint::client((LOOPBACK, 0).into()).unwrap();
-        let key = NodeKey::generate().unwrap();
-        let trust = SwarmTrust::new(SeedTrust::Key(self.key.public()));
-        let seed = self.seed.local_addr();
-        let dialer = Dialer::join(trust, &Tuning::default());
-        let (connection, _) = dialer.connect(&endpoint, seed, Role::Seed).await.unwrap();
-        let signed = SignedRequest {
-            key: key.public(),
-            proof: key.prove(&connection).unwrap().to_vec(),
-            request: self.request(),
-            holds,
-        };
-        let (mut send, mut receive) = connection.open_bi().await.unwrap();
-        write(&mut send, &join::encode_request(&signed)).await;
-        let answer = join::decode_answer(&read(&mut receive).await).unwrap();
+        let (asked, answer) = self.asks(self.request(), holds).await;
         let Answer::Granted { certificate, .. } = answer else {
             panic!("{answer:?}");
         };
+        let Asked {
+            endpoint,
+            key,
+            connection,
+            send,
+            mut receive,
+        } = asked;
         let source = join::decode_source(&read(&mut receive).await).unwrap();
         Newcomer {
             identity: Identity::node(&Arc::new(key), certificate, &self.key.public()).unwrap(),
@@ -143,11 +144,38 @@ impl Lab {
         }
     }
 
+    /// A request by hand, and its answer.
+    async fn asks(&self, request: JoinRequest, holds: Option<ImageId>) -> (Asked, Answer) {
+        let endpoint = Endpoint::client((LOOPBACK, 0).into()).unwrap();
+        let key = NodeKey::generate().unwrap();
+        let trust = SwarmTrust::new(SeedTrust::Key(self.key.public()));
+        let seed = self.seed.local_addr();
+        let dialer = Dialer::join(trust, &Tuning::default());
+        let (connection, _) = dialer.connect(&endpoint, seed, Role::Seed).await.unwrap();
+        let signed = SignedRequest {
+            key: key.public(),
+            proof: key.prove(&connection).unwrap().to_vec(),
+            request,
+            holds,
+        };
+        let (mut send, mut receive) = connection.open_bi().await.unwrap();
+        write(&mut send, &join::encode_request(&signed)).await;
+        let answer = join::decode_answer(&read(&mut receive).await).unwrap();
+        let asked = Asked {
+            endpoint,
+            key,
+            connection,
+            send,
+            receive,
+        };
+        (asked, answer)
+    }
+
     /// A member that is connected to the seed and does `manner` when it is asked for the manifest. Also
     /// counts how often it is.
     async fn member(&self, manner: Manner) -> Arc<AtomicUsize> {
-        let newcomer = self.newcomer(None).await;
-        newcomer.connection.close(0u32.into(), b"joined");
+        let mut newcomer = self.newcomer(None).await;
+        newcomer.send.finish().unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
         let identity = newcomer.identity.clone();
         let endpoint = newcomer.endpoint.clone();
@@ -156,16 +184,8 @@ impl Lab {
             endpoint.set_server_config(Some(server));
         }
         let members = self.seed.status()[0].peers;
-        let dialer = Dialer::data(identity, &Tuning::default());
-        let seed = self.seed.local_addr();
-        let (connection, _) = dialer.connect(&endpoint, seed, Role::Seed).await.unwrap();
-        let (mut control, inbox) = connection.open_bi().await.unwrap();
-        let hello = Hello {
-            image: *self.manifest.id(),
-            have: Have::Everything,
-            rack: None,
-        };
-        write(&mut control, &encode_hello(&hello)).await;
+        let connection = newcomer.connection;
+        let (control, inbox) = greet(&connection, &self.manifest).await;
         self.until_members(members + 1).await;
         tokio::spawn({
             let asked = asked.clone();
@@ -185,6 +205,14 @@ impl Lab {
         });
         asked
     }
+}
+
+struct Asked {
+    endpoint: Endpoint,
+    key: NodeKey,
+    connection: Connection,
+    send: SendStream,
+    receive: RecvStream,
 }
 
 struct Newcomer {
@@ -222,6 +250,18 @@ impl Manner {
         }
         connection.closed().await;
     }
+}
+
+/// Opens the control stream of somebody who has the whole image.
+async fn greet(connection: &Connection, manifest: &Manifest) -> (SendStream, RecvStream) {
+    let (mut control, inbox) = connection.open_bi().await.unwrap();
+    let hello = Hello {
+        image: *manifest.id(),
+        have: Have::Everything,
+        rack: None,
+    };
+    write(&mut control, &encode_hello(&hello)).await;
+    (control, inbox)
 }
 
 async fn write(send: &mut SendStream, frame: &[u8]) {
@@ -284,8 +324,7 @@ async fn the_first_get_it_from_the_seed_and_the_others_from_members() {
     // Who has it already gets nothing.
     let mut third = lab.newcomer(Some(*lab.manifest.id())).await;
     assert_eq!(third.source, Source::Held);
-    third.connection.close(0u32.into(), b"joined");
-    assert!(third.receive.read_to_end(1).await.is_err());
+    assert_eq!(third.receive.read_to_end(1).await.unwrap(), b"");
     handle.shutdown(Duration::ZERO).await;
 }
 
@@ -327,4 +366,107 @@ async fn a_member_that_is_no_help_costs_a_moment() {
         let asked = asked.load(Ordering::Relaxed);
         assert_eq!(asked, usize::from(is_asked), "{what}");
     }
+}
+
+/// Carries datagrams between one node and a seed, and counts the connections: the ids that the node
+/// chose for itself in QUIC's first packets (RFC 9000, 17.2.2).
+struct Relay {
+    address: SocketAddr,
+    connections: Arc<Mutex<BTreeSet<Vec<u8>>>>,
+}
+
+impl Relay {
+    async fn to(seed: SocketAddr) -> Relay {
+        let outside = tokio::net::UdpSocket::bind((LOOPBACK, 0)).await.unwrap();
+        let inside = tokio::net::UdpSocket::bind((LOOPBACK, 0)).await.unwrap();
+        inside.connect(seed).await.unwrap();
+        let relay = Relay {
+            address: outside.local_addr().unwrap(),
+            connections: Arc::default(),
+        };
+        let connections = relay.connections.clone();
+        tokio::spawn(async move {
+            let (mut there, mut back) = ([0; 2048], [0; 2048]);
+            let mut node = None;
+            loop {
+                tokio::select! {
+                    Ok((length, from)) = outside.recv_from(&mut there) => {
+                        node = Some(from);
+                        let datagram = &there[..length];
+                        if let Some(id) = source_of_initial(datagram) {
+                            connections.lock().unwrap().insert(id);
+                        }
+                        let _ = inside.send(datagram).await;
+                    }
+                    Ok(length) = inside.recv(&mut back) => {
+                        if let Some(node) = node {
+                            let _ = outside.send_to(&back[..length], node).await;
+                        }
+                    }
+                }
+            }
+        });
+        relay
+    }
+}
+
+fn source_of_initial(datagram: &[u8]) -> Option<Vec<u8>> {
+    let (first, rest) = datagram.split_first()?;
+    if first & 0xf0 != 0xc0 {
+        return None;
+    }
+    let destination = usize::from(*rest.get(4)?);
+    let rest = rest.get(5 + destination..)?;
+    let (length, rest) = rest.split_first()?;
+    rest.get(..usize::from(*length)).map(<[u8]>::to_vec)
+}
+
+/// A second connection costs the seed a handshake and 3 kB.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_stays_on_the_connection_on_which_it_joined() {
+    let lab = Lab::new(8).await;
+    let relay = Relay::to(lab.seed.local_addr()).await;
+    let node = lab.node().await;
+    let joined = node.join(&[relay.address], &lab.request()).await.unwrap();
+    let store = FileStore::open(lab.directory.path().join("image"), lab.manifest.geometry());
+    let handle = node.serve(joined, Arc::new(store.unwrap())).unwrap();
+    lab.until_members(1).await;
+    assert_eq!(relay.connections.lock().unwrap().len(), 1);
+    handle.shutdown(Duration::ZERO).await;
+}
+
+/// Who goes away between the two, is silent or was refused is no member.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_who_was_granted_it_becomes_a_member() {
+    let lab = Lab::new(8).await;
+    let request = JoinRequest {
+        rack: Some(OUTSIDE.to_owned()),
+        ..lab.request()
+    };
+    let (refused, answer) = lab.asks(request, None).await;
+    assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
+    let _refused = greet(&refused.connection, &lab.manifest).await;
+    let mut gone = lab.newcomer(None).await;
+    gone.send.finish().unwrap();
+    gone.connection.close(0u32.into(), b"");
+    let silent = lab.newcomer(None).await;
+    tokio::time::timeout(LIMIT, silent.connection.closed())
+        .await
+        .unwrap();
+    assert_eq!(lab.seed.status()[0].peers, 0);
+
+    // The first stream is the request's, whatever comes on it.
+    let endpoint = Endpoint::client((LOOPBACK, 0).into()).unwrap();
+    let trust = SwarmTrust::new(SeedTrust::Key(lab.key.public()));
+    let dialer = Dialer::join(trust, &Tuning::default());
+    let seed = lab.seed.local_addr();
+    let (connection, _) = dialer.connect(&endpoint, seed, Role::Seed).await.unwrap();
+    let _greeted = greet(&connection, &lab.manifest).await;
+    connection.closed().await;
+    assert_eq!(lab.seed.status()[0].peers, 0);
+
+    let mut granted = lab.newcomer(None).await;
+    granted.send.finish().unwrap();
+    let _granted = greet(&granted.connection, &lab.manifest).await;
+    lab.until_members(1).await;
 }
