@@ -1,7 +1,7 @@
 //! The systemd unit: how much it leaves to a server that was taken over, and that the server does
 //! all of its work within it.
 //!
-//! There is no systemd to start the unit here. What it says is done by other means: the user, the
+//! There is no systemd to start the unit here (there is one in tests/tests/vm.rs). What it says is done by other means: the user, the
 //! file systems, the limits and the lost privileges by util-linux's programs, and the filters of
 //! system calls, address families and memory by looking at all that the server asked the kernel for.
 

@@ -1,9 +1,10 @@
 //! Real machines boot over real PXE from the seed and from each other.
 //!
-//! One lab and one test, because a machine takes a minute: four that start together, then one of
+//! One lab for most of it, because a machine takes a minute: four that start together, then one of
 //! each other kind, then one whose seed can hardly send and one whose first seed is destroyed. What
-//! each must show is in the function of its group. Needs root; takes about eight minutes on two
-//! cores once the Debian root is made. More faults in machines: `cargo xtask faults`.
+//! each must show is in the function of its group. In a second lab a machine becomes a seed. Needs root;
+//! takes about ten minutes on two cores once the Debian root is made. More faults in machines:
+//! `cargo xtask faults`.
 
 #![allow(clippy::print_stderr)] // A test of minutes tells what it is doing.
 
@@ -13,7 +14,7 @@ use rootswarm_tests::faults::{machines, power};
 use rootswarm_tests::packages;
 use rootswarm_tests::vm::facts::Facts;
 use rootswarm_tests::vm::host::IMAGE;
-use rootswarm_tests::vm::{Lab, Machine, MachineSpec, PACKAGES, Phase, host};
+use rootswarm_tests::vm::{Lab, Machine, MachineSpec, PACKAGES, Phase, host, seed_package};
 
 /// Four together take 108 s on two idle cores; the machine that runs this may not be idle.
 const BOOT_LIMIT: Duration = Duration::from_secs(400);
@@ -53,6 +54,57 @@ fn machines_boot_over_pxe() {
     power_off_is_not_delayed(&mut lab, first[0]);
     say("one more, after the first seed");
     one_more_after_the_first_seed(&mut lab);
+    say("done");
+}
+
+/// The server as its package installs it, under a real systemd: a machine that booted from the site's seed
+/// becomes a seed under the site's key, and the next machine boots from it alone.
+#[test]
+fn a_machine_becomes_a_seed() {
+    packages::ensure(PACKAGES).expect("Debian packages of the lab");
+    let started = Instant::now();
+    let say = |what: &str| eprintln!("[{:6.1} s] {what}", started.elapsed().as_secs_f64());
+    let mut lab = Lab::open(&say).expect("lab");
+    // The image twice: as its root, and in the seed's state directory.
+    let host = machines::machine("host", 11).with_memory_mib(1536);
+    let host = switch_on(&mut lab, host);
+    wait_until_up(&mut lab, &[host]);
+
+    say("installing the package");
+    let seed = seed_package::install(&mut lab, host, BOOT_LIMIT);
+    let seed = seed.unwrap_or_else(|error| {
+        let journal = seed_package::journal(&mut lab, host, BOOT_LIMIT);
+        panic!("{error}; the unit's journal:\n{journal}")
+    });
+    eprintln!("{seed:?}");
+    let spec = lab.machines()[host].spec().clone();
+    let expected = lab
+        .host()
+        .rooturl()
+        .replace(&host::ADDRESS.to_string(), &spec.address().to_string());
+    assert_eq!(seed.rooturl, expected);
+    assert!(seed.exposure < 2.0, "{seed:?}");
+    assert_ne!(seed.user, "root");
+    assert_eq!(seed.owners, [seed.user.as_str()]);
+
+    say("a machine boots from it");
+    let next = machines::machine("next", 12).with(&format!("rooturl={}", seed.rooturl));
+    let next = switch_on(&mut lab, next);
+    wait_until_up(&mut lab, &[next]);
+    let machine = &lab.machines()[next];
+    check_up(machine, 1);
+    assert_eq!(
+        number(machine, "bytes_from_seed"),
+        number(machine, "bytes_total"),
+        "it was told of no other seed"
+    );
+
+    say("purging the package");
+    let purged = seed_package::purge(&mut lab, host, BOOT_LIMIT).expect("purge");
+    assert_eq!(
+        (purged.left.as_str(), purged.systemd.as_str()),
+        ("", "running")
+    );
     say("done");
 }
 

@@ -1,7 +1,7 @@
 //! The lab as a whole: makes what is missing, starts the PXE host, switches machines on and waits
 //! for them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::binaries::Binaries;
@@ -73,6 +73,7 @@ pub struct Lab {
     host: Host,
     debian: Debian,
     initrd: PathBuf,
+    server_package: PathBuf,
     scratch: Scratch,
     /// Held as long as the lab lives: what is made is shared with other runs.
     _cache: Cache,
@@ -110,6 +111,7 @@ impl Lab {
             host,
             debian,
             initrd,
+            server_package: debs.server,
             scratch,
             _cache: cache,
         })
@@ -230,6 +232,11 @@ impl Lab {
             module,
             directory,
         )?)
+    }
+
+    /// The Debian package of the server.
+    pub fn server_package(&self) -> &Path {
+        &self.server_package
     }
 
     /// Where consoles and logs are while the lab lives.

@@ -8,8 +8,8 @@
 //!   all are kept below `target/demo` (the [`cache`]) and made again when what they are made from
 //!   changes. [`chroot`] is such a Debian to install packages into.
 //! - [`host`] is the PXE host, [`second`] another seed, [`machine`] one machine, [`console`] its
-//!   serial console, [`facts`] what it reports about itself, [`shell`] a shell in it and [`loss`]
-//!   what its cable loses.
+//!   serial console, [`facts`] what it reports about itself, [`shell`] a shell in it, [`loss`]
+//!   what its cable loses and [`seed_package`] a seed in it.
 //! - [`lab`] puts these together for the demo and the tests.
 //!
 //! It needs root, for namespaces and for making a Debian root. Nothing of it outlives its process.
@@ -27,6 +27,7 @@ pub mod lab;
 pub mod loss;
 pub mod machine;
 pub mod second;
+pub mod seed_package;
 pub mod shell;
 pub mod step;
 
