@@ -14,6 +14,8 @@ use toml::{Table, Value};
 
 /// Where the plan's smaller version is described: values to lay over the others.
 const SMALL: &str = "small";
+/// What is expected of the whole plan.
+const EXPECT: &str = "expect";
 
 /// Why there is no plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -140,6 +142,8 @@ pub fn parse(
         }
     };
     let mut reduced = table.clone();
+    // What is expected of a large image is not what a small one comes to: there the start is a larger part.
+    reduced.remove(EXPECT);
     lay_over(&mut reduced, over);
     let [whole, reduced] = [table, reduced].map(|mut table| {
         for given in overrides {
