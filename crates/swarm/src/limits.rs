@@ -28,6 +28,11 @@ pub const RACK_BYTES_MAX: usize = 64;
 /// simulator; above 24 the have-deltas cost more than the choice is worth.
 pub const DEGREE: usize = 16;
 
+/// How long a seed collects the edges that nodes are to give up. Meanwhile they have some neighbours too many.
+pub const PARTINGS_AFTER: Duration = Duration::from_millis(200);
+/// But no more than so many for each node: a crowd is put together faster than that.
+pub const PARTINGS_PER_NODE: usize = 8;
+
 /// Neighbours that a node keeps beside those that the tracker named. Nodes that start together looked for
 /// so many that they had 38, and every chunk was announced to all of them. In the simulator the last of
 /// 100 nodes (1 GB, 1 Gbit/s) ends at 1.085 of the bound with those, at 1.082, 1.081 and 1.082 with 24, 20

@@ -3,7 +3,7 @@
 //! This file holds the state, the dispatch and the timers; `interface` has the words for what goes in
 //! and out. What is decided lies in the other parts: `fetching` (what to ask of whom), `announcing` (what
 //! to tell them), `locality` (what to fetch from other racks), `offering` (what to offer whom), `serving`
-//! (uploads and the seed's pushes), `overlay` (whom to be connected to) and `revocation` (whom not any
+//! (uploads and the seed's pushes), `overlay` and `rewiring` (whom to be connected to) and `revocation` (whom not any
 //! more). How bytes travel and where they are kept is the owner's.
 
 mod announcing;
@@ -13,6 +13,7 @@ mod locality;
 mod offering;
 mod overlay;
 mod revocation;
+mod rewiring;
 mod serving;
 #[cfg(test)]
 mod tests;
@@ -74,6 +75,8 @@ pub struct Node {
     /// Since when, with a slot free, nobody could be offered anything.
     nobody_needs_since: Option<Instant>,
     housekeeping_at: Instant,
+    /// When a seed tells its nodes from whom to part.
+    part_at: Option<Instant>,
     announcements: announcing::Announcements,
     /// Smoothed time from request to arrival.
     chunk_time: Duration,
@@ -109,6 +112,7 @@ pub struct Node {
     seeding: Seeding,
     leeches: Leeches,
     tracker: Tracker,
+    partings: rewiring::Partings,
     banned: BTreeSet<NodeId>,
     bans: Vec<Ban>,
     revocations: Revocations,
@@ -137,6 +141,7 @@ impl Node {
             seeding: Seeding::new(if is_seed { chunks } else { 0 }, &mut rng),
             leeches: Leeches::default(),
             tracker: Tracker::default(),
+            partings: rewiring::Partings::default(),
             housekeeping_at: now + HOUSEKEEPING_FIRST,
             rng,
             peers: Peers::default(),
@@ -157,6 +162,7 @@ impl Node {
             offer_again_at: None,
             may_offer_more: false,
             nobody_needs_since: None,
+            part_at: None,
             offers: Vec::new(),
             look: fetching::Look::All,
             news_of: Vec::new(),
@@ -244,6 +250,7 @@ impl Node {
             self.look_again_at,
             self.feed_again_at,
             self.offer_again_at,
+            self.part_at,
         ]
         .into_iter()
         .flatten()
@@ -349,6 +356,9 @@ impl Node {
         }
         if self.may_dial {
             self.dial_neighbours(now);
+        }
+        if self.part_at.is_some_and(|at| at <= now) {
+            self.tell_partings();
         }
     }
 

@@ -252,6 +252,19 @@ impl Tracker {
             .any(|ring| ring.neighbours(a).any(|other| other == b))
     }
 
+    /// Every edge that is there now, from either end.
+    #[cfg(test)]
+    pub(crate) fn edges(&self) -> Vec<(NodeId, NodeId)> {
+        let pairs = self
+            .live
+            .iter()
+            .flat_map(|a| self.live.iter().map(move |b| (*a, *b)));
+        pairs
+            .filter(|(a, b)| a != b && self.are_neighbours(*a, *b))
+            .map(|(a, b)| (self.name(a), self.name(b)))
+            .collect()
+    }
+
     fn name(&self, member: u32) -> NodeId {
         self.members[member as usize].node
     }

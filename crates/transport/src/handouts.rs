@@ -83,6 +83,11 @@ impl Handouts {
         })
     }
 
+    /// How many nodes are connected.
+    pub(crate) fn count(&self) -> usize {
+        self.roll().members.len()
+    }
+
     /// A node is connected: it has the manifest.
     pub(crate) fn came(&self, conn: ConnId, node: NodeId, address: SocketAddr) {
         let mut roll = self.roll();

@@ -10,9 +10,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, ServerConfig, VarInt};
 use rootswarm_image::{Bitfield, ImageId, Manifest, SignedTag, SwarmKey};
 use rootswarm_swarm::Role;
+use rootswarm_swarm::limits::SEED_NEIGHBOURS_MAX;
 pub use rootswarm_swarm::{NodeId, Revocations};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -120,6 +121,8 @@ pub struct Seed {
 struct Inner {
     endpoint: Endpoint,
     listener: Listener,
+    /// For who comes when there are more nodes than it hands chunks to.
+    tracking: Arc<ServerConfig>,
     identity: Identity,
     ca: SwarmCa,
     revocations: RwLock<Revocations>,
@@ -151,12 +154,15 @@ impl Seed {
         let ca = SwarmCa::new(config.key);
         let identity = Identity::seed(&ca, config.epoch)?;
         let server = Listener::server_config(&identity, &config.tuning)?;
+        let mut tracking = server.clone();
+        tracking.transport_config(config.tuning.tracking_transport_config());
         let bind = Bind::Address(config.listen);
         let (endpoint, local_addr) =
             endpoint::open(bind, &config.tuning, Some(server), Some(resets))?;
         let inner = Arc::new(Inner {
             endpoint,
             listener: Listener::new(VALIDATE_ABOVE),
+            tracking: Arc::new(tracking),
             identity,
             ca,
             revocations: RwLock::default(),
@@ -334,7 +340,10 @@ async fn accept(inner: Arc<Inner>) {
 /// Takes a newcomer in. One that says it is a mirror is handed back: it may take longer.
 async fn welcome(inner: &Arc<Inner>, incoming: Incoming) -> Option<Connection> {
     let from = canonical(incoming.remote_address());
-    match inner.listener.accept(incoming).await {
+    // To try the path's MTU takes a full packet each: 15 MB for 10,000 nodes, most of which never get a
+    // chunk from a seed.
+    let config = (inner.members() >= SEED_NEIGHBOURS_MAX).then(|| inner.tracking.clone());
+    match inner.listener.accept_with(incoming, config).await {
         Ok(None) => {}
         Ok(Some((connection, Purpose::Mirror))) => return Some(connection),
         Ok(Some((connection, Purpose::Join))) => {
@@ -471,6 +480,12 @@ async fn point_out(
 }
 
 impl Inner {
+    /// Nodes that are connected, of whatever image.
+    fn members(&self) -> usize {
+        let images = self.images.read().unwrap_or_else(PoisonError::into_inner);
+        images.values().map(|it| it.swarm.handouts.count()).sum()
+    }
+
     fn revocations(&self) -> Revocations {
         let revocations = self.revocations.read();
         revocations.unwrap_or_else(PoisonError::into_inner).clone()

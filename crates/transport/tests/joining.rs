@@ -11,6 +11,7 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rootswarm_image::{
     ChunkSize, ImageId, Manifest, SignedTag, SwarmKey, Tag, all_cores, hash_image,
 };
+use rootswarm_swarm::limits::SEED_NEIGHBOURS_MAX;
 use rootswarm_swarm::{Have, Hello, Role, encode_hello};
 use rootswarm_transport::identity::{Identity, NodeKey};
 use rootswarm_transport::join::{self, Answer, SEND_IT, SignedRequest, Source};
@@ -120,9 +121,22 @@ impl Lab {
         }
     }
 
+    /// Waits until it knows no more than so many.
+    async fn until_left(&self, count: u32) {
+        let began = Instant::now();
+        while self.seed.status()[0].peers > count {
+            assert!(began.elapsed() < LIMIT, "{:?}", self.seed.status());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// A join by hand, up to where the manifest is.
     async fn newcomer(&self, holds: Option<ImageId>) -> Newcomer {
-        let (asked, answer) = self.asks(self.request(), holds).await;
+        self.newcomer_from(LOOPBACK, holds).await
+    }
+
+    async fn newcomer_from(&self, address: IpAddr, holds: Option<ImageId>) -> Newcomer {
+        let (asked, answer) = self.asks(address, self.request(), holds).await;
         let Answer::Granted { certificate, .. } = answer else {
             panic!("{answer:?}");
         };
@@ -145,8 +159,13 @@ impl Lab {
     }
 
     /// A request by hand, and its answer.
-    async fn asks(&self, request: JoinRequest, holds: Option<ImageId>) -> (Asked, Answer) {
-        let endpoint = Endpoint::client((LOOPBACK, 0).into()).unwrap();
+    async fn asks(
+        &self,
+        address: IpAddr,
+        request: JoinRequest,
+        holds: Option<ImageId>,
+    ) -> (Asked, Answer) {
+        let endpoint = Endpoint::client((address, 0).into()).unwrap();
         let key = NodeKey::generate().unwrap();
         let trust = SwarmTrust::new(SeedTrust::Key(self.key.public()));
         let seed = self.seed.local_addr();
@@ -373,6 +392,8 @@ async fn a_member_that_is_no_help_costs_a_moment() {
 struct Relay {
     address: SocketAddr,
     connections: Arc<Mutex<BTreeSet<Vec<u8>>>>,
+    /// The longest datagram from the seed.
+    longest_bytes: Arc<AtomicUsize>,
 }
 
 impl Relay {
@@ -383,8 +404,10 @@ impl Relay {
         let relay = Relay {
             address: outside.local_addr().unwrap(),
             connections: Arc::default(),
+            longest_bytes: Arc::default(),
         };
         let connections = relay.connections.clone();
+        let longest_bytes = relay.longest_bytes.clone();
         tokio::spawn(async move {
             let (mut there, mut back) = ([0; 2048], [0; 2048]);
             let mut node = None;
@@ -399,6 +422,7 @@ impl Relay {
                         let _ = inside.send(datagram).await;
                     }
                     Ok(length) = inside.recv(&mut back) => {
+                        longest_bytes.fetch_max(length, Ordering::Relaxed);
                         if let Some(node) = node {
                             let _ = outside.send_to(&back[..length], node).await;
                         }
@@ -435,6 +459,38 @@ async fn a_node_stays_on_the_connection_on_which_it_joined() {
     handle.shutdown(Duration::ZERO).await;
 }
 
+/// Each try costs the seed a full packet, and of a crowd few ever get a chunk from it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_paths_mtu_is_tried_for_those_that_are_handed_chunks() {
+    let lab = Lab::new(8).await;
+    let mut members = Vec::new();
+    for (crowd, is_tried) in [(0, true), (SEED_NEIGHBOURS_MAX, false)] {
+        while members.len() < crowd {
+            let address = Ipv4Addr::new(127, 0, 1, (members.len() / 32) as u8);
+            let mut member = lab.newcomer_from(address.into(), None).await;
+            member.send.finish().unwrap();
+            let control = greet(&member.connection, &lab.manifest).await;
+            members.push((member, control));
+        }
+        lab.until_members(crowd as u32).await;
+        let relay = Relay::to(lab.seed.local_addr()).await;
+        let node = lab.node().await;
+        let joined = node.join(&[relay.address], &lab.request()).await.unwrap();
+        let store = FileStore::open(lab.directory.path().join("image"), lab.manifest.geometry());
+        let handle = node.serve(joined, Arc::new(store.unwrap())).unwrap();
+        lab.until_members(crowd as u32 + 1).await;
+        // It is tried as soon as the handshake is done, before the request is answered.
+        let longest_bytes = relay.longest_bytes.load(Ordering::Relaxed);
+        assert_eq!(
+            longest_bytes > 1_200,
+            is_tried,
+            "{longest_bytes} bytes, {crowd} members"
+        );
+        handle.shutdown(Duration::ZERO).await;
+        lab.until_left(crowd as u32).await;
+    }
+}
+
 /// Who goes away between the two, is silent or was refused is no member.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_who_was_granted_it_becomes_a_member() {
@@ -443,7 +499,7 @@ async fn only_who_was_granted_it_becomes_a_member() {
         rack: Some(OUTSIDE.to_owned()),
         ..lab.request()
     };
-    let (refused, answer) = lab.asks(request, None).await;
+    let (refused, answer) = lab.asks(LOOPBACK, request, None).await;
     assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
     let _refused = greet(&refused.connection, &lab.manifest).await;
     let mut gone = lab.newcomer(None).await;

@@ -6,6 +6,7 @@
 
 use super::{Event, SEED, State, World};
 use crate::faults::Happening;
+use rootswarm_swarm::limits::SEED_NEIGHBOURS_MAX;
 
 /// Newcomers to whom the seed, and a member, is handing the manifest at a time.
 const OWN: u8 = 4;
@@ -15,6 +16,9 @@ const WAIT_NS: u64 = 500_000_000;
 const LOOK_NS: u64 = 1_000_000;
 /// Members looked at for one that is not busy.
 const TRIES: usize = 16;
+/// Beyond so many members a seed no longer searches for the path's MTU: a packet less.
+const CROWD: usize = SEED_NEIGHBOURS_MAX;
+const PROBE_BYTES: u64 = 1_452;
 /// A manifest up to this length comes from the seed.
 const SMALL_BYTES: u64 = 4 << 10;
 /// A manifest's hash for each chunk, and its header.
@@ -42,7 +46,13 @@ impl World<'_> {
             }
         };
         self.handing[holder] = self.handing[holder].saturating_add(1);
-        let admitted_ns = self.carry(SEED, host, self.plan.join_bytes);
+        let saved = if self.members.len() < CROWD {
+            0
+        } else {
+            PROBE_BYTES
+        };
+        let bytes = self.plan.join_bytes.saturating_sub(saved);
+        let admitted_ns = self.carry(SEED, host, bytes);
         let (from, member) = (host as u32, holder as u32);
         let ask_ns = if holder == SEED {
             admitted_ns

@@ -1,4 +1,4 @@
-//! Whom to be connected to: arrivals, departures, the tracker's orders, peer exchange.
+//! Whom to be connected to: arrivals, departures, peer exchange. The tracker's orders are `rewiring`'s.
 
 use super::{CloseReason, Node, Output};
 use crate::id::{ConnId, NodeId, Role};
@@ -6,7 +6,6 @@ use crate::limits::{self, ADDRESSES_MAX, DEGREE, DIALS_MAX};
 use crate::message::{Have, Hello, Message, PeerAddress};
 use crate::peers::Peer;
 use crate::time::Instant;
-use crate::tracker::Rewiring;
 use rootswarm_image::Bitfield;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -138,7 +137,7 @@ impl Node {
             fed += 1;
             beside += usize::from(other.rack == peer.rack);
         }
-        self.rewire(rewiring);
+        self.rewire(rewiring, now);
         let Some(peer) = self.peers.get_mut(conn) else {
             return;
         };
@@ -152,41 +151,6 @@ impl Node {
             self.send(conn, Message::WantHaves(false));
         }
         self.note_completion(conn, now);
-    }
-
-    fn rewire(&mut self, rewiring: Rewiring) {
-        let mut dial = rewiring.dial;
-        dial.sort_unstable();
-        for edges in dial.chunk_by(|a, b| a.0 == b.0) {
-            let who = edges[0].0;
-            let addresses: Vec<PeerAddress> = edges
-                .iter()
-                .filter_map(|(_, whom)| self.address_for(who, *whom))
-                .collect();
-            if let Some(conn) = self.peers.conn_of(who).filter(|_| !addresses.is_empty()) {
-                self.send(conn, Message::Dial(addresses));
-            }
-        }
-        // Both ends hear of it: the one that dialed would dial again.
-        for (who, whom) in rewiring.drop {
-            for (told, other) in [(who, whom), (whom, who)] {
-                if let Some(conn) = self.peers.conn_of(told) {
-                    self.send(conn, Message::Drop(vec![other]));
-                }
-            }
-        }
-    }
-
-    /// The address at which `who` may reach `whom`, both connected here. A loopback address
-    /// means something to those on the same loopback only.
-    fn address_for(&self, who: NodeId, whom: NodeId) -> Option<PeerAddress> {
-        let asker = self.peers.get(self.peers.conn_of(who)?)?;
-        let target = self.peers.get(self.peers.conn_of(whom)?)?;
-        let useful = !target.addr.ip().is_loopback() || asker.addr.ip().is_loopback();
-        (useful && who != whom).then_some(PeerAddress {
-            node: whom,
-            addr: target.addr,
-        })
     }
 
     pub(super) fn disconnected(&mut self, conn: ConnId, now: Instant) {
@@ -227,7 +191,7 @@ impl Node {
         // A newer connection to the same node may have taken over already.
         if self.role == Role::Seed && self.peers.conn_of(peer.node).is_none() {
             let rewiring = self.tracker.leave(peer.node);
-            self.rewire(rewiring);
+            self.rewire(rewiring, now);
             if peer.is_fed {
                 self.feed_another();
             }

@@ -6,6 +6,7 @@ mod announcements;
 mod offers;
 mod racks;
 mod revocation;
+mod rewiring;
 mod surplus;
 mod wires;
 

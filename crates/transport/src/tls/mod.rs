@@ -435,6 +435,15 @@ impl Listener {
         &self,
         incoming: Incoming,
     ) -> Result<Option<(Connection, Purpose)>, AcceptError> {
+        self.accept_with(incoming, None).await
+    }
+
+    /// The same, with another configuration than the endpoint's.
+    pub async fn accept_with(
+        &self,
+        incoming: Incoming,
+        config: Option<Arc<quinn::ServerConfig>>,
+    ) -> Result<Option<(Connection, Purpose)>, AcceptError> {
         let address = incoming.remote_address();
         let under_way = Count::of(&self.handshakes);
         if under_way.number > self.validate_above && incoming.may_retry() {
@@ -443,7 +452,11 @@ impl Listener {
             return Ok(None);
         }
         let failed = |source| AcceptError::Handshake { address, source };
-        let connection = incoming.accept().map_err(failed)?.await.map_err(failed)?;
+        let connecting = match config {
+            None => incoming.accept(),
+            Some(config) => incoming.accept_with(config),
+        };
+        let connection = connecting.map_err(failed)?.await.map_err(failed)?;
         match purpose(&connection) {
             Ok(purpose) => Ok(Some((connection, purpose))),
             Err(source) => {
