@@ -3,8 +3,8 @@
 //! This file holds the state, the dispatch and the timers; `interface` has the words for what goes in
 //! and out. What is decided lies in the other parts: `fetching` (what to ask of whom), `announcing` (what
 //! to tell them), `locality` (what to fetch from other racks), `offering` (what to offer whom), `serving`
-//! (uploads and the seed's pushes), `overlay` and `rewiring` (whom to be connected to) and `revocation` (whom not any
-//! more). How bytes travel and where they are kept is the owner's.
+//! (uploads and the seed's pushes), `overlay` and `rewiring` (whom to be connected to) and `revocation`
+//! (whom not any more). How bytes travel and where they are kept is the owner's.
 
 mod announcing;
 mod fetching;

@@ -4,9 +4,9 @@
 //! sends a request frame: its public key, the proof that it holds the key (bound to this very
 //! connection), and which image it wants. The seed answers with a frame that grants (certificate,
 //! signed tag) or refuses, and after a grant with one that says where the manifest is to be had:
-//! here, or from a member (see `handing_on`). On the same connection the node is a member then. This file holds those frames, the only ones outside
-//! `rootswarm_swarm`'s codec; their layout is in JOIN.md. Who may join is decided by the seed's
-//! `Directory`.
+//! here, or from a member (see `handing_on`). On the same connection the node is a member then. This
+//! file holds those frames, the only ones outside `rootswarm_swarm`'s codec; their layout is in JOIN.md.
+//! Who may join is decided by the seed's `Directory`.
 
 use std::net::SocketAddr;
 

@@ -96,8 +96,8 @@ impl SeedKeeper {
     }
 
     /// The seed does not take the certificate any more: takes the one that another keeper has got
-    /// meanwhile, or joins anew, for the same image. A name
-    /// that means another image by now does not matter to a boot that has begun.
+    /// meanwhile, or joins anew, for the same image. A name that means another image by now does not
+    /// matter to a boot that has begun.
     async fn renew(&mut self) {
         let latest = self.latest.clone();
         let mut latest = latest.lock().await;
