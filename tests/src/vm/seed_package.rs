@@ -54,10 +54,12 @@ pub fn install(lab: &mut Lab, place: usize, limit: Duration) -> Result<Seed, Lab
 
     let machine = lab.machine_mut(place);
     let mut run = |command: &str| machine.run(command, limit);
-    // A minimal Debian has no wget.
+    // A minimal Debian has no wget. A seed serves a new file within a second.
     run(&format!(
-        "bash -c 'exec 3<>/dev/tcp/{ADDRESS}/7480; printf \"GET /boot/rootswarm.deb HTTP/1.0\\r\\n\\r\\n\" >&3; \
-         sed \"1,/^\\r$/d\" <&3 >{PACKAGE}'"
+        "for try in 1 2 3 4 5 6 7 8 9 10; do \
+         bash -c 'exec 3<>/dev/tcp/{ADDRESS}/7480; printf \"GET /boot/rootswarm.deb HTTP/1.0\\r\\n\\r\\n\" >&3; \
+         sed \"1,/^\\r$/d\" <&3 >{PACKAGE}'; dpkg-deb --info {PACKAGE} >/dev/null 2>&1 && break; sleep 1; done; \
+         dpkg-deb --info {PACKAGE}"
     ))?;
     run(&format!("dpkg --install {PACKAGE}"))?;
     run(&active())?;
