@@ -2,6 +2,7 @@
 //! say, and a run that fails leaves nothing behind. How fast anything is, is not tested here.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rootswarm_tests::bench::{BenchError, Case, Image, Tool, Trial, run};
@@ -11,6 +12,9 @@ use rootswarm_tests::swarm::programs;
 type TestResult = Result<(), Box<dyn std::error::Error>>;
 
 const BYTES: u64 = 3_000_000;
+
+/// One test at a time: each counts what its process has left.
+static LAB: Mutex<()> = Mutex::new(());
 
 fn namespaces() -> usize {
     // Only this process's: others may have theirs.
@@ -24,6 +28,7 @@ fn namespaces() -> usize {
 
 #[test]
 fn every_tool_brings_true_copies() -> TestResult {
+    let _alone = LAB.lock().unwrap_or_else(PoisonError::into_inner);
     let scratch = Scratch::create("bench", 10 * BYTES, &std::env::temp_dir())?;
     let image = Image::generate(&scratch.path().join("source"), BYTES)?;
     let case: Case = "2x100".parse()?;
@@ -53,6 +58,7 @@ fn every_tool_brings_true_copies() -> TestResult {
 
 #[test]
 fn a_run_that_is_given_up_says_so_and_leaves_nothing() -> TestResult {
+    let _alone = LAB.lock().unwrap_or_else(PoisonError::into_inner);
     let scratch = Scratch::create("bench", 10 * BYTES, &std::env::temp_dir())?;
     let image = Image::generate(&scratch.path().join("source"), BYTES)?;
     let trial = |image| Trial {
