@@ -104,7 +104,7 @@ pub struct Plan {
     pub loss: f64,
     /// From a dial to the connection, beside one round trip.
     pub handshake_us: u64,
-    /// What a seed sends until a node is a member: two handshakes, a certificate, a tag and addresses. The
+    /// What a seed sends until a node is a member: a handshake, a certificate, a tag and addresses. The
     /// manifest comes on top, from it or from a member.
     pub join_bytes: u64,
     /// Until a dial that meets nobody is given up.

@@ -162,7 +162,8 @@ impl Tuning {
         Arc::new(self.settings())
     }
 
-    /// For a newcomer's connection, on which it sends a frame or two: larger packets are not searched for.
+    /// For a newcomer's connection, on which it stays as a member: to a seed a node sends control frames
+    /// alone, so that it does not search for larger packets.
     #[must_use]
     pub fn join_transport_config(&self) -> Arc<TransportConfig> {
         let mut config = self.settings();

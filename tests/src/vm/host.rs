@@ -258,6 +258,16 @@ impl Host {
         Ok(())
     }
 
+    /// Has the seed serve a file under `/boot/`, as kernels are.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn hand_out(&self, name: &str, file: &Path) -> Result<(), HostError> {
+        let to = self.state().join("boot").join(name);
+        fs::copy(file, &to).map_err(StepError::file("copy", file))?;
+        Ok(())
+    }
+
     /// `rootswarm status --json`.
     ///
     /// # Errors

@@ -6,10 +6,9 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
-use super::host::{ADDRESS, HostError, IMAGE};
+use super::host::{ADDRESS, IMAGE};
 use super::lab::{Lab, LabError};
 use super::machine::MachineError;
 use super::step::StepError;
@@ -132,16 +131,4 @@ fn octal(bytes: &[u8]) -> String {
         let _ = write!(text, "\\{byte:03o}");
         text
     })
-}
-
-impl super::host::Host {
-    /// Has the seed serve a file under `/boot/`, as kernels are.
-    ///
-    /// # Errors
-    /// When it cannot be copied.
-    pub fn hand_out(&self, name: &str, file: &Path) -> Result<(), HostError> {
-        let to = self.state().join("boot").join(name);
-        fs::copy(file, &to).map_err(StepError::file("copy", file))?;
-        Ok(())
-    }
 }
