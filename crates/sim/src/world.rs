@@ -27,7 +27,7 @@ use crate::progress::Progress;
 use crate::slots::Slots;
 use chunk::{Burst, Upload};
 use ending::STALL_CHECK_NS;
-use inbox::Item;
+use inbox::Inbox;
 use rack::Rack;
 use recovery::Window;
 use rootswarm_image::{Bitfield, ChunkIndex, ChunkSize, Geometry, ImageId};
@@ -140,9 +140,8 @@ pub(crate) struct World<'a> {
     pub(crate) wake_ns: Vec<u64>,
     /// When the turn that counts is planned.
     pub(crate) turn_ns: Vec<u64>,
-    pub(crate) inboxes: Vec<Vec<Item>>,
-    /// An emptied inbox, for the next turn, and an emptied list of outputs.
-    taken: Vec<Item>,
+    pub(crate) inboxes: Vec<Inbox>,
+    /// An emptied list of outputs.
     outputs: VecDeque<Output>,
     /// Who has joined, and how many newcomers each host is handing the manifest to.
     members: Vec<u32>,
@@ -212,7 +211,6 @@ impl<'a> World<'a> {
             wake_ns: Vec::new(),
             turn_ns: Vec::new(),
             inboxes: Vec::new(),
-            taken: Vec::new(),
             members: Vec::new(),
             handing: vec![0; plan.nodes + 1],
             outputs: VecDeque::new(),
@@ -261,7 +259,7 @@ impl<'a> World<'a> {
             world.traffic.push(Traffic::default());
             world.wake_ns.push(u64::MAX);
             world.turn_ns.push(u64::MAX);
-            world.inboxes.push(Vec::new());
+            world.inboxes.push(Inbox::default());
             let at = world.start_ns(number, &mut rng);
             world.events.push(at, Event::Start(number as u32));
         }

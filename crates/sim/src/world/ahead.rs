@@ -4,7 +4,7 @@
 //! stages: the reads of one stage do not depend on each other, and the processor waits for all of them at
 //! once. Nothing is changed here, and nothing follows from what is read.
 
-use super::inbox::{Arrival, Item};
+use super::inbox::Arrival;
 use super::{Event, World};
 use rootswarm_swarm::Output;
 use std::collections::VecDeque;
@@ -68,11 +68,11 @@ impl World<'_> {
         count
     }
 
-    /// Reads what the things of a turn are about: peers, and what is known of them.
-    pub(super) fn read_ahead_of_turn(&self, host: usize, items: &[Item]) {
+    /// Reads what the first things in a host's inbox are about: peers, and what is known of them.
+    pub(super) fn read_ahead_of_turn(&self, host: usize, due: usize) {
         let node = &self.hosts[host].node;
         let mut read = 0;
-        for item in items.iter().filter(|item| item.at_ns <= self.now_ns) {
+        for item in self.inboxes[host].iter().take(due) {
             if let Arrival::Control { body, .. } = &item.what
                 && let Some((conn, index)) = body.subject()
             {
@@ -96,7 +96,10 @@ impl World<'_> {
                 // One of the two is the sender, which is at hand.
                 for host in [one, other] {
                     read ^= self.down[host].read_ahead();
-                    read ^= self.inboxes[host].last().map_or(0, |item| item.at_ns);
+                    read ^= self.inboxes[host]
+                        .iter()
+                        .next_back()
+                        .map_or(0, |item| item.at_ns);
                 }
             }
         }

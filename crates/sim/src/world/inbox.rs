@@ -12,6 +12,7 @@ use super::wire::Body;
 use super::{Event, State, World};
 use crate::nic::UploadKey;
 use rootswarm_swarm::{Input, UploadOutcome};
+use std::collections::VecDeque;
 
 /// One thing, and from when on it can be had.
 #[derive(Debug)]
@@ -36,13 +37,52 @@ pub(crate) enum Arrival {
     },
 }
 
+/// What a host has not taken yet, in the order in which it can be had; what comes at one instant keeps
+/// its order. Each host keeps its own memory: lists that went from host to host would all grow to what
+/// the seed once needed.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox(VecDeque<Item>);
+
+impl Inbox {
+    fn put(&mut self, item: Item) {
+        // Most come last.
+        let mut place = self.0.len();
+        while place > 0 && self.0[place - 1].at_ns > item.at_ns {
+            place -= 1;
+        }
+        self.0.insert(place, item);
+    }
+
+    /// How many can be had at this time.
+    fn due(&self, now_ns: u64) -> usize {
+        let is_due = |item: &&Item| item.at_ns <= now_ns;
+        self.0.iter().take_while(is_due).count()
+    }
+
+    fn take(&mut self) -> Option<Item> {
+        self.0.pop_front()
+    }
+
+    fn first_ns(&self) -> Option<u64> {
+        self.0.front().map(|item| item.at_ns)
+    }
+
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Item> {
+        self.0.iter()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
 impl World<'_> {
     /// Something comes for a host at this time. The dead get nothing.
     pub(crate) fn hand(&mut self, host: usize, at_ns: u64, what: Arrival) {
         if self.states[host] == State::Dead {
             return;
         }
-        self.inboxes[host].push(Item { at_ns, what });
+        self.inboxes[host].put(Item { at_ns, what });
         self.plan_turn(host, at_ns);
     }
 
@@ -79,21 +119,18 @@ impl World<'_> {
             return;
         }
         self.turn_ns[host] = u64::MAX;
-        let spare = std::mem::take(&mut self.taken);
-        let mut items = std::mem::replace(&mut self.inboxes[host], spare);
-        // Stable: what comes at one instant keeps its order.
-        items.sort_by_key(|item| item.at_ns);
         self.in_turn = true;
-        self.read_ahead_of_turn(host, &items);
-        for item in items.drain(..) {
-            if item.at_ns <= self.now_ns {
+        // What comes for the host from its own doing waits for another turn.
+        let due = self.inboxes[host].due(self.now_ns);
+        self.read_ahead_of_turn(host, due);
+        for _ in 0..due {
+            if let Some(item) = self.inboxes[host].take() {
                 self.take(host, item.what);
-            } else {
-                self.plan_turn(host, item.at_ns);
-                self.inboxes[host].push(item);
             }
         }
-        self.taken = items;
+        if let Some(at_ns) = self.inboxes[host].first_ns() {
+            self.plan_turn(host, at_ns);
+        }
         if self.wake_ns[host] <= self.now_ns {
             self.wake(host);
         }
@@ -139,8 +176,7 @@ impl World<'_> {
         self.turn_ns[host] = u64::MAX;
         self.wake_ns[host] = u64::MAX;
         self.keep_timer(host);
-        let first_ns = self.inboxes[host].iter().map(|item| item.at_ns).min();
-        if let Some(at_ns) = first_ns {
+        if let Some(at_ns) = self.inboxes[host].first_ns() {
             self.plan_turn(host, at_ns);
         }
     }
@@ -148,7 +184,73 @@ impl World<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::world::SEED;
     use crate::{Plan, run};
+    use rootswarm_swarm::Rng;
+
+    /// About an upload that never was: whoever takes it does nothing.
+    fn nothing(at_ns: u64, serial: u32) -> Item {
+        let what = Arrival::ChunkStarted(UploadKey { slot: 0, serial });
+        Item { at_ns, what }
+    }
+
+    /// Against the definition: by time, then in the order in which it came.
+    #[test]
+    fn is_taken_as_a_stable_sort_would_have_it() {
+        let mut rng = Rng::new(1);
+        let (mut inbox, mut plain) = (Inbox::default(), Vec::new());
+        let mut now_ns = 0;
+        for serial in 0..3_000 {
+            let at_ns = now_ns + rng.between(0, 20);
+            inbox.put(nothing(at_ns, serial));
+            plain.push((at_ns, serial));
+            if rng.below(3) > 0 {
+                continue;
+            }
+            now_ns += rng.between(0, 6);
+            plain.sort_by_key(|(at_ns, _)| *at_ns);
+            let due = plain.partition_point(|(at_ns, _)| *at_ns <= now_ns);
+            assert_eq!(inbox.due(now_ns), due);
+            for expected in plain.drain(..due) {
+                let Some(Item {
+                    at_ns,
+                    what: Arrival::ChunkStarted(key),
+                }) = inbox.take()
+                else {
+                    panic!("missing: {expected:?}");
+                };
+                assert_eq!((at_ns, key.serial), expected);
+            }
+            assert_eq!(
+                inbox.first_ns(),
+                plain.iter().map(|(at_ns, _)| *at_ns).min()
+            );
+        }
+    }
+
+    /// Inboxes once went from host to host, and all grew to what the seed's had been: 10,000 nodes took
+    /// 8 GB.
+    #[test]
+    fn a_crowd_at_the_seed_leaves_no_memory_with_others() {
+        let plan = Plan::new("crowd", 3, 1_000.0, 1_000.0).image(1 << 20, 256 << 10);
+        let mut world = World::new(&plan, 1);
+        world.states.fill(State::Alive);
+        let mut turn_of = |host, things| {
+            world.now_ns += 1_000_000;
+            for _ in 0..things {
+                let Item { at_ns, what } = nothing(world.now_ns, 1);
+                world.hand(host, at_ns, what);
+            }
+            world.turn(host);
+            assert_eq!(world.inboxes[host].first_ns(), None);
+            world.inboxes[host].0.capacity()
+        };
+        assert!(turn_of(SEED, 10_000) >= 10_000);
+        for host in 1..=3 {
+            assert!(turn_of(host, 1) < 100);
+        }
+    }
 
     /// Turns delay each answer, and nothing else: the same nodes get the same image with hardly any
     /// delay. A turn that is never planned would stop them for good.
