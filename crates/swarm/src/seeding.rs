@@ -55,6 +55,11 @@ pub(crate) struct Seeding {
     was_first_round: bool,
     /// When the last first round ended, the nodes lacked much of the image.
     is_faster: bool,
+    /// First copies that went out since help was last counted anew, and uploads before the first of them.
+    pushed: u32,
+    pushed_from: u64,
+    /// More uploads than these are help: those with which each first copy is delivered.
+    helped_from: u64,
 }
 
 impl Seeding {
@@ -71,25 +76,49 @@ impl Seeding {
             is_doubting: false,
             was_first_round: false,
             is_faster: false,
+            pushed: 0,
+            pushed_from: 0,
+            helped_from: 0,
         }
     }
 
-    /// Whether to offer second copies, when the nodes that are fed hold so much of the image, in per
+    /// Whether to offer second copies, when this seed has uploaded so many chunks, may give `most` as help
+    /// for each copy that has to leave it, and the nodes that are fed hold so much of the image, in per
     /// cent.
-    pub(crate) fn helps_on(&mut self, picker: &Picker, held_percent: impl FnOnce() -> u64) -> bool {
+    pub(crate) fn helps_on(
+        &mut self,
+        picker: &Picker,
+        uploaded: u64,
+        most: u64,
+        held_percent: impl FnOnce() -> u64,
+    ) -> bool {
         if self.first_copies_wait(picker) {
+            if self.pushed == 0 {
+                self.pushed_from = uploaded;
+            }
             self.was_first_round = true;
             return false;
         }
         let ends = std::mem::take(&mut self.was_first_round);
-        if !ends && !self.is_faster {
+        // Some chunks that went out again because their holders left are no reason to help with all.
+        if ends && self.pushed > picker.have().len() / 2 {
+            self.helped_from = self.pushed_from + u64::from(self.pushed);
+            self.pushed = 0;
+        }
+        let may_help = self.helped(uploaded) < most;
+        if !(ends || self.is_faster && may_help) {
             return false;
         }
         let held_percent = held_percent();
         if ends {
             self.is_faster = held_percent < FASTER_BELOW_PERCENT;
         }
-        self.is_faster && held_percent < HELPED_BELOW_PERCENT
+        self.is_faster && may_help && held_percent < HELPED_BELOW_PERCENT
+    }
+
+    /// Of so many uploads, those since the first round, as help or because somebody asked.
+    pub(crate) fn helped(&self, uploaded: u64) -> u64 {
+        uploaded.saturating_sub(self.helped_from)
     }
 
     /// Whether some chunk has no holder yet: requests for second copies have to wait.
@@ -134,6 +163,7 @@ impl Seeding {
         };
         self.listed.clear(index);
         self.pushing.set(index);
+        self.pushed = self.pushed.saturating_add(1);
         Some(index)
     }
 
@@ -249,21 +279,69 @@ mod tests {
     fn only_a_seed_that_was_faster_than_its_nodes_helps_on() {
         let mut picker = Picker::new(Bitfield::full(1));
         let mut seeding = Seeding::new(1, &mut Rng::new(1));
-        for (at_its_end, is_faster) in [(74, true), (75, false)] {
-            assert!(!seeding.helps_on(&picker, || 0), "the first round");
+        let mut uploaded = 0;
+        for (at_its_end, is_faster) in [(74, true), (75, false), (74, true)] {
+            let helps = |seeding: &mut Seeding, picker: &Picker, uploaded, held| {
+                seeding.helps_on(picker, uploaded, 1, || held)
+            };
+            assert!(
+                !helps(&mut seeding, &picker, uploaded, 0),
+                "the first round"
+            );
             picker.announced(ChunkIndex(0));
-            assert!(!seeding.helps_on(&picker, || 0), "only said so");
+            assert!(!helps(&mut seeding, &picker, uploaded, 0), "only said so");
             assert_eq!(next(&mut seeding, &picker), Some(ChunkIndex(0)));
+            uploaded += 1;
             seeding.arrived(ChunkIndex(0));
             seeding.ended(ChunkIndex(0), &picker);
             assert_eq!(next(&mut seeding, &picker), None);
-            assert_eq!(seeding.helps_on(&picker, || at_its_end), is_faster);
+            assert_eq!(
+                helps(&mut seeding, &picker, uploaded, at_its_end),
+                is_faster
+            );
             // Newcomers, later.
-            assert_eq!(seeding.helps_on(&picker, || 0), is_faster);
-            assert_eq!(seeding.helps_on(&picker, || 94), is_faster);
-            assert!(!seeding.helps_on(&picker, || 95), "they hold most");
+            assert_eq!(helps(&mut seeding, &picker, uploaded, 0), is_faster);
+            assert_eq!(helps(&mut seeding, &picker, uploaded, 94), is_faster);
+            assert!(
+                !helps(&mut seeding, &picker, uploaded, 95),
+                "they hold most"
+            );
+            // What helps is counted, and each round has its own.
+            uploaded += 1;
+            assert!(!helps(&mut seeding, &picker, uploaded, 0), "it has helped");
             assert!(picker.withdrawn(ChunkIndex(0)));
             seeding.reconsider(ChunkIndex(0), &picker);
+        }
+    }
+
+    /// A chunk whose only holder comes and goes does not have the whole image sent again.
+    #[test]
+    fn a_round_of_one_chunk_is_no_reason_to_help_again() {
+        let mut picker = Picker::new(Bitfield::full(8));
+        let mut seeding = Seeding::new(8, &mut Rng::new(1));
+        let mut uploaded = 0;
+        let mut round = |seeding: &mut Seeding, picker: &mut Picker| {
+            assert!(!seeding.helps_on(picker, uploaded, 8, || 0));
+            while let Some(index) = next(seeding, picker) {
+                uploaded += 1;
+                picker.announced(index);
+                seeding.arrived(index);
+                seeding.ended(index, picker);
+            }
+            while seeding.helps_on(picker, uploaded, 8, || 0) {
+                uploaded += 1;
+            }
+            uploaded
+        };
+        assert_eq!(
+            round(&mut seeding, &mut picker),
+            16,
+            "a copy, and one as help"
+        );
+        for again in 1..=4 {
+            picker.withdrawn(ChunkIndex(2));
+            seeding.reconsider(ChunkIndex(2), &picker);
+            assert_eq!(round(&mut seeding, &mut picker), 16 + again);
         }
     }
 

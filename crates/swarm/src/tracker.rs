@@ -71,6 +71,11 @@ pub(crate) struct Tracker {
 }
 
 impl Tracker {
+    /// How many nodes there are.
+    pub(crate) fn len(&self) -> usize {
+        self.live.len()
+    }
+
     /// Puts a node into the overlay.
     pub(crate) fn join(&mut self, node: NodeId, rack: Option<&str>, rng: &mut Rng) -> Rewiring {
         if self.by_node.contains_key(&node) {

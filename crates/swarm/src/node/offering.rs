@@ -20,6 +20,14 @@ use crate::peers::Peer;
 use crate::time::Instant;
 use rootswarm_image::{Bitfield, ChunkIndex};
 
+/// How many chunks, of an image of `chunks`, a seed that feeds `fed` of `members` nodes hands out to help
+/// on after a first round: see [`limits::SEED_HELPED_COPIES`] and what follows it.
+fn most_helped(chunks: u64, fed: usize, members: usize) -> u64 {
+    let few = chunks * fed as u64 / limits::SEED_HELPED_NODES_FEW;
+    let many = chunks * limits::SEED_HELPED_NODES_MANY / (members as u64).max(1);
+    few.min(many).min(chunks * limits::SEED_HELPED_COPIES)
+}
+
 impl Node {
     /// Offers chunks while slots are free.
     pub(super) fn offer(&mut self, now: Instant) {
@@ -60,9 +68,7 @@ impl Node {
     }
 
     /// A seed offers once every chunk has a holder, while the nodes it feeds still lack a twentieth
-    /// of the image or more, no more than [`limits::SEED_OFFERED_COPIES`] copies have left it (fewer
-    /// where there are few nodes: [`limits::SEED_OFFERED_NODES_PER_COPY`]), and its link is faster than
-    /// theirs (see `seeding`).
+    /// of the image or more, it has not done so enough, and its link is faster than theirs (see `seeding`).
     fn may_offer(&mut self) -> bool {
         if self.role == Role::Peer {
             return true;
@@ -76,11 +82,12 @@ impl Node {
             });
             held * 100 / (chunks * nodes).max(1)
         };
-        let uploaded = self.counters.uploaded;
-        uploaded < chunks * limits::SEED_OFFERED_COPIES
-            && self.seeding.helps_on(&self.picker, held_percent)
-            && uploaded
-                < chunks + chunks * fed().count() as u64 / limits::SEED_OFFERED_NODES_PER_COPY
+        let (members, uploaded) = (self.tracker.len(), self.counters.uploaded);
+        // Most of the time this is all that has to be known: a seed has thousands of peers to look at.
+        let most = most_helped(chunks, members, members);
+        let seeding = &mut self.seeding;
+        seeding.helps_on(&self.picker, uploaded, most, held_percent)
+            && seeding.helped(uploaded) < most_helped(chunks, fed().count(), members)
     }
 
     /// Whether somebody can be offered something who was left alone until after `since`. Sets the time

@@ -245,7 +245,7 @@ fn sent_to_slow_nodes(nodes: u64) -> u64 {
 /// copies and more.
 #[test]
 fn a_fast_seed_leaves_most_to_its_nodes() {
-    for (nodes, beyond) in [(2, 2), (4, 5), (8, 10), (16, 20), (40, 20)] {
+    for (nodes, beyond) in [(2, 2), (4, 5), (8, 10), (16, 20), (40, 20), (128, 10)] {
         let sent = sent_to_slow_nodes(nodes);
         let least = u64::from(CHUNKS) + beyond;
         let most = least + limits::OFFERS_AHEAD as u64;
