@@ -115,7 +115,6 @@ fn an_offer_is_taken_or_declined_with_the_reason() {
     ));
 }
 
-/// A seed that has handed out everything once helps on, as long as its nodes lack much.
 /// What a seed offers to two nodes that begin with nothing, until each chunk has left it once; chunks
 /// below `passed_on` have reached both by then.
 fn offers_of_a_first_round(passed_on: u32) -> Vec<(u64, Vec<u32>)> {
@@ -149,6 +148,7 @@ fn offers_of_a_first_round(passed_on: u32) -> Vec<(u64, Vec<u32>)> {
     offered
 }
 
+/// A seed that has handed out everything once helps on, as long as its nodes lack much.
 #[test]
 fn a_seed_offers_after_the_first_round_while_its_nodes_lack_much() {
     assert_eq!(offers_of_a_first_round(16), [], "most of it is there");
