@@ -126,8 +126,8 @@ pub const SEED_HELPED_COPIES: u64 = 1;
 /// took two copies and what they asked for.
 pub const SEED_HELPED_NODES_FEW: u64 = 16;
 
-/// The same for more nodes than these, for a copy is next to nothing of what they need: so many of them
-/// would have had all of one. In the simulator, with ten times their rate (300 MB; last node over the
+/// The same for N nodes, if they are more than these: so many Nths of a copy, for a whole one is next to
+/// nothing of what they need. In the simulator, with ten times their rate (300 MB; last node over the
 /// bound without help and with a whole copy): 32 nodes 1.079 and 1.077, 64 nodes 1.083 and 1.082, 128 and
 /// 256 nodes no difference.
 pub const SEED_HELPED_NODES_MANY: u64 = 64;

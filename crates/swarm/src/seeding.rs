@@ -12,9 +12,9 @@
 //! nobody claims, unless it is claimed by more than a third of all nodes, as after a restart.
 //!
 //! A seed that is much faster than its nodes has bytes to spare when the first round ends: then they
-//! lack most of the image, and it helps on (see `offering`), the more the fewer they are. One that is not is from then on one uplink
-//! among many, and a holder of last resort: helping 300 nodes that arrive within 10 s it sent 0.4 copies
-//! more, and nobody was done sooner.
+//! lack most of the image, and it helps on (see `offering`): with as much as makes a difference to so
+//! many. One that is not is from then on one uplink among many, and a holder of last resort: helping 300
+//! nodes that arrive within 10 s it sent 0.4 copies more, and nobody was done sooner.
 
 use crate::picker::Picker;
 use crate::rng::Rng;
