@@ -202,8 +202,8 @@ pub struct Settings {
     pub upload_limit: Option<Rate>,
     /// Networks that are let in; empty: those of this host's interfaces.
     pub allow: Vec<Cidr>,
-    /// Whether a token is needed.
-    pub admission: AdmissionMode,
+    /// Whether a token is needed, if the admin said.
+    pub admission: Option<AdmissionMode>,
     /// The seed that is mirrored, if one is.
     pub mirror: Option<MirrorOf>,
     /// Whether copies are hashed before they are served.
@@ -224,7 +224,7 @@ impl From<ConfigFile> for Settings {
             host: file.host,
             upload_limit: file.upload_limit,
             allow: file.allow.unwrap_or_default(),
-            admission: file.admission.unwrap_or(AdmissionMode::Open),
+            admission: file.admission,
             mirror: file.mirror,
             verify: file.verify.unwrap_or(true),
             chunk_size: file.chunk_size,
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(settings.allow.len(), 2);
         assert_eq!(
             (settings.admission, settings.verify),
-            (AdmissionMode::Token, false)
+            (Some(AdmissionMode::Token), false)
         );
         assert_eq!(
             settings.mirror.unwrap().to_string(),

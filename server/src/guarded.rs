@@ -56,6 +56,16 @@ pub(crate) const REVOKED: GuardedFile = GuardedFile {
     max_bytes: 1 << 20,
 };
 
+/// Some networks. No secret, so all may read it.
+pub(crate) const POLICY: GuardedFile = GuardedFile {
+    name: "policy",
+    what: "admission policy",
+    mode: 0o644,
+    forbidden: 0o022,
+    advice: "others may have opened it (look at it, then chmod 644 it)",
+    max_bytes: 1 << 20,
+};
+
 /// Why a file is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {

@@ -4,7 +4,7 @@
 //! signs what its name means. A running server ([`serve`]) holds a [`catalogue`] of what is
 //! published, decides who may have it ([`admission`], [`token`]) and who
 //! no longer ([`revocation`]), and offers it to the swarm
-//! ([`swarm_side`]) and to plain HTTP clients ([`http`]). A second host follows the first ([`mirror`]). [`pxe`] writes what a stock dnsmasq,
+//! ([`swarm_side`]) and to plain HTTP clients ([`http`]). A second host follows the first ([`mirror`]), also in whom it lets in ([`policy`]). [`pxe`] writes what a stock dnsmasq,
 //! pxelinux, iPXE and GRUB boot from.
 //!
 //! Left to others: the wire and the scheduler (`rootswarm-transport`, `rootswarm-swarm`), what an
@@ -22,6 +22,7 @@ pub mod http;
 pub mod mirror;
 pub mod network;
 pub mod node_name;
+pub mod policy;
 pub mod progress;
 pub mod publish;
 pub mod pxe;

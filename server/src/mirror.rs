@@ -1,7 +1,7 @@
 //! `serve --mirror swarm://HOST`: keeps this state directory in step with another seed's.
 //!
 //! Both hold the same swarm key. Every second the mirror asks what there is ([`Primary::listing`]):
-//! signed tags, removed names, tokens, revocations. What is missing is fetched through the swarm as a
+//! signed tags, removed names, tokens, revocations, and whom the primary lets in. What is missing is fetched through the swarm as a
 //! node fetches it, one image at a time, verified chunk by chunk, and published whole under the tag that
 //! the primary signed; a download that was cut off goes on with the chunks that are there. Everything is written as commands write it, so that the server beside this picks
 //! it up as usual, and so that the mirror is a whole seed whenever the primary is gone.
@@ -10,6 +10,12 @@
 //! mirror leaves them to it. While it cannot, the mirror admits by them, keeps who used which, and
 //! tells the primary when it is back. What cannot be excluded is a network that is cut in two with a
 //! seed and a bearer of the same token on either side.
+//!
+//! **Admission.** The mirror lets in nobody whom its primary would not ([`crate::policy`]), and nobody at
+//! all before it knows. A primary of a release that does not tell (`rootswarm-mirror/1`) is taken to ask
+//! for tokens if it has any, or ever had some while it was mirrored; where it has none, what this host's
+//! admin configured holds, with a warning. One that has told once must go on to prove that it holds the
+//! swarm key, which only `rootswarm-mirror/2` has it do.
 //!
 //! **Doubt.** Only what the primary says it removed is removed, and no tag is replaced by an older one:
 //! a primary that lost its state does not take the mirror's with it.
@@ -24,17 +30,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rootswarm_image::{HostPort, ImageId, Manifest, SWARM_PORT, SignedTag, SwarmKey};
-use rootswarm_transport::mirror::{MirrorError, Primary};
+use rootswarm_transport::mirror::{MirrorError, MirrorVersion, Primary};
 use rootswarm_transport::node::{Node, NodeConfig, SeedTrust, StartError};
 use rootswarm_transport::seed::Listing;
 use rootswarm_transport::store::{ChunkStore, StoreError};
 use rootswarm_transport::tuning::Tuning;
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use crate::admission::Admission;
+use crate::policy::{Allow, Remembered};
 use crate::publish::Workspace;
 use crate::revocation::RevocationList;
 use crate::state::{StateDir, StateError};
-use crate::token::Tokens;
+use crate::token::{self, Tokens};
 
 /// How often the primary is asked.
 const POLL: Duration = Duration::from_secs(1);
@@ -115,6 +123,7 @@ pub struct Mirror {
     state: StateDir,
     tokens: Tokens,
     revoked: RevocationList,
+    remembered: Remembered,
     reach: Reach,
     bind: Option<IpAddr>,
     upload_limit_bytes_per_s: Option<u64>,
@@ -125,17 +134,20 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// A mirror that writes into `state`. `listen` is where the server beside it listens.
+    /// A mirror that writes into `state`, and what it learns of admission into `remembered`. `listen` is
+    /// where the server beside it listens.
     pub fn new(
         of: MirrorOf,
         key: Arc<SwarmKey>,
         state: StateDir,
         listen: SocketAddr,
         upload_limit_bytes_per_s: Option<u64>,
+        remembered: Remembered,
     ) -> Mirror {
         Mirror {
             of,
             key,
+            remembered,
             tokens: Tokens::of_mirror(state.clone()),
             revoked: RevocationList::new(state.clone()),
             state,
@@ -158,27 +170,58 @@ impl Mirror {
         self.reach.clone()
     }
 
-    /// Meets the primary once.
+    /// Meets the primary once, and learns whom it lets in.
     ///
     /// # Errors
     /// Only when it answered and holds another swarm key: nothing will ever come of that. One that
     /// is not there may come later.
     pub async fn meet(&self) -> Result<(), MirrorError> {
-        match self.connect().await {
-            Ok(primary) => primary.close(),
+        let met = async {
+            let primary = self.connect().await?;
+            let listing = self.ask(&primary).await?;
+            primary.close();
+            self.learn(listing, primary.version()).await
+        };
+        match met.await {
+            Ok(_) => {}
             Err(SyncError::Primary(error @ MirrorError::Trust { .. })) => return Err(error),
             Err(error) => {
                 self.reach.set(false);
                 tracing::warn!("{} cannot be mirrored yet: {error}", self.of);
+                self.conclude_alone().await;
             }
         }
         Ok(())
     }
 
+    /// What an earlier release mirrored here says about a primary that is away: if it had tokens, it asks
+    /// for them. Otherwise nobody is let in before it was met.
+    async fn conclude_alone(&self) {
+        if self.remembered.policy().is_some() {
+            return;
+        }
+        let (remembered, tokens) = (self.remembered.clone(), self.tokens.clone());
+        let concluded = blocking(
+            move || match tokens.is_empty().map_err(|e| e.to_string())? {
+                true => Ok(false),
+                false => remembered.conclude(true).map_err(|e| e.to_string()),
+            },
+        );
+        match concluded.await {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
+                "nobody is let in before {} was met once, as it is not known whom it lets in (or \
+                 take over: serve without --mirror)",
+                self.of
+            ),
+            Err(error) => tracing::error!("nobody is let in: {error}"),
+        }
+    }
+
     /// Keeps in step for ever.
-    pub async fn run(mut self) {
+    pub async fn run(mut self, admission: Arc<Admission>) {
         loop {
-            let error = match self.session().await {
+            let error = match self.session(&admission).await {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
@@ -222,19 +265,84 @@ impl Mirror {
         Ok(Primary::connect(&node, seed, self.key.clone()).await?)
     }
 
-    async fn session(&mut self) -> Result<std::convert::Infallible, SyncError> {
+    /// Asks for everything, and tells which one-time tokens were used here.
+    async fn ask(&self, primary: &Primary) -> Result<Listing, SyncError> {
+        let tokens = self.tokens.clone();
+        let report = blocking(move || tokens.report_used()).await?;
+        Ok(primary.listing(report).await?)
+    }
+
+    /// Remembers whom the primary lets in, as far as it tells; returns the listing.
+    async fn learn(&self, listing: Listing, version: MirrorVersion) -> Result<Listing, SyncError> {
+        let (remembered, tokens) = (self.remembered.clone(), self.tokens.clone());
+        let learnt = blocking(move || {
+            let said = |error: &dyn fmt::Display| error.to_string();
+            let changed = match &listing.policy {
+                Some(text) => remembered.adopt(text).map_err(|e| said(&e))?,
+                None => {
+                    let text = String::from_utf8_lossy(&listing.tokens);
+                    let has_tokens = token::parse(&text).is_ok_and(|found| !found.is_empty())
+                        || !tokens.is_empty().map_err(|e| said(&e))?;
+                    remembered.conclude(has_tokens).map_err(|e| said(&e))?
+                }
+            };
+            Ok((listing, changed))
+        });
+        let was_told = self.remembered.policy().is_some_and(|it| it.was_told());
+        if was_told && version < MirrorVersion::Two {
+            return Err(SyncError::Local(format!(
+                "it speaks an earlier version of mirroring than it did before, in which it does not \
+                 prove that it is the seed (if it was put back to an earlier release: remove {})",
+                self.state.root().join("policy").display()
+            )));
+        }
+        let (listing, changed) = learnt.await?;
+        if changed && let Some(policy) = self.remembered.policy() {
+            let from = match &policy.allow {
+                Allow::Listed(networks) => format!(" from {} networks", networks.len()),
+                Allow::Interfaces(_) => " from its networks and this host's".to_owned(),
+                Allow::Unknown => String::new(),
+            };
+            tracing::info!("{} has admission {}{from}", self.of, policy.mode);
+        }
+        Ok(listing)
+    }
+
+    /// What is to be said of admission here, if anything.
+    fn doubt(&self, admission: &Admission) -> Option<String> {
+        if let Err(looser) = admission.check_not_looser() {
+            return Some(format!(
+                "this mirror is configured looser than {}, which decides: {looser}",
+                self.of
+            ));
+        }
+        let policy = self.remembered.policy()?;
+        let mode = admission.mode()?;
+        (!policy.was_told()).then(|| {
+            format!(
+                "{} is of a release that does not tell whom it lets in: here admission is {mode}, \
+                 and the allow-list is this host's (update it)",
+                self.of
+            )
+        })
+    }
+
+    async fn session(
+        &mut self,
+        admission: &Admission,
+    ) -> Result<std::convert::Infallible, SyncError> {
         let primary = Arc::new(self.connect().await?);
         loop {
-            let tokens = self.tokens.clone();
-            let report = blocking(move || tokens.report_used()).await?;
-            let listing = primary.listing(report).await?;
+            let listing = self.ask(&primary).await?;
+            let listing = self.learn(listing, primary.version()).await?;
             let applied = {
                 let (state, key) = (self.state.clone(), self.key.clone());
                 let (tokens, revoked) = (self.tokens.clone(), self.revoked.clone());
                 blocking(move || apply(&listing, &state, &key, &tokens, &revoked)).await?
             };
             self.reach.set(true);
-            self.say(applied.doubts.into_iter().next());
+            let doubt = self.doubt(admission);
+            self.say(doubt.into_iter().chain(applied.doubts).next());
             self.fetch(&primary, applied.missing).await;
             tokio::time::sleep(POLL).await;
         }

@@ -73,6 +73,39 @@ impl Cidr {
         }
     }
 
+    /// Whether each address of `other` is in the block.
+    pub fn covers(&self, other: &Cidr) -> bool {
+        self.prefix <= other.prefix && self.contains(other.address)
+    }
+
+    /// The two halves of a block of more than one address.
+    fn halves(&self) -> Option<[Cidr; 2]> {
+        let prefix = self.prefix + 1;
+        let upper: IpAddr = match self.address {
+            IpAddr::V4(v4) if prefix <= 32 => {
+                Ipv4Addr::from_bits(v4.to_bits() | 1 << (32 - prefix)).into()
+            }
+            IpAddr::V6(v6) if prefix <= 128 => {
+                Ipv6Addr::from_bits(v6.to_bits() | 1 << (128 - prefix)).into()
+            }
+            _ => return None,
+        };
+        Some([self.address, upper].map(|address| Cidr { address, prefix }))
+    }
+
+    /// Whether each address of the block is in one of `blocks`, also where it takes several of them.
+    pub fn is_covered_by(&self, blocks: &[Cidr]) -> bool {
+        if blocks.iter().any(|block| block.covers(self)) {
+            return true;
+        }
+        // Only a block that is cut by smaller ones is looked into, so this ends after at most as many
+        // steps as these have bits.
+        blocks.iter().any(|block| self.covers(block))
+            && self
+                .halves()
+                .is_some_and(|halves| halves.iter().all(|half| half.is_covered_by(blocks)))
+    }
+
     /// The first address: the network's own.
     pub fn network(&self) -> IpAddr {
         self.address
@@ -266,6 +299,31 @@ mod tests {
             "10.0.0.0/24/8",
         ] {
             assert!(text.parse::<Cidr>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_blocks_cover_together() {
+        for (block, blocks, covered) in [
+            ("10.0.0.0/24", "10.0.0.0/8", true),
+            ("10.0.0.0/8", "10.0.0.0/8", true),
+            ("10.0.0.0/8", "10.0.0.0/24", false),
+            ("10.0.0.0/8", "10.0.0.0/9 10.128.0.0/9", true),
+            ("10.0.0.0/8", "10.0.0.0/9 10.128.0.0/10", false),
+            ("10.0.0.0/31", "10.0.0.0 10.0.0.1", true),
+            ("10.0.0.0/31", "10.0.0.1", false),
+            ("0.0.0.0/0", "::/0", false),
+            ("::/0", "::/1 8000::/1", true),
+            ("fd00::/64", "fd00::/63", true),
+            ("fd00::1", "fd00::/127", true),
+            ("10.0.0.0/24", "", false),
+        ] {
+            let blocks: Vec<Cidr> = blocks
+                .split_whitespace()
+                .map(|it| it.parse().unwrap())
+                .collect();
+            let found = block.parse::<Cidr>().unwrap().is_covered_by(&blocks);
+            assert_eq!(found, covered, "{block} by {blocks:?}");
         }
     }
 

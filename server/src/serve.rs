@@ -16,13 +16,14 @@ use rootswarm_transport::socket::BindError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Configured, Looser};
 use crate::catalogue::{Catalogue, Damage, Snapshot};
 use crate::config::Settings;
 use crate::exit::Exit;
 use crate::http::{self, Shared};
 use crate::mirror::{Mirror, MirrorOf};
 use crate::network::{advertised_host, root_url};
+use crate::policy::{PolicyError, Remembered};
 use crate::progress;
 use crate::publish::{self, PublishError, Unchanged};
 use crate::revocation::{RevocationError, RevocationList};
@@ -122,6 +123,19 @@ pub enum ServeError {
         /// What was found.
         source: Box<MirrorError>,
     },
+    /// A mirror that would let in whom the seed to mirror does not.
+    #[error(
+        "this mirror would be looser than {of}: {source} (take admission and allow out of this host's configuration: they come with the mirroring)"
+    )]
+    MirrorLooser {
+        /// The seed to mirror.
+        of: Box<MirrorOf>,
+        /// In what.
+        source: Looser,
+    },
+    /// What is remembered of the seed to mirror.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// The revocations.
     #[error(transparent)]
     Revocation(#[from] RevocationError),
@@ -146,7 +160,11 @@ impl ServeError {
             // An address that is not this host's, a port that needs root.
             ServeError::Listen { .. } => Exit::BadInput,
             ServeError::AllDamaged { .. } => Exit::Damaged,
-            ServeError::MirrorKey { .. } | ServeError::MirrorTrust { .. } => Exit::Refused,
+            ServeError::MirrorKey { .. }
+            | ServeError::MirrorTrust { .. }
+            | ServeError::MirrorLooser { .. } => Exit::Refused,
+            ServeError::Policy(PolicyError::State(error)) => error.exit(),
+            ServeError::Policy(PolicyError::Damaged { .. }) => Exit::Damaged,
             ServeError::MirrorPublishes { .. } => Exit::BadInput,
             ServeError::Revocation(error) => error.exit(),
             ServeError::Seed(_) | ServeError::Start(_) => Exit::Unexpected,
@@ -307,24 +325,37 @@ impl Server {
         http: TcpListener,
     ) -> Result<(), ServeError> {
         let state = catalogue.state().clone();
+        let remembered = Remembered::load(state.clone())?;
         let mirror = settings.mirror.clone().map(|of| {
             let limit = settings.upload_limit.map(|rate| rate.bytes_per_s());
-            Mirror::new(of, key.clone(), state.clone(), settings.listen, limit)
+            Mirror::new(
+                of,
+                key.clone(),
+                state.clone(),
+                settings.listen,
+                limit,
+                remembered.clone(),
+            )
         });
         let tokens = match mirror {
             Some(_) => Tokens::of_mirror(state.clone()),
             None => Tokens::new(state.clone()),
         };
-        let mut admission = Admission::new(settings.admission, settings.allow.clone(), tokens);
+        let configured = Configured {
+            mode: settings.admission,
+            allow: settings.allow.clone(),
+        };
+        let mut admission = Admission::new(configured, tokens).with(remembered);
         if let Some(mirror) = &mirror {
             admission = admission.of_mirror(mirror.reach());
-            mirror
-                .meet()
-                .await
-                .map_err(|source| ServeError::MirrorTrust {
-                    of: Box::new(mirror.of().clone()),
-                    source: Box::new(source),
-                })?;
+            let of = || Box::new(mirror.of().clone());
+            mirror.meet().await.map_err(|source| {
+                let source = Box::new(source);
+                ServeError::MirrorTrust { of: of(), source }
+            })?;
+            admission
+                .check_not_looser()
+                .map_err(|source| ServeError::MirrorLooser { of: of(), source })?;
         }
         let admission = Arc::new(admission);
         let revoked = RevocationList::new(state.clone());
@@ -366,8 +397,11 @@ impl Server {
         ));
         let control_task = server.spawn_control(&settings, http_address);
         tracing::info!(
-            "swarm on {}, http on {http_address}, serving {}",
+            "swarm on {}, http on {http_address}, admission {}, serving {}",
             swarm.local_addr(),
+            admission
+                .mode()
+                .map_or("not known yet".to_owned(), |mode| mode.to_string()),
             admission
                 .networks()
                 .iter()
@@ -380,7 +414,7 @@ impl Server {
         let mut beside = tokio::task::JoinSet::new();
         beside.spawn(follow_revocations(revoked, swarm.clone()));
         if let Some(mirror) = mirror {
-            beside.spawn(mirror.run());
+            beside.spawn(mirror.run(admission.clone()));
         }
         // In a task of its own: hashing a large new copy must not hold up the end.
         let follower = tokio::spawn(server.keep_up());

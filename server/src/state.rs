@@ -8,6 +8,7 @@
 //! tokens                          admission tokens, hashed (crate::token)
 //! revoked                         the epoch, and nodes whose admission was taken back (crate::revocation)
 //! mirror                          the seed that is mirrored here, if one is (crate::mirror)
+//! policy                          whom that seed lets in, as it told (crate::policy)
 //! boot/                           kernels, initrds and boot scripts for HTTP
 //! tmp/                            what is not finished; emptied at start, but for a mirror's downloads
 //! lock, serve.lock, control.sock
@@ -28,7 +29,7 @@ use rootswarm_image::{
 
 use crate::durable::{self, Lock, Owner};
 use crate::exit::Exit;
-use crate::guarded::{GuardError, REVOKED, SWARM_KEY, TOKENS};
+use crate::guarded::{GuardError, POLICY, REVOKED, SWARM_KEY, TOKENS};
 
 /// Where the state is unless somebody says otherwise.
 pub const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/rootswarm";
@@ -353,7 +354,7 @@ impl StateDir {
     /// That nobody else can let nodes in: a server refuses to start rather than to find out at the
     /// first node.
     pub fn check_guarded(&self) -> Result<(), StateError> {
-        for file in [TOKENS, REVOKED] {
+        for file in [TOKENS, REVOKED, POLICY] {
             file.read(&self.root)?;
         }
         Ok(())

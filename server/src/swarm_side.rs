@@ -53,10 +53,10 @@ impl Directory for Tracker {
         node: NodeId,
         request: &JoinRequest,
     ) -> Result<Grant, Refusal> {
-        let refused = |reason: NotAdmitted| match reason {
+        let refused = |reason: NotAdmitted| match reason.may_pass() {
             // It is to ask again: the primary, or this seed once the primary is gone.
-            NotAdmitted::AskPrimary => Refusal::Busy,
-            reason => Refusal::NotAdmitted(reason.to_string()),
+            true => Refusal::Busy,
+            false => Refusal::NotAdmitted(reason.to_string()),
         };
         self.admission.check_address(from.ip()).map_err(refused)?;
         let token = request.token.as_deref();
@@ -75,7 +75,11 @@ impl Directory for Tracker {
     }
 
     fn mirror(&self, report: &[u8]) -> Result<Listing, String> {
-        off_the_reactor(|| listing(self.catalogue.state(), report))
+        let policy = self.admission.to_mirror();
+        let policy = policy.ok_or("this seed is a mirror itself and has learnt nothing yet")?;
+        let mut listing = off_the_reactor(|| listing(self.catalogue.state(), report))?;
+        listing.policy = Some(policy.text().into_bytes());
+        Ok(listing)
     }
 }
 
@@ -95,6 +99,7 @@ fn listing(state: &StateDir, report: &[u8]) -> Result<Listing, String> {
             .filter_map(|(_, tag)| Some(tag.ok()?.encode()))
             .collect(),
         retired: state.read_retired().iter().map(SignedTag::encode).collect(),
+        ..Listing::default()
     })
 }
 

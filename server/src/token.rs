@@ -263,6 +263,11 @@ impl Tokens {
         Ok(())
     }
 
+    /// Whether there is none, good or not.
+    pub fn is_empty(&self) -> Result<bool, TokenError> {
+        Ok(self.load()?.is_empty())
+    }
+
     fn path(&self) -> PathBuf {
         self.state.root().join(TOKENS.name)
     }

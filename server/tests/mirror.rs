@@ -378,3 +378,114 @@ async fn a_download_that_was_cut_off_goes_on() {
     assert!(!partial.exists() && !other.exists());
     assert_eq!(mirror.stop(), Some(0));
 }
+
+/// The README's mirror, with nothing configured: it lets in whom its first seed lets in, also when that
+/// one is gone, after a restart, and once the host has taken over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_admits_by_its_first_seeds_rules() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("a"), dir.path().join("b"));
+    let file = dir.path().join("web.squashfs").display().to_string();
+    fs::write(&file, squashfs(400_000, 1)).unwrap();
+    run_ok(&first, &["publish", "-q", "web", &file]);
+    let token = run_ok(&first, &["token", "create", "--reusable"]);
+    fs::create_dir(&second).unwrap();
+    fs::copy(first.join("swarm.key"), second.join("swarm.key")).unwrap();
+    let key = key(&first);
+
+    // It has never met its first seed, and knows nothing of it: nobody is let in, and it may pass.
+    let nowhere = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let of = format!("swarm://{}", nowhere.local_addr().unwrap());
+    let b = Server::start(&second, &["--mirror", &of, "--admission", "open"]);
+    let node = node(key, Ipv4Addr::LOCALHOST.into()).await;
+    let error = node.join(&[b.swarm], &request(None)).await.err().unwrap();
+    assert!(error.is_retryable(), "{error}");
+    assert_eq!(b.request("GET", "/images/web", &[]).status, 503);
+    drop(nowhere);
+    assert_eq!(b.stop(), Some(0));
+
+    let a = Server::start(
+        &first,
+        &["--admission", "token", "--allow", "127.0.0.0/8,10.9.0.0/16"],
+    );
+    let of = format!("swarm://{}", a.swarm);
+    let refused = async |b: &Server, case: &str| {
+        let error = node.join(&[b.swarm], &request(None)).await.err().unwrap();
+        assert!(!error.is_retryable(), "{case}: {error}");
+        assert!(error.to_string().contains("token"), "{case}: {error}");
+        assert_eq!(b.request("GET", "/images/web", &[]).status, 403, "{case}");
+        let admitted = node.join(&[b.swarm], &request(Some(&token))).await;
+        assert!(admitted.is_ok(), "{case}: {:?}", admitted.err());
+    };
+    let b = Server::start(&second, &["--mirror", &of]);
+    b.line();
+    refused(&b, "as its first seed").await;
+    let policy = fs::read_to_string(second.join("policy")).unwrap();
+    assert_eq!(
+        policy,
+        "rootswarm-policy 1\nadmission token\nallow listed\nnetwork 127.0.0.0/8\n\
+         network 10.9.0.0/16\n"
+    );
+    assert_eq!(b.stop(), Some(0));
+
+    // What would be looser does not start, and says in what; what is stricter does.
+    let serve = |options: &[&str]| {
+        let listen = ["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+        let output = run(
+            &second,
+            &[&listen[..], &["--mirror", &of], options].concat(),
+        );
+        (output.status.code(), stderr(&output))
+    };
+    let looser = |in_what: &str| {
+        let line = format!(
+            "rootswarm: this mirror would be looser than {of}: {in_what} (take admission and allow \
+             out of this host's configuration: they come with the mirroring)\n"
+        );
+        (Some(3), line)
+    };
+    let mode = looser("admission is open here, and token there");
+    assert_eq!(serve(&["--admission", "open"]), mode);
+    let network =
+        looser("network 10.8.0.0/15 is allowed here, and there only 127.0.0.0/8 10.9.0.0/16");
+    assert_eq!(serve(&["--allow", "10.8.0.0/15"]), network);
+    let b = Server::start(&second, &["--mirror", &of, "--allow", "10.9.4.0/24"]);
+    b.line();
+    refused(&b, "stricter").await;
+    assert_eq!(b.stop(), Some(0));
+
+    // The first seed is gone: what was learnt holds, and refuses as well.
+    drop(a);
+    let (code, said) = serve(&["--admission", "open"]);
+    assert_eq!(code, Some(3), "{said}");
+    let b = Server::start(&second, &["--mirror", &of]);
+    b.line();
+    refused(&b, "without its first seed").await;
+    assert_eq!(b.stop(), Some(0));
+    let b = Server::start(&second, &[]);
+    b.line();
+    refused(&b, "taken over").await;
+    assert_eq!(b.stop(), Some(0));
+    // Now its admin decides.
+    let b = Server::start(&second, &["--admission", "open"]);
+    b.line();
+    assert!(node.join(&[b.swarm], &request(None)).await.is_ok());
+}
+
+/// The first seed becomes stricter while the mirror runs: the mirror follows, whatever it is told here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_seed_that_becomes_stricter_is_followed() {
+    let mut pair = Pair::new(&["--admission", "open"]);
+    pair.publish("web", &squashfs(400_000, 1));
+    pair.b.line();
+    let node = pair.node().await;
+    assert!(node.join(&[pair.b.swarm], &request(None)).await.is_ok());
+    drop(pair.a.take());
+    let listen = pair.at.to_string();
+    let options = ["--listen", &listen, "--admission", "token"];
+    pair.a = Some(Server::start(&pair.first(), &options));
+    pair.b.error("configured looser");
+    let error = node.join(&[pair.b.swarm], &request(None)).await;
+    let error = error.err().unwrap();
+    assert!(!error.is_retryable(), "{error}");
+}

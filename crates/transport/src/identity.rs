@@ -198,6 +198,11 @@ impl SwarmCa {
         self.key.public()
     }
 
+    /// The key itself, for what a seed signs besides certificates.
+    pub(crate) fn key(&self) -> &SwarmKey {
+        &self.key
+    }
+
     /// A node's certificate, good in `epoch` and the one after.
     ///
     /// The caller has checked the node's possession proof and that it may join.

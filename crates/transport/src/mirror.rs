@@ -1,8 +1,11 @@
 //! Keeping a second seed in step with the first: what the one asks and the other answers.
 //!
-//! On a connection with ALPN `rootswarm-mirror/1` the mirror opens one stream for each request and
+//! On a connection with ALPN `rootswarm-mirror/2` the mirror opens one stream for each request and
 //! proves in each that it holds the swarm key: whoever has that key could issue himself anything, so
-//! there is nothing to hide from him. The bytes are in JOIN.md. What the listing's parts mean is the
+//! there is nothing to hide from him. The seed proves the same in each answer, because what it says
+//! decides whom the mirror lets in: a certificate alone could be shown by whoever stole a seed's TLS key.
+//! With a seed of an earlier release the two speak `rootswarm-mirror/1`, which has no policy, no older
+//! generations and no proof of the seed's. The bytes are in JOIN.md. What the listing's parts mean is the
 //! server's; images are fetched through the swarm itself, as by any node, with a certificate that the
 //! mirror issues to itself ([`Primary::admit`]).
 
@@ -19,15 +22,47 @@ use crate::framing::{self, FrameError};
 use crate::identity::{Identity, IdentityError, SwarmCa};
 use crate::join::JoinRequest;
 use crate::node::{CONNECT_TIMEOUT, Joined, Node};
-use crate::tls::{ConnectError, Dialer};
+use crate::tls::{self, ALPN_MIRROR_1, ConnectError, Dialer};
 use crate::trust::TrustError;
 
-/// The exporter label of the proof (RFC 8446, 7.5). Part of the wire format.
-const PROOF_LABEL: &[u8] = b"EXPORTER-rootswarm-mirror-1";
+/// A version of the protocol, as the two ends negotiated it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MirrorVersion {
+    /// `rootswarm-mirror/1`.
+    One,
+    /// `rootswarm-mirror/2`: the seed proves itself too, tells whom it lets in, and may tell older
+    /// generations.
+    Two,
+}
 
-/// In front of the exported secret in the signed message: no other message that the swarm key signs
-/// begins with it.
-const PROOF_PREFIX: &[u8] = b"rootswarm mirror proof 1\0";
+impl MirrorVersion {
+    fn of(connection: &Connection) -> MirrorVersion {
+        match tls::protocol(connection).as_slice() {
+            ALPN_MIRROR_1 => MirrorVersion::One,
+            _ => MirrorVersion::Two,
+        }
+    }
+
+    /// The exporter label of the proofs (RFC 8446, 7.5). Part of the wire format.
+    fn label(self) -> &'static [u8] {
+        match self {
+            MirrorVersion::One => b"EXPORTER-rootswarm-mirror-1",
+            MirrorVersion::Two => b"EXPORTER-rootswarm-mirror-2",
+        }
+    }
+
+    /// In front of the exported secret in the message that the mirror signs: no other message that
+    /// the swarm key signs begins with it.
+    fn asks(self) -> &'static [u8] {
+        match self {
+            MirrorVersion::One => b"rootswarm mirror proof 1\0",
+            MirrorVersion::Two => b"rootswarm mirror proof 2\0",
+        }
+    }
+}
+
+/// The same in the message that the seed signs in version 2.
+const ANSWER_PREFIX: &[u8] = b"rootswarm mirror answer 2\0";
 
 /// An Ed25519 signature.
 const PROOF_BYTES: usize = 64;
@@ -37,6 +72,9 @@ const FRAME_BYTES_MAX: usize = 8 << 20;
 
 /// The most tags in a listing; at some 250 bytes each, 4 MB.
 const TAGS_MAX: usize = 16 * 1024;
+
+/// The frames before them: the proof, what is said, tokens, revocations, the policy.
+const PARTS_MAX: usize = 5;
 
 /// For one request and its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
@@ -48,6 +86,7 @@ const ASK_LISTING: u8 = 0;
 const ASK_MANIFEST: u8 = 1;
 const TAG_CURRENT: u8 = 0;
 const TAG_RETIRED: u8 = 1;
+const TAG_OLDER: u8 = 2;
 
 /// Why a primary could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -97,18 +136,30 @@ pub struct Listing {
     pub tags: Vec<Vec<u8>>,
     /// The last signed tags of names that were removed.
     pub retired: Vec<Vec<u8>>,
+    /// The file of the admission policy: whom the seed lets in. `None` from a seed that speaks only
+    /// version 1, which does not tell.
+    pub policy: Option<Vec<u8>>,
+    /// Signed tags of older generations of names, whose images stay fetchable by their pin. Version 1
+    /// has none.
+    pub older: Vec<Vec<u8>>,
 }
 
 impl Listing {
-    pub(crate) fn encode(self) -> Vec<Vec<u8>> {
+    pub(crate) fn encode(self, version: MirrorVersion) -> Vec<Vec<u8>> {
         let tagged = |kind: u8| move |tag: Vec<u8>| [&[kind], &tag[..]].concat();
         let mut frames = vec![self.tokens, self.revoked];
+        if version == MirrorVersion::Two {
+            frames.push(self.policy.unwrap_or_default());
+        }
         frames.extend(self.tags.into_iter().map(tagged(TAG_CURRENT)));
         frames.extend(self.retired.into_iter().map(tagged(TAG_RETIRED)));
+        if version == MirrorVersion::Two {
+            frames.extend(self.older.into_iter().map(tagged(TAG_OLDER)));
+        }
         frames
     }
 
-    fn decode(frames: Vec<Vec<u8>>) -> Result<Listing, String> {
+    fn decode(frames: Vec<Vec<u8>>, version: MirrorVersion) -> Result<Listing, String> {
         let mut frames = frames.into_iter();
         let mut part = || frames.next().ok_or("a listing that breaks off");
         let mut listing = Listing {
@@ -116,10 +167,16 @@ impl Listing {
             revoked: part()?,
             ..Listing::default()
         };
+        if version == MirrorVersion::Two {
+            listing.policy = Some(part()?);
+        }
         for frame in frames {
-            match frame.split_first() {
-                Some((&TAG_CURRENT, tag)) => listing.tags.push(tag.to_vec()),
-                Some((&TAG_RETIRED, tag)) => listing.retired.push(tag.to_vec()),
+            match (frame.split_first(), version) {
+                (Some((&TAG_CURRENT, tag)), _) => listing.tags.push(tag.to_vec()),
+                (Some((&TAG_RETIRED, tag)), _) => listing.retired.push(tag.to_vec()),
+                (Some((&TAG_OLDER, tag)), MirrorVersion::Two) => listing.older.push(tag.to_vec()),
+                // What a later release adds is passed over.
+                (Some(_), MirrorVersion::Two) => {}
                 _ => return Err("a tag of no known kind".to_owned()),
             }
         }
@@ -153,18 +210,26 @@ impl Ask {
     }
 }
 
-fn proof_message(connection: &Connection) -> Result<Vec<u8>, String> {
+/// What a proof of holding the swarm key on this connection signs, after `prefix`.
+fn proof_message(
+    connection: &Connection,
+    version: MirrorVersion,
+    prefix: &[u8],
+) -> Result<Vec<u8>, String> {
     let mut secret = [0; 32];
     connection
-        .export_keying_material(&mut secret, PROOF_LABEL, b"")
+        .export_keying_material(&mut secret, version.label(), b"")
         .map_err(|_| "the connection exports no key".to_owned())?;
-    Ok([PROOF_PREFIX, &secret].concat())
+    Ok([prefix, &secret].concat())
 }
 
 /// A mirror's request at the seed.
 pub(crate) struct Request {
     pub(crate) ask: Ask,
+    pub(crate) version: MirrorVersion,
     send: SendStream,
+    /// What the answer is to be signed with.
+    challenge: Vec<u8>,
 }
 
 /// Takes the next request, for which there is `patience`; `None` when the mirror has left.
@@ -178,10 +243,12 @@ pub(crate) async fn accept(
         Ok(Err(_)) => return Ok(None),
         Err(_) => return Err(format!("no request within {} s", patience.as_secs())),
     };
+    let version = MirrorVersion::of(connection);
     let read = async {
         let proof = framing::read_frame(&mut receive, PROOF_BYTES).await;
         let proof = proof.map_err(|error| error.to_string())?;
-        if !swarm.verifies(&proof_message(connection)?, &proof) {
+        let message = proof_message(connection, version, version.asks())?;
+        if !swarm.verifies(&message, &proof) {
             return Err("it did not prove that it holds the swarm key".to_owned());
         }
         // Only now may it be long.
@@ -192,20 +259,31 @@ pub(crate) async fn accept(
     let ask = timeout(ANSWER_TIMEOUT, read)
         .await
         .map_err(|_| "its request did not come".to_owned())??;
-    Ok(Some(Request { ask, send }))
+    Ok(Some(Request {
+        ask,
+        version,
+        send,
+        challenge: proof_message(connection, version, ANSWER_PREFIX)?,
+    }))
 }
 
 impl Request {
-    /// Sends the frames of an answer, or why there is none.
+    /// Sends the frames of an answer, or why there is none; since version 2 behind the proof that this
+    /// seed holds the swarm key.
     pub(crate) async fn answer(
         mut self,
         answer: Result<Vec<Vec<u8>>, String>,
+        key: &SwarmKey,
     ) -> Result<(), String> {
         let (said, frames) = match answer {
             Ok(frames) => (vec![0], frames),
             Err(reason) => ([&[1], reason.as_bytes()].concat(), Vec::new()),
         };
-        for frame in std::iter::once(&said).chain(&frames) {
+        let proof = match self.version {
+            MirrorVersion::One => None,
+            MirrorVersion::Two => Some(key.sign(&self.challenge).to_vec()),
+        };
+        for frame in proof.iter().chain([&said]).chain(&frames) {
             framing::write_frame(&mut self.send, frame)
                 .await
                 .map_err(|error| error.to_string())?;
@@ -217,6 +295,9 @@ impl Request {
 /// A connection to the seed that is mirrored.
 pub struct Primary {
     connection: Connection,
+    version: MirrorVersion,
+    /// Whom the seed is held to.
+    swarm: SwarmPublicKey,
     key: Arc<SwarmKey>,
     seed: SocketAddr,
 }
@@ -231,7 +312,8 @@ impl Primary {
         seed: SocketAddr,
         key: Arc<SwarmKey>,
     ) -> Result<Primary, MirrorError> {
-        Primary::connect_as(node, seed, key.public(), key).await
+        let dialer = Dialer::mirror(key.public(), &node.tuning);
+        Primary::dial(dialer, node, seed, key.public(), key).await
     }
 
     /// The same with the key that signs apart from the one that the seed is held to: what a stranger
@@ -244,11 +326,34 @@ impl Primary {
         key: Arc<SwarmKey>,
     ) -> Result<Primary, MirrorError> {
         let dialer = Dialer::mirror(swarm, &node.tuning);
+        Primary::dial(dialer, node, seed, swarm, key).await
+    }
+
+    /// The same as a mirror of an earlier release does it, for tests.
+    #[doc(hidden)]
+    pub async fn connect_1(
+        node: &Node,
+        seed: SocketAddr,
+        key: Arc<SwarmKey>,
+    ) -> Result<Primary, MirrorError> {
+        let dialer = Dialer::mirror_1(key.public(), &node.tuning);
+        Primary::dial(dialer, node, seed, key.public(), key).await
+    }
+
+    async fn dial(
+        dialer: Dialer,
+        node: &Node,
+        seed: SocketAddr,
+        swarm: SwarmPublicKey,
+        key: Arc<SwarmKey>,
+    ) -> Result<Primary, MirrorError> {
         let dial = dialer.connect(&node.endpoint, seed, Role::Seed);
         let unreachable = |reason: String| MirrorError::Unreachable { seed, reason };
         match timeout(CONNECT_TIMEOUT, dial).await {
             Ok(Ok((connection, _))) => Ok(Primary {
+                version: MirrorVersion::of(&connection),
                 connection,
+                swarm,
                 key,
                 seed,
             }),
@@ -267,13 +372,19 @@ impl Primary {
         }
     }
 
+    /// The version of the protocol that the seed speaks.
+    #[must_use]
+    pub fn version(&self) -> MirrorVersion {
+        self.version
+    }
+
     /// Asks what there is, and tells `report`.
     ///
     /// # Errors
     /// See [`MirrorError`].
     pub async fn listing(&self, report: Vec<u8>) -> Result<Listing, MirrorError> {
         let frames = self.ask(&Ask::Listing(report)).await?;
-        Listing::decode(frames).map_err(|reason| self.protocol(reason))
+        Listing::decode(frames, self.version).map_err(|reason| self.protocol(reason))
     }
 
     /// Asks for the manifest of the image that `tag` names, and holds it to the tag.
@@ -341,7 +452,8 @@ impl Primary {
 
     async fn ask(&self, ask: &Ask) -> Result<Vec<Vec<u8>>, MirrorError> {
         let exchange = async {
-            let message = proof_message(&self.connection).map_err(|e| self.unreachable(e))?;
+            let message = proof_message(&self.connection, self.version, self.version.asks());
+            let message = message.map_err(|e| self.unreachable(e))?;
             let proof = self.key.sign(&message);
             let broken = |error: &dyn std::fmt::Display| self.broken(error);
             let opened = self.connection.open_bi().await;
@@ -358,6 +470,21 @@ impl Primary {
         })?
     }
 
+    /// Whether the seed has proved in its answer that it holds the swarm key. Its certificate does not
+    /// say so much: that is a statement about a TLS key, which may have been stolen since.
+    fn check_answer(&self, proof: &[u8]) -> Result<(), MirrorError> {
+        let message = proof_message(&self.connection, self.version, ANSWER_PREFIX);
+        let message = message.map_err(|e| self.unreachable(e))?;
+        if self.swarm.verifies(&message, proof) {
+            return Ok(());
+        }
+        Err(self.protocol(
+            "it did not prove that it holds the swarm key (its TLS key may have been stolen from a \
+             seed: `rootswarm revoke --all`)"
+                .to_owned(),
+        ))
+    }
+
     async fn read_answer(&self, receive: &mut RecvStream) -> Result<Vec<Vec<u8>>, MirrorError> {
         let mut frames = Vec::new();
         loop {
@@ -366,9 +493,16 @@ impl Primary {
                 Err(FrameError::Closed) => break,
                 Err(error) => return Err(self.broken(&error)),
             }
-            if frames.len() > TAGS_MAX + 3 {
+            if frames.len() > TAGS_MAX + PARTS_MAX {
                 return Err(self.protocol(format!("more than {TAGS_MAX} tags")));
             }
+            if frames.len() == 1 && self.version == MirrorVersion::Two {
+                // Before more is taken from it.
+                self.check_answer(&frames[0])?;
+            }
+        }
+        if self.version == MirrorVersion::Two && !frames.is_empty() {
+            frames.remove(0);
         }
         if frames.is_empty() {
             return Err(self.protocol("an empty answer".to_owned()));
@@ -411,12 +545,114 @@ mod tests {
             revoked: b"r".to_vec(),
             tags: vec![vec![8, 7]],
             retired: vec![vec![9]],
+            ..Listing::default()
         };
+        let one = MirrorVersion::One;
         let frames = vec![b"t".to_vec(), b"r".to_vec(), vec![0, 8, 7], vec![1, 9]];
-        assert_eq!(listing.clone().encode(), frames);
-        assert_eq!(Listing::decode(frames.clone()), Ok(listing));
-        assert!(Listing::decode(frames[..1].to_vec()).is_err());
-        assert!(Listing::decode(vec![vec![], vec![], vec![2, 8]]).is_err());
-        assert!(Listing::decode(vec![vec![], vec![], vec![]]).is_err());
+        assert_eq!(listing.clone().encode(one), frames);
+        assert_eq!(Listing::decode(frames.clone(), one), Ok(listing.clone()));
+        assert!(Listing::decode(frames[..1].to_vec(), one).is_err());
+        assert!(Listing::decode(vec![vec![], vec![], vec![2, 8]], one).is_err());
+        assert!(Listing::decode(vec![vec![], vec![], vec![]], one).is_err());
+
+        let listing = Listing {
+            policy: Some(b"p".to_vec()),
+            older: vec![vec![6], vec![5]],
+            ..listing
+        };
+        // What the other end cannot read is not sent to it.
+        assert_eq!(listing.clone().encode(one), frames);
+        let two = MirrorVersion::Two;
+        let mut frames = vec![b"t".to_vec(), b"r".to_vec(), b"p".to_vec()];
+        frames.extend([vec![0, 8, 7], vec![1, 9], vec![2, 6], vec![2, 5]]);
+        assert_eq!(listing.clone().encode(two), frames);
+        assert_eq!(Listing::decode(frames.clone(), two), Ok(listing.clone()));
+        assert!(Listing::decode(frames[..2].to_vec(), two).is_err());
+        frames.push(vec![3, 1]);
+        assert_eq!(Listing::decode(frames.clone(), two), Ok(listing));
+        frames.push(Vec::new());
+        assert!(Listing::decode(frames, two).is_err());
+        let texts: [&[u8]; 5] = [
+            one.label(),
+            two.label(),
+            one.asks(),
+            two.asks(),
+            ANSWER_PREFIX,
+        ];
+        let expected: [&[u8]; 5] = [
+            b"EXPORTER-rootswarm-mirror-1",
+            b"EXPORTER-rootswarm-mirror-2",
+            b"rootswarm mirror proof 1\0",
+            b"rootswarm mirror proof 2\0",
+            b"rootswarm mirror answer 2\0",
+        ];
+        assert_eq!(texts, expected);
+    }
+
+    /// A seed's TLS key and certificate are not the swarm key: whoever stole them is not believed, what
+    /// ever proof he sends, none at all or one of another connection.
+    #[tokio::test]
+    async fn a_seed_without_the_swarm_key_tells_a_mirror_nothing() {
+        let key = Arc::new(SwarmKey::generate().unwrap());
+        let other = Arc::new(SwarmKey::generate().unwrap());
+        let ca = SwarmCa::new(key.clone());
+        let identity = Identity::seed(&ca, 1).unwrap();
+        let tuning = crate::tuning::Tuning::default();
+        let config = crate::tls::Listener::server_config(&identity, &tuning).unwrap();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let seed = quinn::Endpoint::server(config, address).unwrap();
+        let at = seed.local_addr().unwrap();
+        let answers = move |case: usize, connection: Connection| {
+            let (key, other) = (key.clone(), other.clone());
+            async move {
+                let request = accept(&connection, &key.public(), ANSWER_TIMEOUT).await;
+                let mut request = request.unwrap().unwrap();
+                let listing = Listing::default().encode(MirrorVersion::Two);
+                match case {
+                    0 => request.answer(Ok(listing), &key).await.unwrap(),
+                    1 => request.answer(Ok(listing), &other).await.unwrap(),
+                    2 => {
+                        request.version = MirrorVersion::One;
+                        request.answer(Ok(listing), &key).await.unwrap();
+                    }
+                    _ => {
+                        request.challenge[40] ^= 1;
+                        request.answer(Ok(listing), &key).await.unwrap();
+                    }
+                }
+                connection.closed().await;
+            }
+        };
+        let key = Arc::new(SwarmKey::from_pkcs8(ca.key().to_pkcs8()).unwrap());
+        let node = Node::bind(crate::node::NodeConfig {
+            bind: Some(address.ip()),
+            port: 0,
+            trust: crate::trust::SeedTrust::Key(key.public()),
+            upload_limit_bytes_per_s: None,
+            tuning,
+        })
+        .await
+        .unwrap();
+        for case in 0..4 {
+            let asked = async {
+                let primary = Primary::connect(&node, at, key.clone()).await.unwrap();
+                let listing = primary.listing(Vec::new()).await;
+                primary.close();
+                listing
+            };
+            let answered = async {
+                let connection = seed.accept().await.unwrap().await.unwrap();
+                answers(case, connection).await;
+            };
+            let (listing, ()) = tokio::join!(asked, answered);
+            match (case, listing) {
+                (0, listing) => assert!(listing.is_ok()),
+                (_, Ok(listing)) => panic!("case {case}: {listing:?}"),
+                (_, Err(error)) => {
+                    let said = error.to_string();
+                    assert!(said.contains("did not prove"), "case {case}: {said}");
+                }
+            }
+        }
     }
 }

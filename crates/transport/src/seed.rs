@@ -511,7 +511,10 @@ async fn serve_mirror(
         };
         newcomer = None;
         let answer = match &request.ask {
-            mirror::Ask::Listing(report) => inner.directory.mirror(report).map(Listing::encode),
+            mirror::Ask::Listing(report) => {
+                let listing = inner.directory.mirror(report);
+                listing.map(|it| it.encode(request.version))
+            }
             mirror::Ask::Manifest(id) => {
                 let images = inner.images.read().unwrap_or_else(PoisonError::into_inner);
                 let manifest = images.get(id).map(|image| image.manifest.clone());
@@ -520,7 +523,7 @@ async fn serve_mirror(
                     .ok_or_else(|| format!("image {id} is not served here"))
             }
         };
-        request.answer(answer).await?;
+        request.answer(answer, inner.ca.key()).await?;
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rootswarm_image::{ImageId, SwarmKey, Tag};
-use rootswarm_transport::mirror::{Listing, MirrorError, Primary};
+use rootswarm_transport::mirror::{Listing, MirrorError, MirrorVersion, Primary};
 use rootswarm_transport::node::{JoinRequest, Node, NodeConfig, SeedTrust};
 use rootswarm_transport::seed::{Directory, Grant, NodeId, Refusal, Seed, SeedConfig};
 use rootswarm_transport::tuning::Tuning;
@@ -27,6 +27,8 @@ impl Directory for Secrets {
             revoked: b"revoked".to_vec(),
             tags: vec![b"one".to_vec(), b"two".to_vec()],
             retired: vec![b"three".to_vec()],
+            policy: Some(b"policy".to_vec()),
+            older: vec![b"four".to_vec()],
         })
     }
 }
@@ -63,6 +65,16 @@ async fn a_stranger_is_told_nothing() {
     let listing = primary.listing(report.clone()).await.unwrap();
     assert_eq!(listing.tokens, report);
     assert_eq!((listing.tags.len(), listing.retired.len()), (2, 1));
+    assert_eq!(primary.version(), MirrorVersion::Two);
+    assert_eq!(listing.policy.as_deref(), Some(&b"policy"[..]));
+    assert_eq!(listing.older, [b"four"]);
+    // A mirror of an earlier release is told what it can read.
+    let earlier = Primary::connect_1(&dialer, seed.local_addr(), key.clone()).await;
+    let earlier = earlier.unwrap();
+    assert_eq!(earlier.version(), MirrorVersion::One);
+    let told = earlier.listing(b"used".to_vec()).await.unwrap();
+    assert_eq!((told.policy, told.older.len()), (None, 0));
+    assert_eq!((told.tokens, told.tags.len()), (b"used".to_vec(), 2));
     let tag = Tag {
         name: "none".parse().unwrap(),
         id: ImageId::from_bytes([1; 32]),
@@ -73,7 +85,7 @@ async fn a_stranger_is_told_nothing() {
     };
     let refused = primary.manifest(&tag).await.err().unwrap();
     assert!(matches!(refused, MirrorError::Refused { .. }), "{refused}");
-    assert_eq!(directory.0.load(Ordering::Relaxed), 1);
+    assert_eq!(directory.0.load(Ordering::Relaxed), 2);
 
     // Another key: it does not even ask, as the seed is not one it trusts.
     let other = Arc::new(SwarmKey::generate().unwrap());
@@ -90,7 +102,7 @@ async fn a_stranger_is_told_nothing() {
     );
     assert_eq!(
         directory.0.load(Ordering::Relaxed),
-        1,
+        2,
         "the directory was not asked"
     );
 }

@@ -27,6 +27,7 @@ use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::header::{
     ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    RETRY_AFTER,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::{self, Next};
@@ -81,6 +82,11 @@ impl axum::response::IntoResponse for HttpError {
     fn into_response(self) -> Response<Body> {
         let status = match self {
             HttpError::NoImage(_) | HttpError::NoBootFile(_) => StatusCode::NOT_FOUND,
+            HttpError::NotAdmitted(ref reason) if reason.may_pass() => {
+                let fields = [(RETRY_AFTER, "1")];
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                return (status, fields, format!("{self}\n")).into_response();
+            }
             HttpError::NotAdmitted(_) => StatusCode::FORBIDDEN,
             HttpError::Unreadable => StatusCode::INTERNAL_SERVER_ERROR,
         };

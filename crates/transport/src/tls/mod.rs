@@ -3,7 +3,7 @@
 //! | ALPN | dials | listens | certificates |
 //! |---|---|---|---|
 //! | `rootswarm-join/3` | a node that has none yet | a seed | the seed's only |
-//! | `rootswarm-mirror/1` | a mirror, which proves that it has the swarm key | a seed | the seed's only |
+//! | `rootswarm-mirror/2`, `/1` | a mirror, which proves that it has the swarm key | a seed | the seed's only |
 //! | `rootswarm-manifest/1` | a node that has just joined | a node | both sides', always |
 //! | `rootswarm/3` | a node | a node or a seed | both sides', always |
 //!
@@ -39,7 +39,10 @@ use crate::tuning::Tuning;
 pub const ALPN_JOIN: &[u8] = b"rootswarm-join/3";
 
 /// Keeping a second seed in step: no client certificate. The number is the protocol's version.
-pub const ALPN_MIRROR: &[u8] = b"rootswarm-mirror/1";
+pub const ALPN_MIRROR: &[u8] = b"rootswarm-mirror/2";
+
+/// The version before it, for a first seed or a mirror of an earlier release.
+pub const ALPN_MIRROR_1: &[u8] = b"rootswarm-mirror/1";
 
 /// Handing on the manifest to a node that has just joined: mutual TLS. The number is the protocol's
 /// version.
@@ -181,12 +184,15 @@ pub struct Dialer {
     transport: Arc<quinn::TransportConfig>,
 }
 
+/// ALPN names, of which the one that listens takes the one that it likes best.
+type Protocols = &'static [&'static [u8]];
+
 #[derive(Clone, Debug)]
 enum Presents {
-    /// Nothing: a newcomer or a mirror, how it trusts a seed, and its protocol.
-    Nothing(SwarmTrust, &'static [u8]),
-    /// The certificate of a member, on its protocol.
-    Certificate(Identity, &'static [u8]),
+    /// Nothing: a newcomer or a mirror, how it trusts a seed, and its protocols.
+    Nothing(SwarmTrust, Protocols),
+    /// The certificate of a member, on its protocols.
+    Certificate(Identity, Protocols),
 }
 
 impl Dialer {
@@ -194,17 +200,26 @@ impl Dialer {
     #[must_use]
     pub fn join(trust: SwarmTrust, tuning: &Tuning) -> Dialer {
         Dialer {
-            presents: Presents::Nothing(trust, ALPN_JOIN),
+            presents: Presents::Nothing(trust, &[ALPN_JOIN]),
             transport: tuning.join_transport_config(),
         }
     }
 
-    /// For `rootswarm-mirror/1`: only seeds that hold this swarm key are accepted.
+    /// For `rootswarm-mirror/2`, or `/1` where the seed has no other: only seeds that hold this swarm key are accepted.
     #[must_use]
     pub fn mirror(swarm: SwarmPublicKey, tuning: &Tuning) -> Dialer {
+        Dialer::mirror_with(swarm, &[ALPN_MIRROR, ALPN_MIRROR_1], tuning)
+    }
+
+    /// As a mirror of an earlier release does it.
+    pub(crate) fn mirror_1(swarm: SwarmPublicKey, tuning: &Tuning) -> Dialer {
+        Dialer::mirror_with(swarm, &[ALPN_MIRROR_1], tuning)
+    }
+
+    fn mirror_with(swarm: SwarmPublicKey, protocols: Protocols, tuning: &Tuning) -> Dialer {
         let trust = SwarmTrust::new(SeedTrust::Key(swarm));
         Dialer {
-            presents: Presents::Nothing(trust, ALPN_MIRROR),
+            presents: Presents::Nothing(trust, protocols),
             transport: tuning.transport_config(),
         }
     }
@@ -213,7 +228,7 @@ impl Dialer {
     #[must_use]
     pub fn data(identity: Identity, tuning: &Tuning) -> Dialer {
         Dialer {
-            presents: Presents::Certificate(identity, ALPN_DATA),
+            presents: Presents::Certificate(identity, &[ALPN_DATA]),
             transport: tuning.transport_config(),
         }
     }
@@ -222,7 +237,7 @@ impl Dialer {
     #[must_use]
     pub fn manifest(identity: Identity, tuning: &Tuning) -> Dialer {
         Dialer {
-            presents: Presents::Certificate(identity, ALPN_MANIFEST),
+            presents: Presents::Certificate(identity, &[ALPN_MANIFEST]),
             transport: tuning.transport_config(),
         }
     }
@@ -266,9 +281,9 @@ impl Dialer {
         }
     }
 
-    fn alpn(&self) -> &'static [u8] {
+    fn protocols(&self) -> Protocols {
         match self.presents {
-            Presents::Nothing(_, protocol) | Presents::Certificate(_, protocol) => protocol,
+            Presents::Nothing(_, protocols) | Presents::Certificate(_, protocols) => protocols,
         }
     }
 
@@ -293,7 +308,7 @@ impl Dialer {
             None => builder.with_no_client_auth(),
             Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
         };
-        config.alpn_protocols = vec![self.alpn().to_vec()];
+        config.alpn_protocols = self.protocols().iter().map(|it| it.to_vec()).collect();
         config.enable_sni = false;
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
@@ -316,7 +331,7 @@ impl Dialer {
         match refusal(&source) {
             Some(Refusal::NoCommonProtocol) => ConnectError::NoCommonProtocol {
                 address,
-                offered: String::from_utf8_lossy(self.alpn()).into_owned(),
+                offered: String::from_utf8_lossy(&self.protocols().join(&b" or "[..])).into_owned(),
             },
             Some(Refusal::Said(reason)) => ConnectError::RefusedByPeer { address, reason },
             None => ConnectError::Unreachable { address, source },
@@ -395,7 +410,9 @@ impl Listener {
                 .with_client_cert_verifier(Arc::new(verifier))
                 .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified.clone())));
         config.alpn_protocols = match identity.role() {
-            Role::Seed => vec![ALPN_DATA.to_vec(), ALPN_JOIN.to_vec(), ALPN_MIRROR.to_vec()],
+            Role::Seed => [ALPN_DATA, ALPN_JOIN, ALPN_MIRROR, ALPN_MIRROR_1]
+                .map(<[u8]>::to_vec)
+                .to_vec(),
             Role::Peer => vec![ALPN_DATA.to_vec(), ALPN_MANIFEST.to_vec()],
         };
         config.send_tls13_tickets = 0;
@@ -492,20 +509,24 @@ impl Drop for Count<'_> {
 /// What a connection whose handshake is complete is for. A data connection without a certificate
 /// is an error; its caller closes it.
 pub fn purpose(connection: &Connection) -> Result<Purpose, TrustError> {
-    let protocol = connection
-        .handshake_data()
-        .and_then(|data| data.downcast::<HandshakeData>().ok())
-        .and_then(|data| data.protocol)
-        .unwrap_or_default();
-    match protocol.as_slice() {
+    match protocol(connection).as_slice() {
         ALPN_JOIN => Ok(Purpose::Join),
-        ALPN_MIRROR => Ok(Purpose::Mirror),
+        ALPN_MIRROR | ALPN_MIRROR_1 => Ok(Purpose::Mirror),
         ALPN_MANIFEST => peer_identity(connection).map(|_| Purpose::Manifest),
         ALPN_DATA => peer_identity(connection).map(Purpose::Data),
         other => Err(TrustError::UnexpectedProtocol {
             found: String::from_utf8_lossy(other).into_owned(),
         }),
     }
+}
+
+/// The ALPN name that the two ends agreed on.
+pub(crate) fn protocol(connection: &Connection) -> Vec<u8> {
+    connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok())
+        .and_then(|data| data.protocol)
+        .unwrap_or_default()
 }
 
 /// Who is at the other end: from the certificate that TLS verified.
