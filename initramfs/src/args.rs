@@ -11,6 +11,7 @@ use std::time::Duration;
 use rootswarm_image::SwarmPublicKey;
 
 use crate::exit::{Classified, Exit};
+use crate::patience::{FOREVER, ONCE};
 use crate::rack;
 use crate::units;
 
@@ -221,7 +222,8 @@ Fetches an image into FILE: FILE.part while incomplete, renamed when the whole i
   --port N               local UDP port [any]
   --stay                 go on serving until SIGTERM
   --upload-limit RATE    give away at most this much: 100mbit, 12MB [no limit]
-  --timeout SECONDS      give up after so long without progress [180]
+  --timeout SECONDS      give up after so long without progress, whatever the servers answer
+                         until then; 0: ask each of them once; forever: never give up [180]
   --token T              admission token
   --rack NAME            the rack this node stands in [its subnet]
   --status FILE          keep a JSON status document there
@@ -415,7 +417,7 @@ fn parse_fetch(words: Vec<String>) -> Result<Command, ArgsError> {
                     args.upload_limit_bytes_per_s = Some(words.typed(units::parse_rate)?)
                 }
                 "--key" => args.key = Some(words.typed(str::parse)?),
-                "--timeout" => args.timeout = words.typed(parse_seconds)?,
+                "--timeout" => args.timeout = words.typed(parse_patience)?,
                 "--token" => args.token = Some(words.value()?),
                 "--rack" => args.rack = Some(words.typed(rack::parse)?),
                 "--status" => args.status = Some(words.value()?.into()),
@@ -457,13 +459,20 @@ fn parse_status(words: Vec<String>) -> Result<Command, ArgsError> {
     Ok(Command::Status(args))
 }
 
-/// Whole or fractional seconds, at least a tenth and at most a day.
-pub fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
+/// How long to go on without progress: whole or fractional seconds, at least a tenth and at most a
+/// day; 0 for once, `forever` for as long as it takes.
+pub fn parse_patience(text: &str) -> Result<Duration, &'static str> {
+    if text == "forever" {
+        return Ok(FOREVER);
+    }
     let seconds: f64 = text
         .parse()
-        .map_err(|_| "a number of seconds is expected")?;
+        .map_err(|_| "a number of seconds, or forever, is expected")?;
+    if seconds == 0.0 {
+        return Ok(ONCE);
+    }
     if !(0.1..=86_400.0).contains(&seconds) {
-        return Err("between 0.1 and 86400 seconds are possible");
+        return Err("0, between 0.1 and 86400 seconds, or forever are possible");
     }
     Ok(Duration::from_secs_f64(seconds))
 }
@@ -503,6 +512,24 @@ mod tests {
         assert_eq!(parse_line("--help"), Ok(Command::Help(HELP)));
         assert_eq!(parse_line("fetch --help"), Ok(Command::Help(FETCH_HELP)));
         assert_eq!(parse_line("--version"), Ok(Command::Version));
+    }
+
+    #[test]
+    fn patience() {
+        let seconds = |seconds: f64| Ok(Duration::from_secs_f64(seconds));
+        for (text, expected) in [
+            ("0", Ok(ONCE)),
+            ("0.0", Ok(ONCE)),
+            ("0.1", seconds(0.1)),
+            ("180", seconds(180.0)),
+            ("86400", seconds(86_400.0)),
+            ("forever", Ok(FOREVER)),
+        ] {
+            assert_eq!(parse_patience(text), expected, "{text}");
+        }
+        for text in ["", "-1", "NaN", "inf", "86401", "1e300", "Forever", "10s"] {
+            assert!(parse_patience(text).is_err(), "{text}");
+        }
     }
 
     #[test]
@@ -547,8 +574,12 @@ mod tests {
                 "fetch: --rack: \"\": a rack's name has 1 to 64 bytes",
             ),
             (
-                "fetch u --timeout 0",
-                "fetch: --timeout: \"0\": between 0.1 and 86400 seconds are possible",
+                "fetch u --timeout 0.05",
+                "fetch: --timeout: \"0.05\": 0, between 0.1 and 86400 seconds, or forever are possible",
+            ),
+            (
+                "fetch u --timeout never",
+                "fetch: --timeout: \"never\": a number of seconds, or forever, is expected",
             ),
         ] {
             let error = parse_line(line).expect_err(line);

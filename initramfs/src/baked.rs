@@ -40,7 +40,7 @@ impl Settings {
     pub fn set(&mut self, name: &str, value: &str) -> Result<bool, String> {
         match name {
             "mode" => self.mode = Some(value.parse()?),
-            "rootdelay" => self.patience = Some(args::parse_seconds(value)?),
+            "rootdelay" => self.patience = Some(args::parse_patience(value)?),
             "rack" => self.rack = Some(rack::parse(value)?),
             "upload-limit" => {
                 self.upload_limit_bytes_per_s =

@@ -66,6 +66,8 @@ pub enum FetchError {
         limit: Duration,
         /// The last reason.
         cause: String,
+        /// The code that goes with it: an answer that did not change in all that time is what ends it.
+        exit: Exit,
     },
     /// The web server's last word.
     #[error(transparent)]
@@ -131,7 +133,7 @@ impl Classified for FetchError {
     fn exit(&self) -> Exit {
         match self {
             FetchError::Prepare(failure) => failure.exit,
-            FetchError::GaveUp { .. } => Exit::Network,
+            FetchError::GaveUp { exit, .. } => *exit,
             FetchError::Http(error) => error.exit(),
             FetchError::Network(error) => error.exit(),
             FetchError::Swarm(error) => error.exit(),

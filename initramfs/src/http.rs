@@ -125,6 +125,8 @@ pub enum HttpError {
         url: String,
         /// Its answer.
         status: hyper::StatusCode,
+        /// When it asks to come again (`Retry-After` in seconds).
+        retry_after: Option<Duration>,
     },
     /// A redirect that cannot be followed.
     #[error("{url}: cannot follow the redirect to \"{location}\": {reason}")]
@@ -164,22 +166,6 @@ pub enum HttpError {
         /// The Content-Range, or "the whole".
         found: String,
     },
-}
-
-impl HttpError {
-    /// Whether asking again may help.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            HttpError::Resolve(ResolveError::BadName { .. })
-            | HttpError::Redirect { .. }
-            | HttpError::TooLong { .. } => false,
-            // 408, 425 and 429 ask to come again; other 4xx are the server's last word.
-            HttpError::Status { status, .. } => {
-                !status.is_client_error() || matches!(status.as_u16(), 408 | 425 | 429)
-            }
-            _ => true,
-        }
-    }
 }
 
 impl Classified for HttpError {
@@ -260,7 +246,15 @@ impl HttpClient {
                 continue;
             }
             if !matches!(status.as_u16(), 200 | 206) {
-                return Err(HttpError::Status { url, status });
+                // Its other form is a date, which a machine whose clock may be wrong cannot use.
+                let retry_after = text_of(response.headers(), header::RETRY_AFTER)
+                    .and_then(|text| text.trim().parse().ok())
+                    .map(Duration::from_secs);
+                return Err(HttpError::Status {
+                    url,
+                    status,
+                    retry_after,
+                });
             }
             return Response::new(url, response, connection, range, self.timeouts.idle);
         }

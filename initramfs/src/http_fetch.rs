@@ -12,12 +12,14 @@ use rootswarm_image::limits::MAX_MANIFEST_BYTES;
 use rootswarm_image::{HttpUrl, ImageId, Manifest};
 use rootswarm_transport::store::ChunkStore;
 
+use crate::exit::Classified;
 use crate::fetch::{Destination, FetchError, Fetched, part_of};
-use crate::http::{HttpClient, HttpError, Target};
+use crate::http::{HttpClient, HttpError, Response, Target};
 use crate::http_chunks::{self, ChunkSink, StoreSink};
 use crate::patience::Patience;
 use crate::plan::FetchPlan;
 use crate::progress::Snapshot;
+use crate::remedy::{Remedy, remedy};
 use crate::report::Reporter;
 use crate::status::Phase;
 
@@ -53,7 +55,7 @@ pub async fn fetch(
         )),
     }
     let patience = Patience::new(plan.patience);
-    let (client, target, place, stream) = (&client, &target, None, None);
+    let (client, target, place, stream, refused) = (&client, &target, None, None, None);
     Whole {
         client,
         target,
@@ -63,6 +65,7 @@ pub async fn fetch(
         patience,
         place,
         stream,
+        refused,
     }
     .run()
     .await
@@ -86,7 +89,7 @@ async fn by_chunks(
     reporter.phase(Phase::Fetching);
     let mut sink = StoreSink::new(store.clone());
     reporter.progress(sink.snapshot());
-    let mut patience = Patience::new(plan.patience);
+    let mut patience = Patience::of_transfer(plan.patience);
     while !store.is_complete() {
         let before = sink.bytes_stored;
         let result = http_chunks::fill(client, target, &manifest, &mut sink, &mut |snapshot| {
@@ -132,19 +135,18 @@ async fn retry(
     patience: &mut Patience,
     reporter: &mut Reporter,
 ) -> Result<(), FetchError> {
-    match &error {
-        FetchError::Http(cause) if cause.is_retryable() => {
-            reporter.retry(cause);
-            if patience.wait().await {
-                return Ok(());
-            }
-            Err(FetchError::GaveUp {
-                limit: patience.limit(),
-                cause: cause.to_string(),
-            })
-        }
-        _ => Err(error),
+    let Remedy::Wait(pace) = remedy(&error) else {
+        return Err(error);
+    };
+    reporter.retry(&error, patience.left());
+    if patience.wait(pace).await {
+        return Ok(());
     }
+    Err(FetchError::GaveUp {
+        limit: patience.limit(),
+        cause: error.to_string(),
+        exit: error.exit(),
+    })
 }
 
 /// A download as one stream, over as many requests as it takes.
@@ -158,6 +160,24 @@ struct Whole<'a> {
     /// Where the whole goes, once the destination has been asked.
     place: Option<PathBuf>,
     stream: Option<Stream>,
+    /// What came whole and was another image than the pinned one.
+    refused: Option<Refused>,
+}
+
+/// A file that has been fetched once too often.
+struct Refused {
+    /// What the server called it.
+    validator: Option<String>,
+    total: Option<u64>,
+    found: ImageId,
+}
+
+impl Refused {
+    /// Whether a server that answers like this has it still. One that gives its files no names is
+    /// taken at their length: images differ in it, but for one in thousands.
+    fn is(&self, response: &Response) -> bool {
+        self.total == response.total && self.validator == response.validator
+    }
 }
 
 impl Whole<'_> {
@@ -184,11 +204,16 @@ impl Whole<'_> {
                     stream.restart(path)?;
                     continue;
                 }
-                return Err(FetchError::WrongImage {
-                    url: self.target.to_string(),
-                    pinned: Box::new(pinned),
-                    found: Box::new(found),
+                // The pinned one may be on its way to the server.
+                self.refused = Some(Refused {
+                    validator: stream.validator.take(),
+                    total: stream.total,
+                    found,
                 });
+                stream.restart(path)?;
+                let error = self.wrong_image(pinned, found);
+                retry(error, &mut self.patience, self.reporter).await?;
+                continue;
             }
             let (path, have) = (path.clone(), stream.have);
             let received = self.reporter.transfer().bytes_from_http;
@@ -204,6 +229,14 @@ impl Whole<'_> {
                 transfer,
                 serving: None,
             });
+        }
+    }
+
+    fn wrong_image(&self, pinned: ImageId, found: ImageId) -> FetchError {
+        FetchError::WrongImage {
+            url: self.target.to_string(),
+            pinned: Box::new(pinned),
+            found: Box::new(found),
         }
     }
 
@@ -224,6 +257,11 @@ impl Whole<'_> {
             }
             _ => client.get(target, None, None).await?,
         };
+        if let (Some(refused), Some(pinned)) = (&self.refused, self.pin)
+            && refused.is(&response)
+        {
+            return Err(self.wrong_image(pinned, refused.found));
+        }
         let path = match &self.place {
             Some(path) => path.clone(),
             None => {
@@ -239,6 +277,7 @@ impl Whole<'_> {
             Some(stream) => stream,
             None => {
                 let opened = Stream::open(&part, self.pin.is_some())?;
+                self.patience = Patience::of_transfer(self.patience.limit());
                 self.reporter.phase(Phase::Fetching);
                 let inherited = opened.have;
                 if inherited > 0 && response.total.is_some_and(|total| inherited < total) {
@@ -265,7 +304,10 @@ impl Whole<'_> {
         let mut received = self.reporter.transfer().bytes_from_http;
         while let Some(piece) = response.next().await? {
             stream.write(&piece, &part)?;
-            self.patience.progressed();
+            // Once refused, it is not bytes that are waited for but the right ones.
+            if self.refused.is_none() {
+                self.patience.progressed();
+            }
             received += piece.len() as u64;
             let transfer = Snapshot {
                 bytes_total: total,

@@ -9,6 +9,7 @@ use rootswarm_image::{HostPort, ImageId, ImageName, Manifest, SignedTag};
 use crate::fetch::FetchError;
 use crate::http::{HttpClient, Target};
 use crate::plan::{FetchPlan, Trust};
+use crate::remedy::{Remedy, remedy};
 
 /// An image that can be had over HTTP.
 #[derive(Debug, Clone)]
@@ -47,6 +48,8 @@ pub async fn find(
         };
         match find_at(client, &plan.trust, &server, name).await {
             Ok(manifest) => return Ok(HttpImage::at(host, plan.http_port, Arc::new(manifest))),
+            // One that only the operator mends hides nothing that may come yet.
+            Err(error) if last.is_some() && remedy(&error) == Remedy::Operator => {}
             Err(error) => last = Some(error),
         }
     }

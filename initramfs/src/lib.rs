@@ -34,6 +34,7 @@ pub mod plan;
 pub mod preflight;
 pub mod progress;
 pub mod rack;
+pub mod remedy;
 pub mod report;
 pub mod resolve;
 pub mod run_dir;

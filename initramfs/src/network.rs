@@ -90,7 +90,10 @@ pub async fn reachable(
         let addresses = match answer {
             Ok(addresses) => addresses,
             Err(e) => {
-                error = Some(NetworkError::Resolve(e));
+                // One that will never be a name hides nothing that may come yet.
+                if !matches!(e, ResolveError::BadName { .. }) || error.is_none() {
+                    error = Some(NetworkError::Resolve(e));
+                }
                 continue;
             }
         };

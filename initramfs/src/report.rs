@@ -2,6 +2,7 @@
 //! document, from the same numbers.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use rootswarm_image::ImageId;
 use tokio::time::Instant;
@@ -41,7 +42,7 @@ impl Reporter {
     }
 
     /// Time since the start.
-    pub fn elapsed(&self) -> std::time::Duration {
+    pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 
@@ -70,7 +71,7 @@ impl Reporter {
     }
 
     /// When the first chunk came from the swarm, counted from the start.
-    pub fn first_chunk(&mut self, after: std::time::Duration) {
+    pub fn first_chunk(&mut self, after: Duration) {
         self.document.first_chunk_seconds = Some(after.as_secs_f64());
     }
 
@@ -90,10 +91,17 @@ impl Reporter {
         self.write_status();
     }
 
-    /// Why something is tried again.
-    pub fn retry(&mut self, cause: &dyn Display) {
-        if self.meter.may_say_cause(self.started.elapsed()) {
-            self.say(&format!("{cause}; trying again"));
+    /// Why something is tried again, and for how long at most unless that is for ever.
+    pub fn retry(&mut self, cause: &dyn Display, left: Option<Duration>) {
+        if !self.meter.may_say_cause(self.started.elapsed()) {
+            return;
+        }
+        match left {
+            Some(left) => self.say(&format!(
+                "{cause}; trying again, for {} s more",
+                left.as_secs_f64().ceil()
+            )),
+            None => self.say(&format!("{cause}; trying again")),
         }
     }
 

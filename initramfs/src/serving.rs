@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use rootswarm_transport::store::ChunkStore;
 
-use crate::patience::Patience;
+use crate::patience::{FOREVER, Pace, Patience};
+use crate::remedy::{Remedy, remedy};
 use crate::report::Reporter;
 use crate::swarm_download::Swarm;
 use crate::swarm_fetch::Seeker;
@@ -76,13 +77,17 @@ impl Serving {
             return;
         };
         let image = Some(*self.store.manifest().id());
-        let mut pace = Patience::new(Duration::MAX);
+        let mut patience = Patience::new(FOREVER);
         let joined = loop {
             match seeker.try_join(image).await {
                 Ok(joined) => break joined,
                 // Whatever the reason, the node has booted: nobody needs to hear of it.
-                Err(_) => {
-                    pace.wait().await;
+                Err(error) => {
+                    let pace = match remedy(&error) {
+                        Remedy::Wait(pace) => pace,
+                        Remedy::Operator => Pace::Answered,
+                    };
+                    patience.wait(pace).await;
                 }
             }
         };

@@ -14,13 +14,15 @@ use rootswarm_transport::node::{Joined, Node, OfferError, SwarmHandle, SwarmStat
 use rootswarm_transport::store::ChunkStore;
 use tokio::time::Instant;
 
+use crate::exit::Exit;
 use crate::fetch::FetchError;
 use crate::http::HttpClient;
 use crate::http_chunks::{self, ChunkSink, StoreSink, first_run};
 use crate::http_image::HttpImage;
-use crate::patience::Patience;
+use crate::patience::{Pace, Patience};
 use crate::plan::FetchPlan;
 use crate::progress::Snapshot;
+use crate::remedy::{Remedy, remedy};
 use crate::report::Reporter;
 use crate::swarm_fetch::SwarmError;
 
@@ -88,7 +90,7 @@ impl Swarm {
             bind: plan.bind,
             ..HttpClient::default()
         };
-        let mut patience = Patience::new(plan.patience);
+        let mut patience = Patience::of_transfer(plan.patience);
         // The swarm was started a moment ago.
         let began = reporter.elapsed();
         let mut have = 0;
@@ -119,6 +121,7 @@ impl Swarm {
                 return Err(FetchError::GaveUp {
                     limit: patience.limit(),
                     cause,
+                    exit: Exit::Network,
                 });
             }
             if status.seed_connected || status.peers > 0 {
@@ -131,7 +134,7 @@ impl Swarm {
             } else {
                 continue;
             };
-            reporter.retry(&cause);
+            reporter.retry(&cause, patience.left());
             if status.seed_connected {
                 // Its HTTP side would send no more than it does. Said again when as much time passed.
                 moved = Instant::now();
@@ -143,13 +146,13 @@ impl Swarm {
                 let image = HttpImage::at(host, plan.http_port, manifest);
                 match self.fill_by_http(&client, &image, reporter).await {
                     Ok(()) => break,
-                    Err(FetchError::Http(error)) => cause = format!("{cause}; by http: {error}"),
-                    Err(error) => return Err(error),
+                    Err(error) if remedy(&error) == Remedy::Operator => return Err(error),
+                    Err(error) => cause = format!("{cause}; by http: {error}"),
                 }
             }
             if !self.store.is_complete() {
                 tokio::select! {
-                    _ = patience.wait() => {}
+                    _ = patience.wait(Pace::Silent) => {}
                     () = moves_again(&self.handle) => {}
                 }
             }

@@ -2,7 +2,9 @@
 //! as the way out when it cannot be reached, and ends with a whole image and what is left to serve.
 //!
 //! Here is only: how long to try, what to say, and when to fall back. What happens between joining and
-//! the last chunk is [`crate::swarm_download`]'s business.
+//! the last chunk is [`crate::swarm_download`]'s business, and what is worth trying again is
+//! [`crate::remedy`]'s. Both ways in are tried for as long as the other: a boot ends only when every
+//! seed, by either way, has said no until then.
 
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -24,10 +26,11 @@ use crate::http_chunks::{self, ChunkSink, StoreSink};
 use crate::http_fetch::open_store;
 use crate::http_image::{self, HttpImage};
 use crate::network;
-use crate::patience::Patience;
+use crate::patience::{FOREVER, Patience};
 use crate::plan::{FetchPlan, Trust};
 use crate::progress::Snapshot;
 use crate::rack;
+use crate::remedy::{Remedy, remedy};
 use crate::report::Reporter;
 use crate::resolve::Resolver;
 use crate::serving::{Serving, State};
@@ -94,8 +97,13 @@ fn exit_of_node(error: &StartError) -> Exit {
     }
 }
 
-/// How long the swarm has before HTTP is tried beside it: one join attempt (4 s) and a bit.
+/// How long the swarm has before HTTP is tried beside it: one join attempt (4 s) and a bit. Of a
+/// patience that is shorter than twice that, half: HTTP has its chance in any case.
 const FALLBACK_AFTER: Duration = Duration::from_secs(5);
+/// How long the end of patience waits for the first answer by HTTP: as long as connecting may take.
+const FIRST_WORD: Duration = Duration::from_secs(6);
+/// How often it is looked for.
+const FIRST_WORD_TICK: Duration = Duration::from_millis(50);
 /// What the other seeds' name servers have when one seed has a route: little at first, because that
 /// seed is mostly there; when it was not, as long as a lookup takes (`crate::resolve`).
 const FIRST_NAMES: Duration = Duration::from_millis(500);
@@ -113,8 +121,8 @@ struct Start<'a> {
     reporter: &'a mut Reporter,
     opened: Option<Opened>,
     http_bytes: u64,
-    /// What the HTTP side says, for the line at the end.
-    http_cause: Option<String>,
+    /// What the HTTP side says, for the line at the end, and the code that goes with it.
+    http_cause: Option<(String, Exit)>,
 }
 
 impl Start<'_> {
@@ -152,6 +160,11 @@ impl Start<'_> {
         Ok(store)
     }
 
+    /// HTTP goes on although something was wrong.
+    fn http_failed(&mut self, error: &FetchError) {
+        self.http_cause = Some((error.to_string(), error.exit()));
+    }
+
     fn image(&self) -> Option<ImageId> {
         self.opened
             .as_ref()
@@ -178,15 +191,15 @@ pub async fn fetch(
         }
         Trust::Unverified => return Err(SwarmError::NoAnchor.into()),
     };
-    let node = Node::bind(NodeConfig {
+    let mut patience = Patience::new(plan.patience);
+    let config = NodeConfig {
         bind: plan.bind,
         port: plan.port,
         trust,
         upload_limit_bytes_per_s: plan.upload_limit_bytes_per_s,
         tuning: Tuning::for_host(),
-    })
-    .await
-    .map_err(SwarmError::Node)?;
+    };
+    let node = bind(config, &mut patience, reporter).await?;
     let seeker = Seeker {
         node,
         hosts: hosts.to_vec(),
@@ -208,7 +221,7 @@ pub async fn fetch(
     });
 
     let way_in = tokio::select! {
-        joined = join(&seeker, plan.patience, &start) => Some(joined?),
+        joined = join(&seeker, patience, &start) => Some(joined?),
         done = all_by_http(plan, hosts, name, &start) => { done?; None }
     };
     if let Some(joined) = &way_in {
@@ -247,6 +260,31 @@ pub async fn fetch(
         transfer,
         serving,
     })
+}
+
+/// A socket and a key, as soon as this machine has them to give.
+async fn bind(
+    config: NodeConfig,
+    patience: &mut Patience,
+    reporter: &mut Reporter,
+) -> Result<Node, FetchError> {
+    loop {
+        let error = match Node::bind(config.clone()).await {
+            Ok(node) => return Ok(node),
+            Err(error) => FetchError::from(SwarmError::Node(error)),
+        };
+        let Remedy::Wait(pace) = remedy(&error) else {
+            return Err(error);
+        };
+        reporter.retry(&error, patience.left());
+        if !patience.wait(pace).await {
+            return Err(FetchError::GaveUp {
+                limit: patience.limit(),
+                cause: error.to_string(),
+                exit: error.exit(),
+            });
+        }
+    }
 }
 
 /// A node on its way into the swarm.
@@ -289,13 +327,13 @@ impl Seeker {
     }
 }
 
-/// Tries to join until it works, patience ends, or the answer is final.
+/// Tries to join until it works or patience ends, which is as long as neither way gets any further.
 async fn join(
     seeker: &Seeker,
-    patience: Duration,
+    mut patience: Patience,
     start: &RefCell<Start<'_>>,
 ) -> Result<Joined, FetchError> {
-    let mut patience = Patience::new(patience);
+    let mut http_began = false;
     let mut http_bytes = 0;
     loop {
         let image = start.borrow().image();
@@ -303,53 +341,84 @@ async fn join(
             Ok(joined) => return Ok(joined),
             Err(error) => error,
         };
-        let retryable = match &error {
-            FetchError::Network(error) => error.exit() == Exit::Network,
-            FetchError::Swarm(SwarmError::Join(JoinError::PinMismatch { .. })) => {
-                // The name moved after HTTP began with the older image: HTTP will finish it.
-                image.is_some_and(|image| seeker.request.pin != Some(image))
-            }
-            FetchError::Swarm(SwarmError::Join(error)) => error.is_retryable(),
-            _ => false,
-        };
-        if !retryable {
+        let Remedy::Wait(pace) = remedy(&error) else {
             return Err(error);
+        };
+        let left = patience.left();
+        start.borrow_mut().reporter.retry(&error, left);
+        let goes_on = patience.wait(pace).await;
+        if !goes_on {
+            first_word_by_http(start).await;
         }
-        start.borrow_mut().reporter.retry(&error);
-        if start.borrow().http_bytes > http_bytes {
-            http_bytes = start.borrow().http_bytes;
+        // What came by HTTP meanwhile is progress, and so is that something is about to come.
+        let began = start.borrow().image().is_some() && !http_began;
+        let bytes = start.borrow().http_bytes;
+        if began {
+            http_began = true;
+            patience = Patience::of_transfer(patience.limit());
+        } else if bytes > http_bytes {
+            http_bytes = bytes;
             patience.progressed();
-        }
-        if !patience.wait().await {
-            let http = start.borrow().http_cause.clone();
-            let http = http
-                .map(|cause| format!("; by http: {cause}"))
-                .unwrap_or_default();
-            let cause = format!("{error}{http}");
-            return Err(FetchError::GaveUp {
-                limit: patience.limit(),
-                cause,
-            });
+        } else if !goes_on {
+            return Err(gave_up(
+                &error,
+                start.borrow().http_cause.as_ref(),
+                &patience,
+            ));
         }
     }
 }
 
+/// Waits until HTTP has been tried once, within bounds: it has its chance however short patience is.
+async fn first_word_by_http(start: &RefCell<Start<'_>>) {
+    let came = async {
+        while start.borrow().http_cause.is_none() && start.borrow().image().is_none() {
+            tokio::time::sleep(FIRST_WORD_TICK).await;
+        }
+    };
+    // Without a word in all that time, what the swarm said has to do.
+    let _ = tokio::time::timeout(FIRST_WORD, came).await;
+}
+
+/// Both ways' last words. The code is the swarm's, unless nobody was there to say anything and what
+/// came by HTTP was damaged.
+fn gave_up(
+    error: &FetchError,
+    by_http: Option<&(String, Exit)>,
+    patience: &Patience,
+) -> FetchError {
+    let (mut cause, mut exit) = (error.to_string(), error.exit());
+    if let Some((said, code)) = by_http {
+        cause = format!("{cause}; by http: {said}");
+        if (exit, *code) == (Exit::Network, Exit::Damaged) {
+            exit = Exit::Damaged;
+        }
+    }
+    FetchError::GaveUp {
+        limit: patience.limit(),
+        cause,
+        exit,
+    }
+}
+
 /// Fetches everything over HTTP, beginning when the swarm has had its chance. Returns when the
-/// image is whole; what goes wrong on the way is tried again for as long as the join is.
+/// image is whole; what goes wrong on the way is tried again for as long as the join is, at the next
+/// host where there is one.
 async fn all_by_http(
     plan: &FetchPlan,
     hosts: &[HostPort],
     name: &ImageName,
     start: &RefCell<Start<'_>>,
 ) -> Result<(), FetchError> {
-    tokio::time::sleep(FALLBACK_AFTER).await;
+    tokio::time::sleep(FALLBACK_AFTER.min(plan.patience / 2)).await;
     let client = HttpClient {
         bind: plan.bind,
         ..HttpClient::default()
     };
     // Its own end never comes: giving up is the join's to say.
-    let mut pace = Patience::new(Duration::MAX);
+    let mut patience = Patience::new(FOREVER);
     let mut begun: Option<(HttpImage, StoreSink)> = None;
+    let mut turn = 0;
     loop {
         let (image, sink) = match &mut begun {
             Some(begun) => begun,
@@ -361,11 +430,18 @@ async fn all_by_http(
                         "the swarm does not answer: fetching over {url}, verified chunk by chunk, \
                          and trying the swarm on the side"
                     ));
+                    turn = hosts
+                        .iter()
+                        .position(|host| host.host == image.blob.host)
+                        .unwrap_or_default();
                     begun.insert((image, StoreSink::new(store)))
                 }
-                Err(cause) => {
-                    start.borrow_mut().http_cause = Some(cause.to_string());
-                    pace.wait().await;
+                Err(error) => {
+                    let Remedy::Wait(pace) = remedy(&error) else {
+                        return Err(error);
+                    };
+                    start.borrow_mut().http_failed(&error);
+                    patience.wait(pace).await;
                     continue;
                 }
             },
@@ -378,20 +454,29 @@ async fn all_by_http(
         };
         let result =
             http_chunks::fill(&client, &image.blob, &image.manifest, sink, &mut told).await;
-        match result {
+        let pace = match result {
             Ok(()) => {
                 told(sink.snapshot());
                 return Ok(());
             }
-            Err(FetchError::Http(cause)) => {
-                start.borrow_mut().http_cause = Some(cause.to_string());
-                start.borrow_mut().reporter.retry(&cause);
+            Err(error) => {
+                let Remedy::Wait(pace) = remedy(&error) else {
+                    return Err(error);
+                };
+                start.borrow_mut().http_failed(&error);
+                start.borrow_mut().reporter.retry(&error, None);
+                pace
             }
-            Err(error) => return Err(error),
+        };
+        // By its id: the next host may have another image under the name.
+        turn = (turn + 1) % hosts.len().max(1);
+        if let Some(host) = hosts.get(turn) {
+            let manifest = Arc::clone(&image.manifest);
+            *image = HttpImage::at(host, plan.http_port, manifest);
         }
         if sink.bytes_stored > before {
-            pace.progressed();
+            patience.progressed();
         }
-        pace.wait().await;
+        patience.wait(pace).await;
     }
 }

@@ -173,9 +173,12 @@ fn refusals() {
     let published = Published::new(noise(300_000));
     let seed = TestSeed::with(&published, 0, Some("open sesame"), None);
     let port = seed.addr.port();
-    let token = ["--token", "open sesame"];
+    // They are the answer for as long as somebody is willing to ask.
+    let token = ["--token", "open sesame", "--timeout", "2"];
 
-    Fetch::keyed(port, &published, &[]).check_fails(3, "not admitted: a token is needed");
+    Fetch::keyed(port, &published, &token[2..])
+        .check_fails(3, "gave up after 2 s without progress: the seed 127.0.0.1:");
+    Fetch::keyed(port, &published, &token[2..]).check_fails(3, "not admitted: a token is needed");
     Fetch::keyed(port, &published, &token).check(&published.image);
 
     let mut unknown = Fetch::keyed(port, &published, &token);
@@ -305,7 +308,7 @@ fn over_http_nothing_else_is_believed() {
     let mut pinned = Fetch::keyed(nobody, &published, &extra);
     pinned.url += &format!("@blake3:{}", other.manifest.id());
     pinned.check_fails(4, "is not signed by");
-    // A damaged blob ends it.
+    // A blob that is damaged for as long as it is asked for ends it.
     let (tag, manifest) = (published.tag.encode(), published.manifest.encode());
     let mut damaged = published.image.clone();
     damaged[200_000] ^= 1;
@@ -315,7 +318,7 @@ fn over_http_nothing_else_is_believed() {
         _ => Reply::file(request, &damaged),
     });
     let http_port = http.addr.port().to_string();
-    let extra = ["--http-port", http_port.as_str()];
+    let extra = ["--http-port", http_port.as_str(), "--timeout", "6"];
     Fetch::keyed(nobody, &published, &extra).check_fails(9, "chunk 3");
 }
 

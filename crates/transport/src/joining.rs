@@ -11,8 +11,9 @@
 //! [`handing_on::HEAD_START`]; then the seed is asked for it as well, so that a member that is gone, slow or
 //! up to no good costs that long.
 //!
-//! A refusal is final only when every seed has refused: the one that would have let this node in may
-//! just be rebooting.
+//! An attempt comes to a refusal only when every seed has refused: the one that would have let this node
+//! in may just be rebooting. A refusal is no end either: whether to make another attempt is the caller's
+//! to say.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -144,7 +144,8 @@ pub enum JoinError {
 }
 
 impl JoinError {
-    /// Whether another attempt may end differently without anybody changing anything.
+    /// Whether another attempt may end differently without anybody changing anything. Somebody may
+    /// change something, though: a boot makes another attempt after most of the other errors too.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,

@@ -23,6 +23,16 @@ pub struct Published {
 
 impl Published {
     pub fn new(image: Vec<u8>) -> Published {
+        let key = Arc::new(SwarmKey::generate().expect("randomness"));
+        Published::signed(image, key)
+    }
+
+    /// By the same installation.
+    pub fn beside(&self, image: Vec<u8>) -> Published {
+        Published::signed(image, self.key.clone())
+    }
+
+    fn signed(image: Vec<u8>, key: Arc<SwarmKey>) -> Published {
         let manifest = Arc::new(manifest(&image));
         let geometry: &Geometry = manifest.geometry();
         let tag = Tag {
@@ -33,7 +43,6 @@ impl Published {
             version: 1,
             epoch: 1,
         };
-        let key = Arc::new(SwarmKey::generate().expect("randomness"));
         let tag = tag.sign(&key);
         Published {
             image,
@@ -74,6 +83,7 @@ pub struct TestSeed {
     pub addr: SocketAddr,
     /// Where each node that asked to join said it stands.
     pub racks: Racks,
+    refusal: Arc<Mutex<Option<Refusal>>>,
     runtime: Option<tokio::runtime::Runtime>,
     seed: Option<Seed>,
     _dir: tempfile::TempDir,
@@ -85,6 +95,7 @@ struct OneImage {
     racks: Racks,
     tag: SignedTag,
     token: Option<&'static str>,
+    refusal: Arc<Mutex<Option<Refusal>>>,
 }
 
 impl Directory for OneImage {
@@ -92,6 +103,9 @@ impl Directory for OneImage {
         let tag = self.tag.unverified();
         let mut racks = self.racks.lock().expect("no test panics with it");
         racks.push(request.rack.clone());
+        if let Some(refusal) = &*self.refusal.lock().expect("no test panics with it") {
+            return Err(refusal.clone());
+        }
         if self.token.is_some() && request.token.as_deref() != self.token {
             return Err(Refusal::NotAdmitted("a token is needed".to_owned()));
         }
@@ -118,6 +132,16 @@ impl TestSeed {
         token: Option<&'static str>,
         upload_limit_bytes_per_s: Option<u64>,
     ) -> TestSeed {
+        let listen = SocketAddr::from(([127, 0, 0, 1], port));
+        TestSeed::at(published, listen, token, upload_limit_bytes_per_s)
+    }
+
+    pub fn at(
+        published: &Published,
+        listen: SocketAddr,
+        token: Option<&'static str>,
+        upload_limit_bytes_per_s: Option<u64>,
+    ) -> TestSeed {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("image");
         std::fs::write(&path, &published.image).expect("a file");
@@ -127,14 +151,16 @@ impl TestSeed {
             .build()
             .expect("a runtime");
         let racks = Racks::default();
+        let refusal = Arc::new(Mutex::new(None));
         let seed = runtime.block_on(async {
             let directory = OneImage {
                 racks: racks.clone(),
                 tag: published.tag.clone(),
                 token,
+                refusal: refusal.clone(),
             };
             let config = SeedConfig {
-                listen: SocketAddr::from(([127, 0, 0, 1], port)),
+                listen,
                 key: published.key.clone(),
                 epoch: 1,
                 upload_limit_bytes_per_s,
@@ -152,10 +178,23 @@ impl TestSeed {
         TestSeed {
             addr,
             racks,
+            refusal,
             runtime: Some(runtime),
             seed: Some(seed),
             _dir: dir,
         }
+    }
+}
+
+impl TestSeed {
+    /// From now on everybody is refused like this, or nobody.
+    pub fn refuse(&self, refusal: Option<Refusal>) {
+        *self.refusal.lock().expect("no test panics with it") = refusal;
+    }
+
+    /// How often somebody asked to join.
+    pub fn asked(&self) -> usize {
+        self.racks.lock().expect("no test panics with it").len()
     }
 }
 

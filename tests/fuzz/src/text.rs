@@ -188,7 +188,7 @@ pub(crate) fn quantity(input: &[u8]) {
     let _ = units::parse_duration(text);
     let _ = text.parse::<units::Rate>();
     let _ = rootswarm_agent::units::parse_rate(text);
-    let _ = args::parse_seconds(text);
+    let _ = args::parse_patience(text);
     let _ = rootswarm_agent::rack::parse(text);
     if let Ok(network) = text.parse::<Cidr>() {
         assert!(network.contains(network.network()));
