@@ -79,7 +79,7 @@ pub fn run(
         }
         let mut still = Vec::new();
         for (place, since) in under_way {
-            match lab.machine_mut(place).update()? {
+            match lab.update(place)? {
                 Phase::Up => {
                     let boot = finish(&mut lab, place)?;
                     booted(&boot);

@@ -93,9 +93,18 @@ impl Console {
         self.lines.iter().find(|line| line.text.contains(text))
     }
 
-    /// The last `count` lines, for messages.
+    /// The lines from the last one on that holds `text`; all of them where none does.
+    pub fn since_last(&self, text: &str) -> &[Line] {
+        let holds = |line: &Line| line.text.contains(text);
+        let at = self.lines.iter().rposition(holds).unwrap_or_default();
+        &self.lines[at..]
+    }
+
+    /// The last `count` lines, for messages, with what was begun and has no end yet.
     pub fn tail(&self, count: usize) -> String {
-        let texts: Vec<&str> = self.texts().filter(|text| !text.is_empty()).collect();
+        let begun = plain(&String::from_utf8_lossy(&self.unfinished));
+        let texts = self.texts().chain([begun.as_str()]);
+        let texts: Vec<&str> = texts.filter(|text| !text.is_empty()).collect();
         texts[texts.len().saturating_sub(count)..].join("\n")
     }
 }

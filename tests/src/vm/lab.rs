@@ -51,8 +51,16 @@ pub enum LabError {
     /// A machine failed.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// A machine ended while it booted.
+    #[error("{source}\ndnsmasq of it:\n{dnsmasq}")]
+    Gone {
+        /// What is known of it.
+        source: Box<MachineError>,
+        /// What dnsmasq knows.
+        dnsmasq: String,
+    },
     /// A machine took too long.
-    #[error("{machine}: not up after {waited_s} s ({phase:?}); the console's end:\n{tail}")]
+    #[error("{machine}: not up after {waited_s} s ({phase:?}, reset {resets} times); {tail}")]
     Timeout {
         /// Its name.
         machine: String,
@@ -60,7 +68,9 @@ pub enum LabError {
         waited_s: u64,
         /// How far it had come.
         phase: Phase,
-        /// The end of its console.
+        /// How often it was reset, most likely by its firmware.
+        resets: u32,
+        /// The end of its console, and what dnsmasq said of it.
         tail: String,
     },
 }
@@ -172,6 +182,22 @@ impl Lab {
         &mut self.machines[place]
     }
 
+    /// Reads a machine's console and says how far it is.
+    ///
+    /// # Errors
+    /// When it can no longer be followed, with what dnsmasq knows of it.
+    pub fn update(&mut self, place: usize) -> Result<Phase, LabError> {
+        let machine = &mut self.machines[place];
+        match machine.update() {
+            Ok(phase) => Ok(phase),
+            Err(source @ MachineError::Gone { .. }) => Err(LabError::Gone {
+                dnsmasq: self.host.dnsmasq_said(machine.spec()),
+                source: Box::new(source),
+            }),
+            Err(other) => Err(other.into()),
+        }
+    }
+
     /// Waits until each of `places` is up or has stopped; `tick` is called with the phases of all of
     /// them after each look at the consoles.
     ///
@@ -187,7 +213,7 @@ impl Lab {
         loop {
             let mut phases = Vec::with_capacity(places.len());
             for &place in places {
-                phases.push(self.machines[place].update()?);
+                phases.push(self.update(place)?);
             }
             tick(self, &phases);
             let waited = places
@@ -203,7 +229,12 @@ impl Lab {
                     machine: machine.spec().name.clone(),
                     waited_s: start.elapsed().as_secs(),
                     phase: phase.clone(),
-                    tail: machine.console().tail(25),
+                    resets: machine.resets(),
+                    tail: format!(
+                        "the console's end:\n{}\ndnsmasq of it:\n{}",
+                        machine.console().tail(40),
+                        self.host.dnsmasq_said(machine.spec())
+                    ),
                 });
             }
             std::thread::sleep(TICK);

@@ -1,5 +1,8 @@
 //! One virtual machine: emulated, booted from its network card, its serial console in a file.
 //!
+//! The console has the firmware's screen too. Firmware that gets no answer resets the machine and tries
+//! again, as often as it takes; once a kernel runs, a reset is the machine's end.
+//!
 //! The emulator is TCG, because it runs everywhere; a guest is some twenty times slower than its
 //! host. It leaves to others: what the machine is told over DHCP and TFTP (see `host`).
 
@@ -12,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::console::{Console, Line};
 use super::facts::Facts;
 use super::loss::{Counted, Loss, LossError};
+use super::qmp::Qmp;
 use super::shell::{Shell, ShellError};
 use crate::netns::{Bridge, NetnsError};
 use crate::process::{Process, ProcessError};
@@ -22,8 +26,13 @@ const COMPLETE: &str = "rootswarm: 100% ";
 const MOUNTED: &str = "rootswarm: fetched ";
 /// How a boot that stops says so: `panic` of the boot script.
 const STOPPED: &str = "rootswarm: cannot mount the root:";
+/// Its first words, on a console that firmware and boot loader had before.
+const KERNEL: &str = "Linux version ";
 /// The kernel's last words.
 const KERNEL_PANIC: &str = "Kernel panic - not syncing";
+
+/// How long firmware that found nothing to boot waits before it starts again.
+const FIRMWARE_WAIT_MS: u32 = 1000;
 
 /// Why a machine is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +83,7 @@ pub enum MachineError {
     Gone {
         /// Its name.
         machine: String,
-        /// What qemu said.
+        /// Why, by its monitor, and what it printed.
         qemu: String,
         /// The end of its console.
         tail: String,
@@ -98,6 +107,8 @@ pub struct MachineSpec {
     pub clock: String,
     /// The share of packets that its cable loses, each way.
     pub loss: f64,
+    /// Whether it may reset itself when a kernel has run: with `panic=` a boot that gave up is no end.
+    pub reboots: bool,
 }
 
 /// Where a machine's kernel and initramfs come from.
@@ -134,6 +145,7 @@ impl MachineSpec {
             loader: Loader::Pxe,
             clock: String::new(),
             loss: 0.0,
+            reboots: false,
         }
     }
 
@@ -155,6 +167,13 @@ impl MachineSpec {
     #[must_use]
     pub fn with_loss(mut self, share: f64) -> MachineSpec {
         self.loss = share;
+        self
+    }
+
+    /// As real machines do: when it resets itself, it boots once more, however far it had come.
+    #[must_use]
+    pub fn that_reboots(mut self) -> MachineSpec {
+        self.reboots = true;
         self
     }
 
@@ -208,6 +227,7 @@ pub struct Machine {
     process: Process,
     console: Console,
     monitor: PathBuf,
+    qmp: Qmp,
     port: PathBuf,
     shell: Option<Shell>,
     loss: Option<Loss>,
@@ -236,8 +256,16 @@ impl Machine {
             share if share > 0.0 => Some(Loss::start(bridge, &tap, share)?),
             _ => None,
         };
+        let qmp = directory.join(format!("{}.qmp", spec.name));
+        let qmp = Qmp::listen(&qmp).map_err(|source| MachineError::Monitor {
+            machine: spec.name.clone(),
+            source,
+        })?;
         let mut qemu = bridge.namespace().command("qemu-system-x86_64");
-        qemu.args(["-nodefaults", "-display", "none", "-no-reboot"])
+        qemu.args(["-nodefaults", "-display", "none"])
+            .args(qmp.arguments())
+            // Without a boot device its firmware waits a minute before it starts again.
+            .args(["-boot", &format!("reboot-timeout={FIRMWARE_WAIT_MS}")])
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"])
             .args(["-m", &spec.memory_mib.to_string()])
             .args(["-serial", &format!("file:{}", console.display())])
@@ -261,11 +289,14 @@ impl Machine {
             // Without it getrandom waits for a pool that an emulated machine fills slowly.
             .args(["-object", "rng-random,id=rng,filename=/dev/urandom"])
             .args(["-device", "virtio-rng-pci,rng=rng"]);
-        if !spec.clock.is_empty() {
+        // Without graphics the firmware's screen, and the boot loader's, is the first serial port.
+        if spec.clock.is_empty() {
+            qemu.args(["-machine", "pc,graphics=off"]);
+        } else {
             // With the host's clock behind it, qemu cannot go further than 68 years from now; and
             // the older machine's firmware tells Linux of no century.
             qemu.args(["-rtc", &format!("base={},clock=vm", spec.clock)]);
-            qemu.args(["-machine", "q35"]);
+            qemu.args(["-machine", "q35,graphics=off"]);
         }
         if let Some(loaded) = loaded {
             qemu.arg("-kernel").arg(&loaded.kernel);
@@ -280,6 +311,7 @@ impl Machine {
             process,
             console,
             monitor,
+            qmp,
             port,
             shell: None,
             loss,
@@ -342,6 +374,17 @@ impl Machine {
         }
     }
 
+    /// Presses the reset button.
+    ///
+    /// # Errors
+    /// When its monitor takes nothing.
+    pub fn reset(&mut self) -> Result<(), MachineError> {
+        self.qmp.reset().map_err(|source| MachineError::Monitor {
+            machine: self.spec.name.clone(),
+            source,
+        })
+    }
+
     /// Pulls the plug. Its console and its report stay.
     ///
     /// # Errors
@@ -389,6 +432,7 @@ impl Machine {
         // In this order: what it wrote before it ended counts.
         let ended = self.process.try_wait()?;
         self.read_console()?;
+        self.watch_resets()?;
         if self.facts.is_none() {
             self.facts =
                 Facts::parse(self.console.texts()).map_err(|line| MachineError::Report {
@@ -403,34 +447,70 @@ impl Machine {
         if ended.is_some() && !matches!(phase, Phase::Up | Phase::Stopped(_)) {
             return Err(MachineError::Gone {
                 machine: self.spec.name.clone(),
-                qemu: self.process.tail(5),
-                tail: self.console.tail(15),
+                qemu: format!("{}: {}", self.qmp.news(), self.process.tail(5)),
+                tail: self.console.tail(40),
             });
         }
         Ok(phase)
+    }
+
+    /// Firmware may try as often as it likes; from the kernel's first word on a reset is an end, unless
+    /// the machine is one that reboots.
+    fn watch_resets(&mut self) -> Result<(), MachineError> {
+        let hold = !self.spec.reboots
+            && !self.qmp.news().ends_at_reset
+            && self.console.first(KERNEL).is_some();
+        self.qmp
+            .update()
+            .map(drop)
+            .and_then(|()| match hold {
+                true => self.qmp.end_at_reset(),
+                false => Ok(()),
+            })
+            .map_err(|source| MachineError::Monitor {
+                machine: self.spec.name.clone(),
+                source,
+            })
+    }
+
+    /// How often it was reset, by its firmware or by itself.
+    pub fn resets(&self) -> u32 {
+        self.qmp.news().resets
+    }
+
+    /// How often a boot of it has given up; more than once only for one that reboots.
+    pub fn gave_up(&self) -> usize {
+        let is_last_word = |text: &&str| text.contains(STOPPED);
+        self.console.texts().filter(is_last_word).count()
     }
 
     fn phase(&self) -> Phase {
         if self.facts.is_some() {
             return Phase::Up;
         }
-        if let Some(Line { text, .. }) = self.console.first(STOPPED) {
+        // Of a machine that reboots, the last boot counts.
+        let lines = self.console.since_last(KERNEL);
+        let first = |part: &str| lines.iter().find(|line| line.text.contains(part));
+        let stopped = first(STOPPED).map(|Line { text, .. }| {
             let at = text.find(STOPPED).unwrap_or_default();
-            return Phase::Stopped(text[at + STOPPED.len()..].trim().to_owned());
+            text[at + STOPPED.len()..].trim().to_owned()
+        });
+        let stopped = stopped.or_else(|| Some(first(KERNEL_PANIC)?.text.clone()));
+        match stopped {
+            Some(_) if self.spec.reboots => return Phase::Netboot,
+            Some(why) => return Phase::Stopped(why),
+            None => {}
         }
-        if let Some(Line { text, .. }) = self.console.first(KERNEL_PANIC) {
-            return Phase::Stopped(text.clone());
-        }
-        if self.console.first(MOUNTED).is_some() {
+        if first(MOUNTED).is_some() {
             return Phase::Starting;
         }
-        let said = self.console.texts().rev().find_map(|text| {
-            let (_, said) = text.split_once("rootswarm: ")?;
+        let said = lines.iter().rev().find_map(|line| {
+            let (_, said) = line.text.split_once("rootswarm: ")?;
             Some(said.to_owned())
         });
         match said {
             Some(said) => Phase::Fetching(said),
-            None if self.console.first("Linux version").is_some() => Phase::Kernel,
+            None if first(KERNEL).is_some() => Phase::Kernel,
             None => Phase::Netboot,
         }
     }

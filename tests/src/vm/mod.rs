@@ -8,7 +8,7 @@
 //!   all are kept below `target/demo` (the [`cache`]) and made again when what they are made from
 //!   changes. [`chroot`] is such a Debian to install packages into.
 //! - [`host`] is the PXE host, [`second`] another seed, [`machine`] one machine, [`console`] its
-//!   serial console, [`facts`] what it reports about itself, [`shell`] a shell in it, [`loss`]
+//!   serial console, [`qmp`] what its emulator says of it, [`facts`] what it reports about itself, [`shell`] a shell in it, [`loss`]
 //!   what its cable loses and [`seed_package`] a seed in it.
 //! - [`lab`] puts these together for the demo and the tests.
 //!
@@ -26,6 +26,7 @@ pub mod initrd;
 pub mod lab;
 pub mod loss;
 pub mod machine;
+pub mod qmp;
 pub mod second;
 pub mod seed_package;
 pub mod shell;
