@@ -53,6 +53,20 @@ fn half_of_the_peers_frozen() {
 }
 
 #[test]
+fn an_image_that_is_published_too_late() {
+    scenario(NEED_BYTES, |directory| {
+        survive("join: image published after the nodes asked", directory)
+    });
+}
+
+#[test]
+fn a_seed_that_comes_after_the_nodes_gave_up() {
+    scenario(NEED_BYTES, |directory| {
+        survive("join: seed away longer than ROOTDELAY", directory)
+    });
+}
+
+#[test]
 fn a_full_state_disk() {
     scenario(NEED_BYTES, |directory| {
         survive("disk: state full", directory)

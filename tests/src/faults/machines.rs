@@ -55,6 +55,12 @@ pub(super) const FIRST_SEED_DESTROYED: Fault = Fault {
     inject: |_| Ok(first_seed_destroyed()?),
 };
 
+pub(super) const SEED_AWAY: Fault = Fault {
+    name: "machine: seed away longer than ROOTDELAY",
+    need_bytes: 0,
+    inject: |_| Ok(seed_away()?),
+};
+
 /// Why a fault did not fire, or what went wrong after it.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineFault {
@@ -447,6 +453,44 @@ fn first_seed_destroyed() -> Result<Outcome> {
             host::ADDRESS,
             second.address(),
             seed as f64 / 1e6
+        ),
+        added: None,
+    })
+}
+
+/// As after a power cut: the seed is back later than the machine is patient. The boot gives up, the
+/// machine reboots by `panic=` and tries again, as often as it takes.
+///
+/// # Errors
+/// When it does not come up, or stops for good.
+fn seed_away() -> Result<Outcome> {
+    const GIVE_UPS: usize = 2;
+    let mut lab = lab()?;
+    lab.host_mut().stop_seed()?;
+    let spec = machine("early", 11).that_reboots();
+    let place = lab.switch_on(spec.with("ROOTDELAY=5").with("panic=2"))?;
+    let started = Instant::now();
+    while lab.machines()[place].gave_up() < GIVE_UPS {
+        lab.update(place)?;
+        if started.elapsed() > BOOT_LIMIT {
+            let machine = &lab.machines()[place];
+            return Err(wrong(machine, "it does not give up twice"));
+        }
+        std::thread::sleep(POLL);
+    }
+    lab.host_mut().start_seed(None)?;
+    boot(&mut lab, &[place])?;
+    let machine = &lab.machines()[place];
+    let says = "it reboots in 2 s, by panic=2, and tries again";
+    if machine.console().first(says).is_none() {
+        return Err(wrong(machine, format!("it never said `{says}`")));
+    }
+    Ok(Outcome {
+        fired: machine.gave_up() as u64,
+        unit: "boots given up",
+        outcome: format!(
+            "rebooted by itself {} times, up in the boot after the seed was back",
+            machine.resets()
         ),
         added: None,
     })

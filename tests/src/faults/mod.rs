@@ -18,6 +18,7 @@ pub mod machines;
 mod memory;
 mod peers;
 pub mod power;
+mod refusals;
 mod seeds;
 
 use std::error::Error;
@@ -75,6 +76,7 @@ pub const MACHINES: &[Fault] = &[
     machines::IMAGE_LARGER_THAN_RAM,
     machines::CLOCKS,
     machines::FIRST_SEED_DESTROYED,
+    machines::SEED_AWAY,
     machines::AGENT_DIES,
     power::POWER_OFF,
 ];
@@ -101,6 +103,8 @@ pub const ALL: &[Fault] = &[
     joins::MISSING,
     joins::SEED_LATE,
     joins::ONE_ADDRESS,
+    refusals::PASSING,
+    refusals::SEED_AWAY,
     seeds::KILLED_10,
     seeds::KILLED_50,
     seeds::KILLED_90,
