@@ -97,6 +97,8 @@ pub struct FetchArgs {
     pub http_port: u16,
     /// Refuse what cannot be verified.
     pub require_verify: bool,
+    /// Whether an image that the key did not sign is refused.
+    pub require_key: bool,
     /// Where `swarm.pub` is looked for when no key is given.
     pub conf: PathBuf,
 }
@@ -208,7 +210,7 @@ the image to other nodes. Called by the initramfs once the network is up.
 
 kernel command line: rooturl= rootdelay= rootswarm.mode=overlay|ro|copy rootswarm.key=
 rootswarm.token= rootswarm.rack= rootswarm.upload-limit= rootswarm.serve=yes|no
-rootswarm.require-verify rootswarm.http-port=
+rootswarm.require-verify rootswarm.require-key rootswarm.http-port=
 ";
 
 const FETCH_HELP: &str = "\
@@ -229,6 +231,7 @@ Fetches an image into FILE: FILE.part while incomplete, renamed when the whole i
   --status FILE          keep a JSON status document there
   --http-port N          the seed's HTTP port, for the fallback [7480]
   --require-verify       refuse an http:// rooturl without a pin
+  --require-key          refuse what the swarm key did not sign, pinned or not
   --conf DIR             where swarm.pub is looked for [/etc/rootswarm]
 ";
 
@@ -401,6 +404,7 @@ fn parse_fetch(words: Vec<String>) -> Result<Command, ArgsError> {
         status: None,
         http_port: rootswarm_image::HTTP_PORT,
         require_verify: false,
+        require_key: false,
         conf: PathBuf::from(CONF_DIR),
     };
     while let Some(word) = words.next()? {
@@ -423,6 +427,7 @@ fn parse_fetch(words: Vec<String>) -> Result<Command, ArgsError> {
                 "--status" => args.status = Some(words.value()?.into()),
                 "--http-port" => args.http_port = words.typed(str::parse)?,
                 "--require-verify" => args.require_verify = true,
+                "--require-key" => args.require_key = true,
                 "--conf" => args.conf = words.value()?.into(),
                 _ => return Err(words.unknown()),
             },

@@ -1,5 +1,5 @@
-//! What the initrd's builder baked in: `swarm.pub`, the installation's public key, and
-//! `agent.conf`, defaults in `key=value` lines.
+//! What the initrd's builder baked in: `swarm.pub`, the installation's public key, `swarm.minimum`, what
+//! there was when it was built ([`crate::minimum`]), and `agent.conf`, defaults in `key=value` lines.
 //!
 //! A file that is not there is no error; one that cannot be understood is, because a mistyped
 //! `require-verify` must not quietly mean "do not verify".
@@ -12,6 +12,7 @@ use rootswarm_image::SwarmPublicKey;
 use crate::args;
 use crate::console;
 use crate::exit::{Classified, Exit};
+use crate::minimum::Minimum;
 use crate::mount::Mode;
 use crate::rack;
 use crate::units;
@@ -31,6 +32,8 @@ pub struct Settings {
     pub serve: Option<bool>,
     /// Whether an unverified image is refused.
     pub require_verify: Option<bool>,
+    /// Whether an image that the baked-in key did not sign is refused.
+    pub require_key: Option<bool>,
     /// The port of the seed's HTTP side.
     pub http_port: Option<u16>,
 }
@@ -48,6 +51,7 @@ impl Settings {
             }
             "serve" => self.serve = Some(read_switch(value)?),
             "require-verify" => self.require_verify = Some(read_switch(value)?),
+            "require-key" => self.require_key = Some(read_switch(value)?),
             "http-port" => {
                 self.http_port = Some(value.parse().map_err(|_| "a port number is expected")?)
             }
@@ -72,6 +76,8 @@ pub struct Baked {
     pub key: Option<SwarmPublicKey>,
     /// Where it was looked for.
     pub key_path: PathBuf,
+    /// What was there when the initrd was built: nothing from before is taken.
+    pub minimum: Minimum,
     /// Defaults.
     pub settings: Settings,
 }
@@ -116,7 +122,7 @@ impl Classified for BakedError {
     }
 }
 
-/// Reads `swarm.pub` and `agent.conf` in `dir`.
+/// Reads `swarm.pub`, `swarm.minimum` and `agent.conf` in `dir`.
 pub fn read(dir: &Path) -> Result<Baked, BakedError> {
     let key_path = dir.join("swarm.pub");
     let key = match read_if_there(&key_path)? {
@@ -128,6 +134,15 @@ pub fn read(dir: &Path) -> Result<Baked, BakedError> {
             },
         )?),
     };
+    let minimum_path = dir.join("swarm.minimum");
+    let minimum = match read_if_there(&minimum_path)? {
+        None => Minimum::default(),
+        Some(text) => Minimum::parse(&text).map_err(|(line, reason)| BakedError::Line {
+            path: minimum_path,
+            line,
+            reason: format!("{reason} (`rootswarm key --minimum` prints it)"),
+        })?,
+    };
     let conf_path = dir.join("agent.conf");
     let settings = match read_if_there(&conf_path)? {
         None => Settings::default(),
@@ -136,6 +151,7 @@ pub fn read(dir: &Path) -> Result<Baked, BakedError> {
     Ok(Baked {
         key,
         key_path,
+        minimum,
         settings,
     })
 }
@@ -201,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_full_configuration() {
-        let text = "# defaults\n\nmode=copy\nrequire-verify = yes\nrack=\"r7\"\nserve=no\n\
+        let text = "# defaults\n\nmode=copy\nrequire-verify = yes\nrequire-key=no\nrack=\"r7\"\nserve=no\n\
                     upload-limit=1mbit\nrootdelay=30\nhttp-port=80\n";
         let settings = parse_conf(text, Path::new("agent.conf")).unwrap();
         assert_eq!(
@@ -213,6 +229,7 @@ mod tests {
                 upload_limit_bytes_per_s: Some(125_000),
                 serve: Some(false),
                 require_verify: Some(true),
+                require_key: Some(false),
                 http_port: Some(80),
             }
         );

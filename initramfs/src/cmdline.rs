@@ -105,11 +105,14 @@ pub fn plan(text: &str, baked: &Baked) -> Result<BootPlan, CmdlineError> {
                 let Some(setting) = name.strip_prefix("rootswarm.") else {
                     continue;
                 };
-                let verify = line.require_verify;
+                let (verify, key) = (line.require_verify, line.require_key);
                 let known = line.set(setting, text).map_err(bad)?;
+                // For the same reason.
                 if verify == Some(true) {
-                    // For the same reason.
                     line.require_verify = verify;
+                }
+                if key == Some(true) {
+                    line.require_key = key;
                 }
                 if !known {
                     warnings.push(format!(
@@ -127,7 +130,12 @@ pub fn plan(text: &str, baked: &Baked) -> Result<BootPlan, CmdlineError> {
     if baked_verify && line.require_verify == Some(false) {
         warnings.push("rootswarm.require-verify=no is ignored: the initrd requires it".to_owned());
     }
+    let baked_key = baked_settings.require_key == Some(true);
+    if baked_key && line.require_key == Some(false) {
+        warnings.push("rootswarm.require-key=no is ignored: the initrd requires it".to_owned());
+    }
     let anchors = Anchors {
+        require_key: baked_key || line.require_key == Some(true),
         baked: baked.key,
         given: given_key,
         require_verify: baked_verify || line.require_verify == Some(true),
@@ -145,6 +153,7 @@ pub fn plan(text: &str, baked: &Baked) -> Result<BootPlan, CmdlineError> {
     let fetch = FetchPlan {
         source,
         trust,
+        minimum: baked.minimum.clone(),
         patience: line
             .patience
             .or(baked_settings.patience)
@@ -210,6 +219,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::minimum::Minimum;
     use crate::plan::Trust;
 
     const PIN: &str = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
@@ -222,6 +232,7 @@ mod tests {
         Baked {
             key: key_text.map(|k| k.parse().unwrap()),
             key_path: "/etc/rootswarm/swarm.pub".into(),
+            minimum: Minimum::default(),
             settings: Settings::default(),
         }
     }
@@ -404,6 +415,58 @@ mod tests {
         assert_eq!(plan.fetch.trust, Trust::Pin(PIN.parse().unwrap()));
     }
 
+    /// Whoever bakes a key and asks for it boots only what that key signed, whatever the scheme, and whoever
+    /// writes the command line can ask for it as well, and not take it back.
+    #[test]
+    fn a_key_that_is_required_must_have_signed_the_image() {
+        let pinned = format!("@blake3:{PIN}");
+        for (url, signed) in [
+            ("swarm://h/x", true),
+            ("http://h:7480/images/x", true),
+            ("http://[fd00::1]/images/x.2", true),
+            ("http://h/x", false),
+            ("http://h/x.squashfs", false),
+            ("http://h/images/", false),
+            ("http://h/images/a/b", false),
+            ("http://h/images/x?y", false),
+        ] {
+            for pin in ["", &pinned] {
+                for (conf, line) in [(true, ""), (true, "=no"), (false, ""), (false, "=yes =no")] {
+                    let mut initrd = baked(Some(&key('1')));
+                    initrd.settings.require_key = conf.then_some(true);
+                    let options: String = line
+                        .split_whitespace()
+                        .chain((!conf && line.is_empty()).then_some(""))
+                        .map(|value| format!(" rootswarm.require-key{value}"))
+                        .collect();
+                    let text = format!("rooturl={url}{pin}{options}");
+                    let case = format!("{text} with {conf}");
+                    match plan(&text, &initrd) {
+                        Ok(plan) => {
+                            assert!(signed, "{case}");
+                            let expected = Trust::Key {
+                                key: key('1').parse().unwrap(),
+                                pin: (!pin.is_empty()).then(|| PIN.parse().unwrap()),
+                            };
+                            assert_eq!(plan.fetch.trust, expected, "{case}");
+                        }
+                        Err(error) => {
+                            assert!(!signed, "{case}: {error}");
+                            assert_eq!(error.exit(), Exit::Refused, "{case}: {error}");
+                            assert!(error.to_string().contains("is required"), "{case}: {error}");
+                        }
+                    }
+                    // Without a key in the initrd nothing can be signed by it, whatever the line gives.
+                    initrd.key = None;
+                    let given = format!("{text} rootswarm.key={}", key('2'));
+                    for text in [&text, &given] {
+                        assert!(plan(text, &initrd).is_err(), "{text}");
+                    }
+                }
+            }
+        }
+    }
+
     /// What an image is held to: a key, a pin; nothing at all is no plan.
     fn anchors(line: &str, baked: &Baked) -> Option<(Option<String>, Option<String>)> {
         let trust = plan(line, baked).ok()?.fetch.trust;
@@ -423,15 +486,25 @@ mod tests {
             format!("rootswarm.key={}", key('2')),
             "rootswarm.require-verify=yes".to_owned(),
             "rootswarm.require-verify=no".to_owned(),
+            "rootswarm.require-key=yes".to_owned(),
+            "rootswarm.require-key=no".to_owned(),
             "rootswarm.mode=ro".to_owned(),
             "rootswarm.token=t".to_owned(),
         ];
         let (mut kept, mut tightened) = (0, 0);
         for baked_key in [None, Some(key('1'))] {
-            for require_verify in [None, Some(false), Some(true)] {
+            for (require_verify, require_key) in [
+                (None, None),
+                (Some(false), None),
+                (Some(true), None),
+                (None, Some(false)),
+                (Some(true), Some(true)),
+                (None, Some(true)),
+            ] {
                 let mut baked = baked(baked_key.as_deref());
                 baked.settings.require_verify = require_verify;
-                for url in ["swarm://h/x", "http://h/x"] {
+                baked.settings.require_key = require_key;
+                for url in ["swarm://h/x", "http://h/x", "http://h/images/x"] {
                     for pin in ["".to_owned(), format!("@blake3:{PIN}")] {
                         // All sets of options.
                         for chosen in 0..1_u32 << options.len() {

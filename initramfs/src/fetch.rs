@@ -20,6 +20,7 @@ use crate::console;
 use crate::exit::{Classified, Exit, Failure, exit_of_local_io};
 use crate::http::HttpError;
 use crate::http_fetch;
+use crate::minimum::{Minimum, OldTag};
 use crate::network::NetworkError;
 use crate::plan::{self, Anchors, FetchPlan};
 use crate::progress::{self, Snapshot, Source};
@@ -88,6 +89,9 @@ pub enum FetchError {
         /// What its bytes hash to.
         found: Box<ImageId>,
     },
+    /// A tag from before the initrd was built.
+    #[error(transparent)]
+    OldTag(#[from] OldTag),
     /// The server keeps sending a damaged chunk.
     #[error("{url}: {source}, {tries} times in a row")]
     DamagedChunk {
@@ -137,7 +141,9 @@ impl Classified for FetchError {
             FetchError::Http(error) => error.exit(),
             FetchError::Network(error) => error.exit(),
             FetchError::Swarm(error) => error.exit(),
-            FetchError::WrongImage { .. } | FetchError::Document { .. } => Exit::Refused,
+            FetchError::WrongImage { .. } | FetchError::Document { .. } | FetchError::OldTag(_) => {
+                Exit::Refused
+            }
             FetchError::DamagedChunk { .. } => Exit::Damaged,
             FetchError::File { source, .. } => exit_of_local_io(source),
             FetchError::Store(error) => match error {
@@ -314,23 +320,26 @@ pub fn no_signals(e: io::Error) -> Failure {
 fn plan_of(args: &FetchArgs) -> Result<FetchPlan, Failure> {
     let source = cmdline::parse_rooturl(&args.rooturl)?;
     // A key given here is the operator's own word, as the baked-in one is on a node.
-    let (key, key_place) = match &args.key {
-        Some(key) => (Some(*key), String::new()),
+    let (key, key_place, minimum) = match &args.key {
+        Some(key) => (Some(*key), String::new(), Minimum::default()),
         None => {
             let baked = baked::read(&args.conf)?;
-            (baked.key, baked.key_path.display().to_string())
+            let key_place = baked.key_path.display().to_string();
+            (baked.key, key_place, baked.minimum)
         }
     };
     let anchors = Anchors {
         baked: key,
         given: None,
         require_verify: args.require_verify,
+        require_key: args.require_key,
         key_place,
     };
     let trust = plan::decide_trust(&source, &anchors)?;
     Ok(FetchPlan {
         source,
         trust,
+        minimum,
         patience: args.timeout,
         token: args.token.clone(),
         rack: args.rack.clone(),

@@ -7,13 +7,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderMap, HeaderName};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use rootswarm_image::{Host, HostPort, HttpUrl};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
@@ -21,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::exit::{Classified, Exit};
+use crate::plan::FetchPlan;
 use crate::resolve::{ResolveError, Resolver};
 
 /// What a request asks for.
@@ -213,12 +215,33 @@ pub struct HttpClient {
     pub bind: Option<IpAddr>,
     /// How long to wait.
     pub timeouts: Timeouts,
+    /// An admission token, shown to the server that is asked and to none that it redirects to.
+    pub token: Option<String>,
 }
 
 /// A file that stays the same is often behind one redirect; more than a few are a loop.
 const MAX_REDIRECTS: u32 = 5;
 
+/// Names this run's downloads to a seed, which binds a one-time token to it: 128 random bits, known to
+/// nobody else. Empty without randomness; the seed then goes by the address.
+static SESSION: LazyLock<String> = LazyLock::new(|| {
+    let mut random = [0; 16];
+    match getrandom::fill(&mut random) {
+        Ok(()) => random.iter().map(|byte| format!("{byte:02x}")).collect(),
+        Err(_) => String::new(),
+    }
+});
+
 impl HttpClient {
+    /// Makes the requests of a boot or a fetch.
+    pub fn of_plan(plan: &FetchPlan) -> HttpClient {
+        HttpClient {
+            bind: plan.bind,
+            token: plan.token.clone(),
+            ..HttpClient::default()
+        }
+    }
+
     /// Asks for `target`, or for the bytes `range` of it. `if_range` is what an earlier answer
     /// called the file ([`Response::validator`]): when it has changed, the whole file comes.
     ///
@@ -229,9 +252,15 @@ impl HttpClient {
         range: Option<Range<u64>>,
         if_range: Option<&str>,
     ) -> Result<Response, HttpError> {
+        let asked = (target.host.clone(), target.port);
         let mut target = target.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let (response, connection) = self.get_once(&target, range.as_ref(), if_range).await?;
+            let (response, connection) = {
+                let token = self.token.as_deref();
+                let token = token.filter(|_| (&target.host, target.port) == (&asked.0, asked.1));
+                self.get_once(&target, range.as_ref(), if_range, token)
+                    .await?
+            };
             let url = target.to_string();
             let status = response.status();
             if matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
@@ -286,6 +315,7 @@ impl HttpClient {
         target: &Target,
         range: Option<&Range<u64>>,
         if_range: Option<&str>,
+        token: Option<&str>,
     ) -> Result<(hyper::Response<Incoming>, Connection), HttpError> {
         let url = target.to_string();
         let stream = self.connect(target).await?;
@@ -309,6 +339,15 @@ impl HttpClient {
                 concat!("rootswarm-agent/", env!("CARGO_PKG_VERSION")),
             )
             .header(header::CONNECTION, "close");
+        // What cannot stand in a header is no token.
+        let bearer = token.and_then(|it| HeaderValue::try_from(format!("Bearer {it}")).ok());
+        if let Some(mut bearer) = bearer {
+            bearer.set_sensitive(true);
+            request = request.header(header::AUTHORIZATION, bearer);
+            if !SESSION.is_empty() {
+                request = request.header("rootswarm-session", SESSION.as_str());
+            }
+        }
         if let Some(range) = range {
             // Open-ended when nobody knows how long the file is.
             let last = match range.end {

@@ -16,8 +16,9 @@ use crate::exit::Classified;
 use crate::fetch::{Destination, FetchError, Fetched, part_of};
 use crate::http::{HttpClient, HttpError, Response, Target};
 use crate::http_chunks::{self, ChunkSink, StoreSink};
+use crate::http_image;
 use crate::patience::Patience;
-use crate::plan::FetchPlan;
+use crate::plan::{self, FetchPlan, Trust};
 use crate::progress::Snapshot;
 use crate::remedy::{Remedy, remedy};
 use crate::report::Reporter;
@@ -30,12 +31,22 @@ pub async fn fetch(
     destination: &mut dyn Destination,
     reporter: &mut Reporter,
 ) -> Result<Fetched, FetchError> {
-    let client = HttpClient {
-        bind: plan.bind,
-        ..HttpClient::default()
-    };
+    let client = HttpClient::of_plan(plan);
     let target = Target::of(url);
     let pin = plan.trust.pin();
+    if let (Trust::Key { .. }, Some(name)) = (&plan.trust, plan::name_at_seed(url)) {
+        // A seed's HTTP side: its key vouches for the image, and each chunk is held to that.
+        let mut patience = Patience::new(plan.patience);
+        let manifest = loop {
+            match http_image::find_at(&client, plan, &target, &name).await {
+                Ok(manifest) => break manifest,
+                Err(error) => retry(error, &mut patience, reporter).await?,
+            }
+        };
+        reporter.image(manifest.id());
+        let blob = target.sibling(format!("/blobs/{}", manifest.id()));
+        return by_chunks(plan, &client, &blob, manifest, destination, reporter).await;
+    }
     match &pin {
         Some(pin) => {
             reporter.image(pin);

@@ -46,7 +46,7 @@ pub async fn find(
             port: plan.http_port,
             path: "/".to_owned(),
         };
-        match find_at(client, &plan.trust, &server, name).await {
+        match find_at(client, plan, &server, name).await {
             Ok(manifest) => return Ok(HttpImage::at(host, plan.http_port, Arc::new(manifest))),
             // One that only the operator mends hides nothing that may come yet.
             Err(error) if last.is_some() && remedy(&error) == Remedy::Operator => {}
@@ -60,9 +60,10 @@ pub async fn find(
     }))
 }
 
-async fn find_at(
+/// What `server` says about the image called `name`, as far as the plan believes it.
+pub async fn find_at(
     client: &HttpClient,
-    trust: &Trust,
+    plan: &FetchPlan,
     server: &Target,
     name: &ImageName,
 ) -> Result<Manifest, FetchError> {
@@ -70,7 +71,7 @@ async fn find_at(
         let url = target.to_string();
         FetchError::Document { url, reason }
     };
-    match trust {
+    match &plan.trust {
         // The key decides, and a pin only among what the key vouches for: otherwise whoever writes
         // the command line could pin an image of his own.
         Trust::Key { key, pin } => {
@@ -90,6 +91,9 @@ async fn find_at(
                     pinned: Box::new(*pinned),
                     found: Box::new(tag.id),
                 });
+            }
+            if pin.is_none() {
+                plan.minimum.check(&tag, &target.to_string())?;
             }
             let (target, bytes) = manifest_bytes(client, server, &tag.id).await?;
             let manifest = tag

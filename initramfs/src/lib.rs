@@ -27,6 +27,7 @@ pub mod http_chunks;
 pub mod http_fetch;
 pub mod http_image;
 pub mod loop_device;
+pub mod minimum;
 pub mod mount;
 pub mod network;
 pub mod patience;

@@ -7,9 +7,10 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use rootswarm_image::{ImageId, RootUrl, SwarmPublicKey};
+use rootswarm_image::{HttpUrl, ImageId, ImageName, RootUrl, SwarmPublicKey};
 
 use crate::exit::{Classified, Exit};
+use crate::minimum::Minimum;
 
 /// One image to fetch.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +19,8 @@ pub struct FetchPlan {
     pub source: RootUrl,
     /// What the image is held to.
     pub trust: Trust,
+    /// What was there when the initrd was built: an older tag does not say what a name means.
+    pub minimum: Minimum,
     /// How long to go on without progress (ROOTDELAY).
     pub patience: Duration,
     /// Admission token.
@@ -81,6 +84,21 @@ pub enum TrustError {
         /// The rooturl.
         url: String,
     },
+    /// The baked-in key must have signed the image, and there is none.
+    #[error("a key is required and {key_place} is missing: bake the swarm key into the initrd")]
+    NoRequiredKey {
+        /// Where a key would have been found.
+        key_place: String,
+    },
+    /// The baked-in key must have signed the image, and a web server's file has no signature.
+    #[error(
+        "the swarm key's signature is required and {url} has none: boot swarm://HOST/NAME, or \
+         http://HOST:7480/images/NAME from a seed"
+    )]
+    KeyRequired {
+        /// The rooturl.
+        url: String,
+    },
     /// Two keys that differ.
     #[error(
         "the swarm key on the command line is {given}, the baked-in one is {baked}: \
@@ -110,6 +128,8 @@ pub struct Anchors {
     pub given: Option<SwarmPublicKey>,
     /// Whether an unverified image is refused.
     pub require_verify: bool,
+    /// Whether an image that the baked-in key did not sign is refused, pinned or not.
+    pub require_key: bool,
     /// Where the baked-in key was looked for, for the error line.
     pub key_place: String,
 }
@@ -123,6 +143,22 @@ pub fn decide_trust(source: &RootUrl, anchors: &Anchors) -> Result<Trust, TrustE
             given: Box::new(*given),
             baked: Box::new(*baked),
         });
+    }
+    if anchors.require_key {
+        let Some(key) = anchors.baked else {
+            return Err(TrustError::NoRequiredKey {
+                key_place: anchors.key_place.clone(),
+            });
+        };
+        let (RootUrl::Swarm { pin, .. } | RootUrl::Http { pin, .. }) = source;
+        if let RootUrl::Http { url, .. } = source
+            && name_at_seed(url).is_none()
+        {
+            return Err(TrustError::KeyRequired {
+                url: source.to_string(),
+            });
+        }
+        return Ok(Trust::Key { key, pin: *pin });
     }
     match source {
         RootUrl::Swarm { pin, .. } => match (&anchors.baked, &anchors.given, pin) {
@@ -146,4 +182,10 @@ pub fn decide_trust(source: &RootUrl, anchors: &Anchors) -> Result<Trust, TrustE
         }),
         RootUrl::Http { pin: None, .. } => Ok(Trust::Unverified),
     }
+}
+
+/// The name of the image that `url` is at a seed's HTTP side, which also has its signed tag:
+/// `http://HOST/images/NAME`.
+pub fn name_at_seed(url: &HttpUrl) -> Option<ImageName> {
+    url.path().strip_prefix("/images/")?.parse().ok()
 }

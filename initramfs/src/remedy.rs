@@ -39,6 +39,7 @@ pub fn remedy(error: &FetchError) -> Remedy {
         FetchError::Swarm(error) => of_swarm(error),
         // What a server holds may change, and another server may hold something else.
         FetchError::WrongImage { .. }
+        | FetchError::OldTag(_)
         | FetchError::DamagedChunk { .. }
         | FetchError::Document { .. } => Remedy::Wait(Pace::Answered),
         // There is less RAM or disk than the image needs, or a file of ours cannot be used.

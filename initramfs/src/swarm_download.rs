@@ -86,10 +86,7 @@ impl Swarm {
         hosts: &[HostPort],
         reporter: &mut Reporter,
     ) -> Result<(), FetchError> {
-        let client = HttpClient {
-            bind: plan.bind,
-            ..HttpClient::default()
-        };
+        let client = HttpClient::of_plan(plan);
         let mut patience = Patience::of_transfer(plan.patience);
         // The swarm was started a moment ago.
         let began = reporter.elapsed();

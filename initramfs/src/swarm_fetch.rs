@@ -25,6 +25,7 @@ use crate::http::HttpClient;
 use crate::http_chunks::{self, ChunkSink, StoreSink};
 use crate::http_fetch::open_store;
 use crate::http_image::{self, HttpImage};
+use crate::minimum::Minimum;
 use crate::network;
 use crate::patience::{FOREVER, Patience};
 use crate::plan::{FetchPlan, Trust};
@@ -204,6 +205,7 @@ pub async fn fetch(
         node,
         hosts: hosts.to_vec(),
         bind: plan.bind,
+        minimum: Arc::new(plan.minimum.clone()),
         request: JoinRequest {
             name: name.clone(),
             pin: plan.trust.pin(),
@@ -293,6 +295,7 @@ pub struct Seeker {
     pub node: Node,
     hosts: Vec<HostPort>,
     bind: Option<std::net::IpAddr>,
+    minimum: Arc<Minimum>,
     request: JoinRequest,
     /// Whether an attempt was made already.
     tried: Cell<bool>,
@@ -319,11 +322,12 @@ impl Seeker {
             rack: self.request.rack.clone().or_else(subnet),
             ..self.request.clone()
         };
-        Ok(self
-            .node
-            .join(&seeds, &request)
-            .await
-            .map_err(SwarmError::Join)?)
+        let joined = self.node.join(&seeds, &request).await;
+        let joined = joined.map_err(SwarmError::Join)?;
+        if request.pin.is_none() {
+            self.minimum.check(&joined.tag, "the seed")?;
+        }
+        Ok(joined)
     }
 }
 
@@ -411,10 +415,7 @@ async fn all_by_http(
     start: &RefCell<Start<'_>>,
 ) -> Result<(), FetchError> {
     tokio::time::sleep(FALLBACK_AFTER.min(plan.patience / 2)).await;
-    let client = HttpClient {
-        bind: plan.bind,
-        ..HttpClient::default()
-    };
+    let client = HttpClient::of_plan(plan);
     // Its own end never comes: giving up is the join's to say.
     let mut patience = Patience::new(FOREVER);
     let mut begun: Option<(HttpImage, StoreSink)> = None;

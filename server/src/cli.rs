@@ -11,6 +11,7 @@ use crate::admission::AdmissionMode;
 use crate::config::{ConfigError, ConfigFile, Settings, parse_chunk_size};
 use crate::mirror::MirrorOf;
 use crate::network::Cidr;
+use crate::pxe::machines::Mac;
 use crate::units::{Rate, parse_duration};
 
 /// Boots diskless machines from a swarm: this is the seed's side.
@@ -69,7 +70,7 @@ pub enum Command {
     /// Take a node's admission back: seeds and nodes part from it at once
     Revoke(RevokeArgs),
     /// Print the public swarm key, for baking into initrds as /etc/rootswarm/swarm.pub
-    Key,
+    Key(KeyArgs),
 }
 
 /// How nodes reach this host, as it stands in what is printed.
@@ -122,6 +123,15 @@ pub struct ServeArgs {
     /// Publish FILE as NAME first; nothing happens if it is published already
     #[arg(value_name = "NAME=FILE", value_parser = parse_name_and_file)]
     pub images: Vec<(ImageName, PathBuf)>,
+}
+
+/// `key`
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// Print what an initrd that is built now need not take any more (/etc/rootswarm/swarm.minimum): the
+    /// epoch and the versions of names
+    #[arg(long)]
+    pub minimum: bool,
 }
 
 /// `publish`
@@ -245,6 +255,13 @@ pub struct PxeArgs {
     /// that is baked into the initrd
     #[arg(long)]
     pub no_pin: bool,
+    /// A machine that gets a boot entry and a one-time token of its own, by its Ethernet address; repeat or
+    /// separate with commas. To be done again before each boot of it
+    #[arg(long = "machine", value_name = "MAC", value_delimiter = ',')]
+    pub machines: Vec<Mac>,
+    /// How long these tokens admit, as in 10m, 12h or 7d
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1h", requires = "machines")]
+    pub token_lifetime: Duration,
     /// First and last address to lease [default: most of the network]
     #[arg(long, value_name = "FIRST,LAST", conflicts_with = "proxy_dhcp")]
     pub dhcp_range: Option<String>,

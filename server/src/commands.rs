@@ -61,11 +61,27 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Pxe(args) => write_boot_files(&settings, args),
         Command::Token(args) => token(&settings, &args.command),
         Command::Revoke(args) => revoke(&settings, args),
-        Command::Key => {
-            let key = StateDir::open(&settings.state)?.key()?;
-            print(&key.public())
+        Command::Key(args) => {
+            let state = StateDir::open(&settings.state)?;
+            let key = state.key()?;
+            match args.minimum {
+                true => minimum(&state),
+                false => print(&key.public()),
+            }
         }
     }
+}
+
+/// What an initrd that is built now need not take any more: `swarm.minimum`, beside `swarm.pub`.
+fn minimum(state: &StateDir) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "rootswarm-minimum 1\nepoch {}", state.epoch()?)?;
+    for (_, found) in state.read_tags()? {
+        let tag = found?.unverified().clone();
+        let (version, _) = state.newest(&tag.name);
+        writeln!(out, "version {} {version}", tag.name)?;
+    }
+    Ok(out.flush()?)
 }
 
 fn print(line: &dyn fmt::Display) -> Result<(), Failure> {
@@ -146,7 +162,9 @@ fn revoke(settings: &Settings, args: &RevokeArgs) -> Result<(), Failure> {
     let state = own_state(settings)?;
     let list = RevocationList::new(state.clone());
     let Some(node) = &args.node else {
+        let key = state.key()?;
         let epoch = list.revoke_all()?;
+        state.renew_tags(&key)?;
         return print(&format!("epoch {epoch}"));
     };
     let node = if args.undo {

@@ -395,7 +395,7 @@ impl Mirror {
             epoch: self
                 .revoked
                 .load()
-                .map_or(crate::state::EPOCH, |found| found.epoch),
+                .map_or(crate::state::FIRST_EPOCH, |found| found.epoch),
             bind: self.bind,
             upload_limit_bytes_per_s: self.upload_limit_bytes_per_s,
         };
@@ -483,18 +483,18 @@ fn follow(bytes: &[u8], state: &StateDir, key: &SwarmKey) -> Result<Option<Signe
     let tag = signed.unverified();
     let _lock = state.lock().map_err(|error| error.to_string())?;
     // A damaged one counts as none.
-    let own = state.read_tag(&tag.name).ok().flatten();
-    if let Some(own) = own {
-        let version = own.unverified().version;
-        if own == signed {
-            return Ok(None);
-        }
-        if version > tag.version {
-            return Err(format!(
-                "{} has version {} of {}, which is version {version} here and stays",
-                "the primary", tag.version, tag.name
-            ));
-        }
+    if state.read_tag(&tag.name).ok().flatten().as_ref() == Some(&signed) {
+        return Ok(None);
+    }
+    // What was seen is remembered, also of a name that was removed: an old tag does not come back. To go
+    // back the operator signs a new, higher version that names the old image.
+    let (version, epoch) = state.newest(&tag.name);
+    if version > tag.version || epoch > tag.epoch {
+        return Err(format!(
+            "the primary has version {} of {} in epoch {}, which is version {version} in epoch {epoch} \
+             here and stays",
+            tag.version, tag.name, tag.epoch
+        ));
     }
     if !is_here(state, &signed) {
         return Ok(Some(signed));
@@ -595,3 +595,6 @@ fn open(state: &StateDir, manifest: Arc<Manifest>) -> Result<(Workspace, ChunkSt
     };
     Ok((workspace, store.map_err(|error| error.to_string())?))
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,7 @@ use rootswarm_image::{
 use crate::durable::{self, Lock};
 use crate::exit::Exit;
 use crate::progress::{Phase, Progress};
-use crate::state::{EPOCH, StateDir, StateError};
+use crate::state::{StateDir, StateError};
 use crate::units::Bytes;
 
 /// Why an image was not published. Nothing of it is left, and what the name meant before it means
@@ -222,6 +222,7 @@ fn commit(
             false
         }
     };
+    let epoch = state.epoch()?;
     let current = state
         .read_tag(request.name)
         .ok()
@@ -230,7 +231,7 @@ fn commit(
     if let Some(tag) = current
         && shared
         && request.unchanged == Unchanged::Keep
-        && (tag.id, tag.epoch) == (id, EPOCH)
+        && (tag.id, tag.epoch) == (id, epoch)
     {
         return Ok(tag);
     }
@@ -240,7 +241,7 @@ fn commit(
         length: manifest.geometry().length(),
         chunk_size: manifest.geometry().chunk_size(),
         version: state.next_version(request.name)?,
-        epoch: EPOCH,
+        epoch,
     };
     name_the_copy(state, &tag.clone().sign(key))?;
     Ok(tag)

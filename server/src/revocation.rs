@@ -17,7 +17,7 @@ use rootswarm_swarm::{NodeId, Revocations};
 use crate::exit::Exit;
 use crate::guarded::REVOKED;
 use crate::node_name::{node_hex, parse_node};
-use crate::state::{EPOCH, StateDir, StateError};
+use crate::state::{FIRST_EPOCH, StateDir, StateError};
 
 const HEADER: &str = "rootswarm-revoked 1";
 
@@ -107,7 +107,7 @@ impl Default for Contents {
     fn default() -> Contents {
         Contents {
             version: 0,
-            epoch: EPOCH,
+            epoch: FIRST_EPOCH,
             nodes: Vec::new(),
         }
     }

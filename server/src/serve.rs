@@ -222,6 +222,9 @@ pub fn serve(settings: Settings) -> Result<(), ServeError> {
     state.check_guarded()?;
     let mirrors = settings.mirror.as_ref().map(ToString::to_string);
     state.set_mirrors(mirrors.as_deref())?;
+    if settings.mirror.is_none() {
+        state.renew_tags(&key)?;
+    }
     publish_named(&state, &key, &settings)?;
     let catalogue = Arc::new(Catalogue::new(state, key.public(), settings.verify));
     load(&catalogue)?;

@@ -30,13 +30,14 @@ use rootswarm_image::{
 use crate::durable::{self, Lock, Owner};
 use crate::exit::Exit;
 use crate::guarded::{GuardError, POLICY, REVOKED, SWARM_KEY, TOKENS};
+use crate::revocation::{RevocationError, RevocationList};
 
 /// Where the state is unless somebody says otherwise.
 pub const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/rootswarm";
 
-/// The epoch of tags, and the first one of certificates; `rootswarm revoke --all` begins a new one for
-/// these ([`crate::revocation`]).
-pub const EPOCH: u32 = 1;
+/// The epoch in which an installation begins; `rootswarm revoke --all` begins a new one for certificates
+/// and tags alike. Which it is now: [`StateDir::epoch`].
+pub const FIRST_EPOCH: u32 = 1;
 
 /// A signed tag is some 200 bytes; more in `tags/` is not ours, and is not read into memory.
 const MAX_TAG_FILE_BYTES: u64 = 64 * 1024;
@@ -90,6 +91,9 @@ pub enum StateError {
         /// The seed that is mirrored.
         primary: String,
     },
+    /// The file that says which epoch it is cannot be used.
+    #[error("cannot tell the epoch: {0}")]
+    Epoch(String),
     /// A tag cannot be read.
     #[error("tag {name} in {} is damaged: {reason} (publish {name} again)", path.display())]
     DamagedTag {
@@ -113,6 +117,7 @@ impl StateError {
             StateError::Guard(_) => Exit::Refused,
             StateError::KeyContents { .. }
             | StateError::KeyLost { .. }
+            | StateError::Epoch(_)
             | StateError::DamagedTag { .. } => Exit::Damaged,
             StateError::UnknownImage(_) => Exit::NoSuchImage,
             StateError::Mirrors { .. } => Exit::BadInput,
@@ -435,6 +440,54 @@ impl StateDir {
         self.root.join(SWARM_KEY.name).exists()
     }
 
+    /// The epoch in which certificates and tags are signed now.
+    pub fn epoch(&self) -> Result<u32, StateError> {
+        match RevocationList::new(self.clone()).load() {
+            Ok(contents) => Ok(contents.epoch),
+            Err(RevocationError::State(error)) => Err(error),
+            Err(error) => Err(StateError::Epoch(error.to_string())),
+        }
+    }
+
+    /// Signs what names mean anew, in the current epoch and as a new version, where that was signed in an
+    /// earlier one; returns how many. Whoever holds tags to the epoch takes none of an earlier one, so
+    /// this is part of beginning a new epoch. Done over after a crash, and for a state directory of a
+    /// release that did not do it.
+    pub fn renew_tags(&self, key: &SwarmKey) -> Result<usize, StateError> {
+        let epoch = self.epoch()?;
+        let _lock = self.lock()?;
+        let mut renewed = 0;
+        for (_, found) in self.read_tags()? {
+            // A damaged one, or one under another key, is reported by who serves it.
+            let Some(mut tag) = found
+                .ok()
+                .and_then(|tag| tag.verify(&key.public(), &tag.unverified().name).ok())
+            else {
+                continue;
+            };
+            if tag.epoch >= epoch {
+                continue;
+            }
+            tag.version = self.next_version(&tag.name)?;
+            tag.epoch = epoch;
+            self.write_tag(&tag.sign(key))?;
+            renewed += 1;
+        }
+        Ok(renewed)
+    }
+
+    /// The newest version that was ever seen here of a name, and the newest epoch of its tags; a name that
+    /// was removed is remembered.
+    pub fn newest(&self, name: &ImageName) -> (u64, u32) {
+        let current = self.read_tag(name).ok().flatten();
+        let retired = self.root.join("retired").join(name.as_str());
+        let retired = read_tag_file(&retired, name.as_str()).ok().flatten();
+        let both = || current.iter().chain(&retired).map(SignedTag::unverified);
+        let version = both().map(|tag| tag.version).max();
+        let epoch = both().map(|tag| tag.epoch).max();
+        (version.unwrap_or(0), epoch.unwrap_or(0))
+    }
+
     /// The tag of one name; `None` if it is not published.
     pub fn read_tag(&self, name: &ImageName) -> Result<Option<SignedTag>, StateError> {
         read_tag_file(&self.tags_directory().join(name.as_str()), name.as_str())
@@ -503,7 +556,7 @@ impl StateDir {
         };
         tag.version = self.next_version(name)?;
         tag.name = name.clone();
-        tag.epoch = EPOCH;
+        tag.epoch = self.epoch()?;
         let signed = tag.sign(key);
         self.write_tag(&signed)?;
         self.remove_unnamed_copies()?;
@@ -546,3 +599,6 @@ fn read_tag_file(path: &Path, name: &str) -> Result<Option<SignedTag>, StateErro
     }
     Ok(Some(tag))
 }
+
+#[cfg(test)]
+mod tests;

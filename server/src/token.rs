@@ -12,6 +12,7 @@
 //! `ID HASH one-time|reusable|used:NODE:WHEN CREATED EXPIRES|never NOTE`, times in seconds since 1970,
 //! NODE the 64 digits of a node id. Version 1, which had no `used`, is read too.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -31,6 +32,9 @@ const HEADER_1: &str = "rootswarm-tokens 1";
 /// How long the node that used a one-time token up may show it again: some attempts to join, with
 /// their timeouts and the waits between them.
 pub const REPEAT_FOR_S: u64 = 60;
+
+/// How often a download by HTTP has its token written down anew: twice in [`REPEAT_FOR_S`] and a bit.
+const RENEW_AFTER_S: u64 = 25;
 
 /// How many tokens the file may hold: it is read at each join, and 10,000 lines (1.2 MB) are read
 /// in about 2 ms.
@@ -148,9 +152,15 @@ pub enum TokenRefusal {
     /// It is not, or no longer, a token.
     #[error("the token is unknown, expired or used up")]
     Invalid,
-    /// A one-time token where only reusable ones make sense.
-    #[error("a one-time token admits to the swarm, not to HTTP: use a reusable one")]
-    OneTime,
+}
+
+/// Whether a token admits to a download.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// It does.
+    Yes,
+    /// It would, and is another seed's to take.
+    Elsewhere,
 }
 
 /// The tokens of one state directory.
@@ -247,17 +257,39 @@ impl Tokens {
         Ok(format(&records).into_bytes())
     }
 
-    /// Replaces what a mirror has by what its primary sent.
+    /// Takes over what its primary sent to a mirror. A one-time token that was used here, and of which the
+    /// primary has not heard yet, stays used: between a report and the answer to it a machine may have
+    /// been let in, and the token would admit a second one.
     pub fn adopt(&self, text: &[u8]) -> Result<(), TokenError> {
         let path = self.path();
         let text = String::from_utf8_lossy(text);
-        let records = parse(&text).map_err(|(line, reason)| TokenError::Damaged {
+        let mut records = parse(&text).map_err(|(line, reason)| TokenError::Damaged {
             path: path.clone(),
             line,
             reason,
         })?;
         let _lock = self.state.lock()?;
-        if self.load()? != records {
+        let own = self.load()?;
+        let used: HashMap<[u8; 32], &TokenRecord> = own
+            .iter()
+            .filter(|record| record.used.is_some())
+            .map(|record| (*record.hash.as_bytes(), record))
+            .collect();
+        for record in &mut records {
+            let here = used.get(record.hash.as_bytes());
+            if let Some(here) = here
+                && record.usage == Use::OneTime
+                && (record.used.is_none()
+                    || record.used.map(|it| it.by) == here.used.map(|it| it.by))
+            {
+                record.used = [record.used, here.used]
+                    .into_iter()
+                    .flatten()
+                    .max_by_key(|it| it.at_unix_s);
+                record.expires_unix_s = record.expires_unix_s.max(here.expires_unix_s);
+            }
+        }
+        if own != records {
             self.store(&records)?;
         }
         Ok(())
@@ -376,6 +408,54 @@ impl Tokens {
             self.store(&records)?;
         }
         Ok(Ok(usage))
+    }
+
+    /// Admits `bearer` to a download of many requests, for each of them: a one-time token is marked as used
+    /// by it first, and goes on to admit it, and nobody else, until nothing was asked with it for
+    /// [`REPEAT_FOR_S`]. The download may go on when the token would have expired meanwhile. `begins` says
+    /// whether one that is unused may be taken here.
+    pub fn hold(
+        &self,
+        token: Option<&str>,
+        bearer: NodeId,
+        begins: bool,
+        now_unix_s: u64,
+    ) -> Result<Result<Held, TokenRefusal>, TokenError> {
+        let Some(token) = token else {
+            return Ok(Err(TokenRefusal::Missing));
+        };
+        let is_fresh = |record: &TokenRecord| {
+            let used = record.used.map(|used| used.at_unix_s);
+            used.is_some_and(|at| at.saturating_add(RENEW_AFTER_S) > now_unix_s)
+        };
+        // Most requests of a download change nothing, and need no lock.
+        let records = self.load()?;
+        let Some(index) = find(&records, token, Some(bearer), now_unix_s) else {
+            return Ok(Err(TokenRefusal::Invalid));
+        };
+        if records[index].usage == Use::Reusable || is_fresh(&records[index]) {
+            return Ok(Ok(Held::Yes));
+        }
+        let _lock = self.state.lock()?;
+        let mut records = self.load()?;
+        let Some(index) = find(&records, token, Some(bearer), now_unix_s) else {
+            return Ok(Err(TokenRefusal::Invalid));
+        };
+        let record = &mut records[index];
+        if record.used.is_none() && !begins {
+            return Ok(Ok(Held::Elsewhere));
+        }
+        if !is_fresh(record) {
+            record.used = Some(Used {
+                by: bearer,
+                at_unix_s: now_unix_s,
+            });
+            let lasts = now_unix_s.saturating_add(REPEAT_FOR_S);
+            record.expires_unix_s = record.expires_unix_s.map(|expires| expires.max(lasts));
+            self.prune(&mut records, now_unix_s);
+            self.store(&records)?;
+        }
+        Ok(Ok(Held::Yes))
     }
 
     fn load(&self) -> Result<Vec<TokenRecord>, TokenError> {

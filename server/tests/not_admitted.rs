@@ -190,13 +190,20 @@ async fn who_is_not_admitted_gets_no_byte() {
             .collect();
         check_http(&server, what, id, &headers);
     }
+    // A one-time token admits one download by HTTP, of many requests, and nobody else.
     let bearer = format!("Bearer {}", once.trim());
-    check_http(
-        &server,
-        "a one-time token",
-        id,
-        &[("authorization", &bearer)],
-    );
+    let shown = ("authorization", bearer.as_str());
+    for range in ["bytes=0-9", "bytes=10-19"] {
+        let headers = [shown, ("rootswarm-session", "aa"), ("range", range)];
+        let answer = server.request("GET", "/images/web", &headers);
+        assert_eq!((answer.status, answer.body.len()), (206, 10), "{range}");
+    }
+    let another = [shown, ("rootswarm-session", "bb")];
+    check_http(&server, "another's one-time token", id, &another);
+    check_http(&server, "one without a session", id, &[shown]);
+    let newcomer = node(key.public(), Ipv4Addr::LOCALHOST.into()).await;
+    let refused = newcomer.join(&[swarm], &request(Some(&once))).await;
+    assert!(refused.is_err(), "a one-time token that a download holds");
     let outside = address_besides_loopback();
     let newcomer = node(key.public(), outside).await;
     let seed = SocketAddr::from((outside, server.swarm.port()));

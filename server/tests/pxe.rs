@@ -152,3 +152,78 @@ fn boot_files_for_dnsmasq_pxelinux_ipxe_and_grub() {
         "{dnsmasq}"
     );
 }
+
+/// Each machine that is named has its own entry for each loader, with a one-time token that is good once;
+/// who is not named has the common one, without any.
+#[test]
+fn each_machine_has_its_own_one_time_token() {
+    let place = Place::new();
+    place.file("vmlinuz", b"kernel");
+    place.file("initrd.img", b"initrd");
+    for name in ["PXELINUX/lpxelinux.0", "syslinux/modules/bios/ldlinux.c32"] {
+        let path = place.directory.path().join("lib").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "loader").unwrap();
+    }
+    let (kernel, initrd) = (place.path("vmlinuz"), place.path("initrd.img"));
+    let (out, lib) = (place.path("tftp"), place.path("lib"));
+    let write = |machines: &[&str], http: bool| {
+        let mut args = vec![
+            "pxe", "--kernel", &kernel, "--initrd", &initrd, "--image", "web",
+        ];
+        args.extend(["--out", &out, "--syslinux-dir", &lib]);
+        args.extend(["--host", "10.0.0.1", "--subnet", "10.0.0.0/24"]);
+        args.extend(http.then_some("--http"));
+        for machine in machines {
+            args.extend(["--machine", machine]);
+        }
+        run_ok(&place.state(), &args);
+    };
+    let read = |path: &str| fs::read_to_string(format!("{out}/{path}")).unwrap();
+    let token_in = |text: &str| {
+        let (_, rest) = text.split_once("rootswarm.token=").unwrap();
+        rest.split_whitespace().next().unwrap().to_owned()
+    };
+    let common = |text: String| assert!(!text.contains("rootswarm.token"), "{text}");
+    let macs = [
+        "52-54-00-12-34-56",
+        "52-54-00-12-34-57",
+        "02-00-00-00-00-0a",
+    ];
+    write(
+        &["52:54:00:12:34:56,52-54-00-12-34-57", "02:00:00:00:00:0A"],
+        true,
+    );
+    let mut tokens = Vec::new();
+    for mac in macs {
+        let token = token_in(&read(&format!("pxelinux.cfg/01-{mac}")));
+        assert_eq!(token_in(&read(&format!("grub/grub.cfg-01-{mac}"))), token);
+        assert_eq!(token_in(&read(&format!("boot-01-{mac}.ipxe"))), token);
+        let served = place.state().join(format!("boot/boot-01-{mac}.ipxe"));
+        assert_eq!(token_in(&fs::read_to_string(served).unwrap()), token);
+        tokens.push(token);
+    }
+    tokens.dedup();
+    assert_eq!(tokens.len(), macs.len());
+    common(read("pxelinux.cfg/default"));
+    common(read("grub/grub.cfg"));
+    common(read("boot.ipxe"));
+    let listed = run_ok(&place.state(), &["token", "list"]);
+    for mac in macs {
+        let note = format!("pxe {}", mac.replace('-', ":"));
+        assert_eq!(listed.matches(&note).count(), 1, "{listed}");
+    }
+    // Again, for one of them: its old one ends, the others' go on.
+    write(&["52:54:00:12:34:57"], false);
+    let listed = run_ok(&place.state(), &["token", "list"]);
+    let again = token_in(&read("pxelinux.cfg/01-52-54-00-12-34-57"));
+    for (token, there) in [
+        (&tokens[0], true),
+        (&tokens[1], false),
+        (&tokens[2], true),
+        (&again, true),
+    ] {
+        let id = token.split('-').next().unwrap();
+        assert_eq!(listed.contains(id), there, "{token}: {listed}");
+    }
+}

@@ -29,12 +29,14 @@ use axum::http::header::{
     ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
     RETRY_AFTER,
 };
-use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::{self, Next};
 use axum::routing::get;
 use bytes::Bytes;
 use rootswarm_image::{ImageId, ImageName};
+use rootswarm_swarm::NodeId;
 use rootswarm_transport::limiter::RateLimiter;
+use tokio::task::spawn_blocking;
 
 use crate::admission::{Admission, NotAdmitted};
 use crate::catalogue::{Catalogue, Copy};
@@ -105,15 +107,33 @@ async fn admitted(
     Ok(next.run(request).await)
 }
 
-/// Image bytes need what joining the swarm needs.
-fn admit_to_images(shared: &Shared, headers: &HeaderMap) -> Result<(), HttpError> {
-    let token = headers
-        .get(AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
+/// Image bytes need what joining the swarm needs. Who comes by HTTP has no key; what stands for it, when
+/// a one-time token is bound to its bearer, is the secret that an agent makes for its download, or the
+/// address of a client that has none.
+async fn admit_to_images(
+    shared: &Shared,
+    from: SocketAddr,
+    headers: &HeaderMap,
+) -> Result<(), HttpError> {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let token = text(AUTHORIZATION)
         .and_then(|value| value.strip_prefix("Bearer "))
-        .map(str::trim);
-    Ok(shared.admission.check_http_token(token)?)
+        .map(|token| token.trim().to_owned());
+    let bearer = match text(SESSION) {
+        Some(session) => format!("session {session}"),
+        None => format!("address {}", from.ip().to_canonical()),
+    };
+    let bearer =
+        NodeId(*blake3::hash(format!("rootswarm http bearer {bearer}").as_bytes()).as_bytes());
+    let admission = shared.admission.clone();
+    // It reads a file, and may write one.
+    let held = spawn_blocking(move || admission.hold_http_token(token.as_deref(), bearer));
+    // Nothing in it panics, and nobody aborts it.
+    Ok(held.await.unwrap_or(Err(NotAdmitted::CannotCheck))?)
 }
+
+/// What an agent names its download with.
+const SESSION: HeaderName = HeaderName::from_static("rootswarm-session");
 
 fn named(shared: &Shared, name: &str) -> Result<crate::catalogue::Published, HttpError> {
     let unknown = || HttpError::NoImage(printable(name));
@@ -144,22 +164,24 @@ fn printable(text: &str) -> String {
 
 async fn image(
     State(shared): State<Shared>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response<Body>, HttpError> {
-    admit_to_images(&shared, &headers)?;
+    admit_to_images(&shared, from, &headers).await?;
     let copy = named(&shared, &name)?.copy;
     Ok(send_copy(&shared, &copy, &method, &headers, "no-cache"))
 }
 
 async fn blob(
     State(shared): State<Shared>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
     Path(id): Path<String>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response<Body>, HttpError> {
-    admit_to_images(&shared, &headers)?;
+    admit_to_images(&shared, from, &headers).await?;
     let copy = by_id(&shared, &id)?;
     Ok(send_copy(&shared, &copy, &method, &headers, "immutable"))
 }

@@ -30,6 +30,7 @@ pub fn ipxe_script(plan: &Plan) -> String {
     format!(
         "#!ipxe\n\
          # {image}, written by `rootswarm pxe`\n\
+         {own}\
          :start\n\
          kernel {kernel} {line} {IPXE_BOOTIF} initrd={INITRD} || goto again\n\
          initrd --name {INITRD} {initrd} || goto again\n\
@@ -39,11 +40,24 @@ pub fn ipxe_script(plan: &Plan) -> String {
          imgfree\n\
          sleep 5\n\
          goto start\n",
+        own = match plan.by_machine {
+            // One that has no entry of its own goes on here.
+            true => format!("chain --replace {} ||\n", plan.file(&ipxe_name(IPXE_MAC))),
+            false => String::new(),
+        },
         image = plan.image,
         kernel = plan.file(KERNEL),
         initrd = plan.file(INITRD),
         line = plan.kernel_line(),
     )
+}
+
+/// The interface that iPXE booted from, as it writes it.
+const IPXE_MAC: &str = "${netX/mac:hexhyp}";
+
+/// The script of the machine with this address, hyphens in it.
+pub fn ipxe_name(mac: &str) -> String {
+    format!("boot-01-{mac}.ipxe")
 }
 
 /// `grub/grub.cfg`, where Debian's network GRUB looks for it.
@@ -113,6 +127,7 @@ pub(crate) mod tests {
             leases: Some(([10, 0, 0, 32].into(), [10, 0, 0, 254].into())),
             router: None,
             dns: None,
+            by_machine: false,
             ipxe_script: true,
             uefi_loader: None,
         }
@@ -161,6 +176,18 @@ pub(crate) mod tests {
         assert!(
             grub_config(&plan).contains("\n  linux (http,10.0.0.1:7480)/boot/vmlinuz boot=ram ")
         );
+    }
+
+    #[test]
+    fn ipxe_asks_for_the_machines_own_script_first() {
+        assert!(!ipxe_script(&plan(true)).contains("chain"));
+        for (http, place) in [(false, ""), (true, "http://10.0.0.1:7480/boot/")] {
+            let mut plan = plan(http);
+            plan.by_machine = true;
+            let line =
+                format!("\nchain --replace {place}boot-01-${{netX/mac:hexhyp}}.ipxe ||\n:start\n");
+            assert!(ipxe_script(&plan).contains(&line), "{}", ipxe_script(&plan));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod dnsmasq;
 pub mod loaders;
+pub mod machines;
 mod place;
 
 use std::fs::{self, File};
@@ -21,6 +22,7 @@ use crate::durable::{self, Owner};
 use crate::exit::Exit;
 use crate::network::{host_port, root_url};
 use crate::state::{StateDir, StateError};
+use crate::token::{TokenError, Tokens, now_unix_s};
 
 pub use place::BootNetwork;
 
@@ -35,6 +37,20 @@ pub enum PxeError {
     /// The state directory, or the image's name.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The machines' tokens.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// A mirror's tokens are its primary's.
+    #[error(
+        "state directory {} mirrors {primary}: tokens are made there (run `rootswarm pxe --machine` there)",
+        path.display()
+    )]
+    MirrorTokens {
+        /// The directory.
+        path: PathBuf,
+        /// The seed that is mirrored.
+        primary: String,
+    },
     /// A file that is to be copied cannot be read.
     #[error("cannot read {what} {}: {source}", path.display())]
     Input {
@@ -87,6 +103,7 @@ impl PxeError {
     pub fn exit(&self) -> Exit {
         match self {
             PxeError::State(e) => e.exit(),
+            PxeError::Token(e) => e.exit(),
             PxeError::NoPxelinux(_) | PxeError::Output { .. } => Exit::Local,
             _ => Exit::BadInput,
         }
@@ -116,6 +133,8 @@ pub struct Plan {
     pub router: Option<IpAddr>,
     /// The name server that nodes are given.
     pub dns: Option<IpAddr>,
+    /// Whether machines have entries of their own.
+    pub by_machine: bool,
     /// Whether iPXE firmware gets a script of its own.
     pub ipxe_script: bool,
     /// An iPXE for UEFI clients that is there to be copied.
@@ -171,6 +190,10 @@ pub fn write(settings: &Settings, args: &PxeArgs) -> Result<Plan, PxeError> {
     if let Some((_, missing)) = pxelinux.iter().find(|(_, path)| !path.is_file()) {
         return Err(PxeError::NoPxelinux(missing.clone()));
     }
+    if let Some(primary) = state.mirrors().filter(|_| !args.machines.is_empty()) {
+        let path = state.root().to_owned();
+        return Err(PxeError::MirrorTokens { path, primary });
+    }
     let network = place::find(args)?;
     let host = IpAddr::V4(network.host);
     let http_host = host_port(host, settings.http.port(), 80);
@@ -196,6 +219,7 @@ pub fn write(settings: &Settings, args: &PxeArgs) -> Result<Plan, PxeError> {
         leases,
         router: args.router,
         dns: args.dns,
+        by_machine: !args.machines.is_empty(),
         ipxe_script: !args.no_ipxe,
         uefi_loader: (!args.no_ipxe && uefi_loader.is_file()).then_some(uefi_loader),
     };
@@ -213,6 +237,15 @@ pub fn write(settings: &Settings, args: &PxeArgs) -> Result<Plan, PxeError> {
         path: plan.out.clone(),
         owner: None,
     };
+    let boot = match args.http {
+        // From `open`, because it also makes the boot directory if this state never had one.
+        true => Some(StateDir::open(&settings.state)?),
+        false => None,
+    };
+    let boot = boot.map(|state| Directory {
+        path: state.boot(),
+        owner: state.owner(),
+    });
     directory.copy(KERNEL, &kernel)?;
     directory.copy(INITRD, &initrd)?;
     for (name, path) in &pxelinux {
@@ -221,16 +254,32 @@ pub fn write(settings: &Settings, args: &PxeArgs) -> Result<Plan, PxeError> {
     if let Some(path) = &plan.uefi_loader {
         directory.copy("snponly.efi", &open("boot loader", path)?)?;
     }
-    if args.http {
-        // From `open`, because it also makes the boot directory if this state never had one.
-        let state = StateDir::open(&settings.state)?;
-        let boot = Directory {
-            path: state.boot(),
-            owner: state.owner(),
-        };
+    if let Some(boot) = &boot {
         boot.copy(KERNEL, &kernel)?;
         boot.copy(INITRD, &initrd)?;
         boot.write("boot.ipxe", &loaders::ipxe_script(&plan))?;
+    }
+    if !args.machines.is_empty() {
+        let tokens = Tokens::new(StateDir::open(&settings.state)?);
+        let made = machines::tokens(&tokens, &args.machines, args.token_lifetime, now_unix_s())?;
+        for (machine, token) in made {
+            let own = Plan {
+                by_machine: false,
+                ..machines::with_token(&plan, &token)
+            };
+            let mac = machine.hyphens();
+            directory.write(
+                &format!("pxelinux.cfg/01-{mac}"),
+                &loaders::pxelinux_config(&own),
+            )?;
+            directory.write(
+                &format!("grub/grub.cfg-01-{mac}"),
+                &loaders::grub_config(&own),
+            )?;
+            for place in [Some(&directory), boot.as_ref()].into_iter().flatten() {
+                place.write(&loaders::ipxe_name(&mac), &loaders::ipxe_script(&own))?;
+            }
+        }
     }
     directory.write("pxelinux.cfg/default", &loaders::pxelinux_config(&plan))?;
     directory.write("boot.ipxe", &loaders::ipxe_script(&plan))?;

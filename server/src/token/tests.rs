@@ -220,3 +220,84 @@ fn a_note_stays_on_its_line() {
         Err(TokenError::Note)
     ));
 }
+
+/// A machine is let in by a mirror after its report and before the answer to that: the token stays used,
+/// is reported the next time, and admits nobody else at either seed.
+#[test]
+fn a_token_that_was_used_between_report_and_answer_stays_used() {
+    let (_dir, primary) = tokens();
+    let place = tempfile::tempdir().unwrap();
+    let mirror = Tokens::of_mirror(StateDir::open(place.path()).unwrap());
+    let create = |usage| primary.create(usage, TEN_MINUTES, "", NOW).unwrap();
+    let (early, late, kept) = (
+        create(Use::OneTime),
+        create(Use::OneTime),
+        create(Use::OneTime),
+    );
+    let always = create(Use::Reusable);
+    let exchange = |between: &dyn Fn(), now| {
+        let report = mirror.report_used().unwrap();
+        let answer = primary.to_mirror(&report, now).unwrap();
+        between();
+        mirror.adopt(&answer).unwrap();
+        report
+    };
+    exchange(&|| {}, NOW);
+    let admits = |tokens: &Tokens, token: &str, node, now| {
+        tokens.consume(Some(token), node, now).unwrap().is_ok()
+    };
+    // The first seed is away, and a node is let in by the mirror; then it is back.
+    assert!(admits(&mirror, &early, NODE, NOW + 1));
+    exchange(
+        &|| {
+            for token in [&late, &always] {
+                assert!(admits(&mirror, token, NODE, NOW + 2));
+            }
+        },
+        NOW + 2,
+    );
+    for token in [&early, &late] {
+        assert!(!admits(&mirror, token, OTHER, NOW + 3), "{token}");
+        assert!(admits(&mirror, token, NODE, NOW + 3), "{token}");
+    }
+    assert!(admits(&mirror, &always, OTHER, NOW + 3));
+    assert!(!admits(&primary, &early, OTHER, NOW + 3));
+    let report = exchange(&|| {}, NOW + 3);
+    assert_eq!(str::from_utf8(&report).unwrap().lines().count(), 2);
+    assert!(!admits(&primary, &late, OTHER, NOW + 4));
+    // One that was never used, and one that the primary has taken out meanwhile.
+    assert!(admits(&primary, &kept, OTHER, NOW + 4));
+    exchange(&|| primary.revoke(&early).unwrap(), NOW + 5);
+    exchange(&|| {}, NOW + 5);
+    assert!(!admits(&mirror, &early, NODE, NOW + 6));
+}
+
+/// A download by HTTP is many requests, and may take longer than its token lasts.
+#[test]
+fn a_one_time_token_goes_on_to_admit_a_download_that_goes_on() {
+    let (_dir, tokens) = tokens();
+    let token = tokens.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap();
+    let hold = |node, begins, at| tokens.hold(Some(&token), node, begins, at).unwrap();
+    let refused = Err(TokenRefusal::Invalid);
+    // At a mirror whose first seed is there it is not begun.
+    assert_eq!(hold(NODE, false, NOW), Ok(Held::Elsewhere));
+    for at in (0..1200).step_by(40) {
+        assert_eq!(hold(NODE, at == 0, NOW + at), Ok(Held::Yes), "{at}");
+        assert_eq!(hold(OTHER, true, NOW + at), refused, "{at}");
+        let joins = tokens.consume(Some(&token), OTHER, NOW + at).unwrap();
+        assert_eq!(joins, Err(TokenRefusal::Invalid), "{at}");
+    }
+    // It has ended.
+    assert_eq!(hold(NODE, true, NOW + 1160 + 60), refused);
+    // Others: reusable, expired before it was used, none at all.
+    let always = tokens.create(Use::Reusable, None, "", NOW).unwrap();
+    for node in [NODE, OTHER] {
+        let held = tokens.hold(Some(&always), node, false, NOW + 9).unwrap();
+        assert_eq!(held, Ok(Held::Yes));
+    }
+    let late = tokens.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap();
+    let held = tokens.hold(Some(&late), NODE, true, NOW + 600).unwrap();
+    assert_eq!(held, refused);
+    let held = tokens.hold(None, NODE, true, NOW).unwrap();
+    assert_eq!(held, Err(TokenRefusal::Missing));
+}
