@@ -41,7 +41,7 @@ mod verifier;
 pub use bitfield::{Bitfield, BitfieldError};
 pub use chunk::{ChunkIndex, ChunkSize, ChunkSizeError};
 pub use geometry::{Geometry, GeometryError};
-pub use hash::{HashError, all_cores, hash_file, hash_image};
+pub use hash::{HashError, all_cores, hash_file, hash_image, verified_chunks};
 pub use host::{Host, HostName, HostPort, HostPortError};
 pub use id::{ImageId, ImageIdError};
 pub use key::{SwarmKey, SwarmKeyError, SwarmPublicKey, SwarmPublicKeyError};

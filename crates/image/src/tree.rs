@@ -23,13 +23,38 @@ pub(crate) type ChunkHash = [u8; 32];
 /// Hashes one chunk. `bytes` must be exactly the chunk: its length is the caller's check.
 pub(crate) fn chunk_hash(geometry: &Geometry, index: ChunkIndex, bytes: &[u8]) -> ChunkHash {
     debug_assert_eq!(bytes.len(), geometry.chunk_len(index) as usize);
-    if geometry.chunk_count() == 1 {
-        return *blake3::hash(bytes).as_bytes();
-    }
-    let mut hasher = Hasher::new();
-    hasher.set_input_offset(geometry.offset(index));
+    let mut hasher = ChunkHasher::new(geometry, index);
     hasher.update(bytes);
-    hasher.finalize_non_root()
+    hasher.finish()
+}
+
+/// Hashes one chunk as its bytes come, in pieces of any length: nobody has to hold a whole one.
+pub(crate) struct ChunkHasher {
+    hasher: Hasher,
+    is_root: bool,
+}
+
+impl ChunkHasher {
+    pub(crate) fn new(geometry: &Geometry, index: ChunkIndex) -> ChunkHasher {
+        let mut hasher = Hasher::new();
+        hasher.set_input_offset(geometry.offset(index));
+        ChunkHasher {
+            hasher,
+            is_root: geometry.chunk_count() == 1,
+        }
+    }
+
+    pub(crate) fn update(&mut self, piece: &[u8]) {
+        self.hasher.update(piece);
+    }
+
+    /// The hash of what was given, which must have been exactly the chunk.
+    pub(crate) fn finish(&self) -> ChunkHash {
+        match self.is_root {
+            true => *self.hasher.finalize().as_bytes(),
+            false => self.hasher.finalize_non_root(),
+        }
+    }
 }
 
 /// Merges all chunk hashes of an image into its id.
