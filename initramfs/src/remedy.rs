@@ -110,14 +110,16 @@ fn of_swarm(error: &SwarmError) -> Remedy {
 
 fn of_join(error: &JoinError) -> Remedy {
     match error {
-        JoinError::Unreachable { .. } | JoinError::Undecided { .. } => Remedy::Wait(Pace::Silent),
+        JoinError::Unreachable { .. } => Remedy::Wait(Pace::Silent),
         JoinError::Refused { refusal, .. } => Remedy::Wait(match refusal {
             Refusal::Busy => Pace::Silent,
             Refusal::UnknownImage | Refusal::NotAdmitted(_) | Refusal::PinMismatch { .. } => {
                 Pace::Answered
             }
         }),
-        JoinError::PinMismatch { .. }
+        // Of an undecided attempt one seed has answered, and would each time.
+        JoinError::Undecided { .. }
+        | JoinError::PinMismatch { .. }
         | JoinError::Trust { .. }
         | JoinError::Tag { .. }
         | JoinError::Protocol { .. } => Remedy::Wait(Pace::Answered),
@@ -229,7 +231,7 @@ mod tests {
                     refused: Box::new(pin()),
                     network: Box::new(unreachable()),
                 }),
-                wait(Pace::Silent),
+                wait(Pace::Answered),
                 Exit::Network,
             ),
             (refused(Refusal::Busy), wait(Pace::Silent), Exit::Network),
