@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod faults;
 pub mod hostile;
 pub mod keeper;
+pub mod last_landed;
 pub mod netns;
 pub mod network;
 pub mod packages;

@@ -201,9 +201,23 @@ impl Seed {
         images: &[(&str, &Path)],
         options: &[&str],
     ) -> Result<Self> {
+        Self::start_of(programs()?, place, directory, images, options)
+    }
+
+    /// The same with the programs of another build.
+    ///
+    /// # Errors
+    /// As [`Seed::start`].
+    pub fn start_of(
+        programs: &Binaries,
+        place: Place<'_>,
+        directory: &Path,
+        images: &[(&str, &Path)],
+        options: &[&str],
+    ) -> Result<Self> {
         let state = directory.join("state");
         let address = place.address;
-        let mut command = place.command(&programs()?.server);
+        let mut command = place.command(&programs.server);
         command.arg("serve").arg("--state").arg(&state);
         command.args(["--listen", &format!("{address}:{SWARM_PORT}")]);
         command
@@ -315,6 +329,21 @@ impl Agent {
         url: &str,
         options: &[&str],
     ) -> Result<Self> {
+        Self::fetch_of(programs()?, place, directory, label, url, options)
+    }
+
+    /// The same with the programs of another build.
+    ///
+    /// # Errors
+    /// As [`Agent::fetch`].
+    pub fn fetch_of(
+        programs: &Binaries,
+        place: Place<'_>,
+        directory: &Path,
+        label: &str,
+        url: &str,
+        options: &[&str],
+    ) -> Result<Self> {
         let directory = directory.join(label);
         std::fs::create_dir_all(&directory).map_err(|source| SwarmError::Io {
             path: directory.clone(),
@@ -322,7 +351,7 @@ impl Agent {
         })?;
         let output = directory.join("image");
         let status = directory.join("status.json");
-        let mut command = place.command(&programs()?.agent);
+        let mut command = place.command(&programs.agent);
         command.args(["fetch", url, "--bind", &place.address.to_string()]);
         command
             .arg("--output")

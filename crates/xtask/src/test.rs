@@ -25,6 +25,7 @@ const SUITES: &[&str] = &[
     "bad_input",
     "loopback",
     "seeds",
+    "upgrade",
     "hostile",
     "namespaces",
     "faults",
