@@ -211,6 +211,9 @@ impl Lab {
     ) -> Result<Vec<Phase>, LabError> {
         let start = Instant::now();
         loop {
+            for machine in &mut self.machines {
+                machine.attend()?;
+            }
             let mut phases = Vec::with_capacity(places.len());
             for &place in places {
                 phases.push(self.update(place)?);

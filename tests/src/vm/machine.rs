@@ -454,6 +454,16 @@ impl Machine {
         Ok(phase)
     }
 
+    /// Follows it without asking how far it is: while others are waited for, it must not be missed that its
+    /// kernel runs, or a boot that gave up would be a reset that nobody heeds.
+    ///
+    /// # Errors
+    /// When it can no longer be followed.
+    pub fn attend(&mut self) -> Result<(), MachineError> {
+        self.read_console()?;
+        self.watch_resets()
+    }
+
     /// Firmware may try as often as it likes; from the kernel's first word on a reset is an end, unless
     /// the machine is one that reboots.
     fn watch_resets(&mut self) -> Result<(), MachineError> {
