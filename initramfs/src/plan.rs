@@ -177,9 +177,15 @@ pub fn decide_trust(source: &RootUrl, anchors: &Anchors) -> Result<Trust, TrustE
             }),
         },
         RootUrl::Http { pin: Some(pin), .. } => Ok(Trust::Pin(*pin)),
-        RootUrl::Http { pin: None, .. } if anchors.require_verify => Err(TrustError::PinRequired {
-            url: source.to_string(),
-        }),
+        RootUrl::Http { url, pin: None } if anchors.require_verify => {
+            match (anchors.baked, name_at_seed(url)) {
+                // A seed's HTTP side has the key's signature to show.
+                (Some(key), Some(_)) => Ok(Trust::Key { key, pin: None }),
+                _ => Err(TrustError::PinRequired {
+                    url: source.to_string(),
+                }),
+            }
+        }
         RootUrl::Http { pin: None, .. } => Ok(Trust::Unverified),
     }
 }
