@@ -1,5 +1,6 @@
-//! An image over HTTP, chunk by chunk: each one verified before it is stored, so that a server or
-//! a proxy that damages one costs one chunk.
+//! An image over HTTP, chunk by chunk: each one verified before it counts, so that a server or a proxy
+//! that damages one costs one chunk. Nothing of a chunk is kept in memory: it is written and hashed at
+//! its place as it comes.
 //!
 //! Used where a manifest is known: for pinned `http://` rooturls at a seed, and as the fallback of
 //! a swarm that cannot be reached.
@@ -7,19 +8,19 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use rootswarm_image::{ChunkIndex, Manifest, VerifiedChunk, Verifier};
-use rootswarm_transport::store::{ChunkStore, Written};
+use rootswarm_image::{ChunkIndex, Manifest};
+use rootswarm_transport::store::{ChunkStore, Ended, Took, Written};
 
 use crate::fetch::FetchError;
 use crate::http::{HttpClient, HttpError, Target};
 use crate::progress::Snapshot;
 
-/// Where verified chunks go.
+/// Where chunks go.
 pub trait ChunkSink {
-    /// The first run of chunks that are missing, if any is.
-    fn missing_run(&self) -> Option<Range<u32>>;
-    /// Takes a chunk; `false` when it was there already.
-    fn put(&mut self, chunk: VerifiedChunk<Vec<u8>>) -> Result<bool, FetchError>;
+    /// What they are written and verified in.
+    fn store(&self) -> &ChunkStore;
+    /// This chunk is held by now, because of what was written through this sink.
+    fn stored(&mut self, index: ChunkIndex, length: u64);
     /// How things stand now.
     fn snapshot(&self) -> Snapshot;
 }
@@ -43,17 +44,12 @@ impl StoreSink {
 }
 
 impl ChunkSink for StoreSink {
-    fn missing_run(&self) -> Option<Range<u32>> {
-        first_run(self.store.have().iter_missing())
+    fn store(&self) -> &ChunkStore {
+        &self.store
     }
 
-    fn put(&mut self, chunk: VerifiedChunk<Vec<u8>>) -> Result<bool, FetchError> {
-        let length = chunk.bytes().len() as u64;
-        let stored = self.store.write(chunk)? == Written::Stored;
-        if stored {
-            self.bytes_stored += length;
-        }
-        Ok(stored)
+    fn stored(&mut self, _: ChunkIndex, length: u64) {
+        self.bytes_stored += length;
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -98,10 +94,9 @@ pub async fn fill(
     sink: &mut dyn ChunkSink,
     on_progress: &mut dyn FnMut(Snapshot),
 ) -> Result<(), FetchError> {
-    let verifier = Verifier::new(Arc::clone(manifest));
     let mut damaged = 0;
-    while let Some(run) = sink.missing_run() {
-        match one_run(client, target, &verifier, run, sink, on_progress).await? {
+    while let Some(run) = first_run(sink.store().have().iter_missing()) {
+        match one_run(client, target, manifest, run, sink, on_progress).await? {
             None => damaged = 0,
             Some(source) => {
                 damaged += 1;
@@ -124,12 +119,12 @@ pub async fn fill(
 async fn one_run(
     client: &HttpClient,
     target: &Target,
-    verifier: &Verifier,
+    manifest: &Manifest,
     run: Range<u32>,
     sink: &mut dyn ChunkSink,
     on_progress: &mut dyn FnMut(Snapshot),
 ) -> Result<Option<rootswarm_image::ChunkError>, FetchError> {
-    let geometry = *verifier.manifest().geometry();
+    let geometry = *manifest.geometry();
     let last = ChunkIndex(run.end - 1);
     let start = geometry.offset(ChunkIndex(run.start));
     let end = geometry.offset(last) + u64::from(geometry.chunk_len(last));
@@ -147,38 +142,45 @@ async fn one_run(
         .into());
     }
     let mut index = ChunkIndex(run.start);
-    let mut chunk = Vec::with_capacity(geometry.chunk_len(index) as usize);
+    let mut chunk = sink.store().arriving(index)?;
     while let Some(piece) = response.next().await? {
         let passed = skip.min(piece.len() as u64);
         skip -= passed;
         // `passed` is at most the piece's length, which is a usize.
         let mut rest = &piece[passed as usize..];
         while !rest.is_empty() {
-            let wanted = geometry.chunk_len(index) as usize - chunk.len();
+            let wanted = chunk.missing() as usize;
             let (now, later) = rest.split_at(wanted.min(rest.len()));
-            chunk.extend_from_slice(now);
             rest = later;
-            if now.len() < wanted {
+            match chunk.push(now)? {
+                Took::Taken => {}
+                // Another source has the chunk by now, or sends it faster.
+                Took::Differs | Took::Displaced | Took::TooLong => return Ok(None),
+            }
+            if chunk.missing() > 0 {
                 break;
             }
-            let next = ChunkIndex(index.0 + 1);
-            match verifier.verify(index, std::mem::take(&mut chunk)) {
-                Err(error) => return Ok(Some(error)),
-                Ok(verified) => {
-                    let was_new = sink.put(verified)?;
+            match chunk.finish()? {
+                Ended::Corrupt(error) => return Ok(Some(error)),
+                Ended::Held(Written::Stored) => {
+                    sink.stored(index, u64::from(geometry.chunk_len(index)));
                     on_progress(sink.snapshot());
-                    if !was_new || next.0 == run.end {
-                        return Ok(None);
-                    }
+                }
+                Ended::Held(Written::AlreadyHeld) | Ended::Broken => {
+                    on_progress(sink.snapshot());
+                    return Ok(None);
                 }
             }
-            index = next;
-            chunk.reserve(geometry.chunk_len(index) as usize);
+            index = ChunkIndex(index.0 + 1);
+            if index.0 == run.end {
+                return Ok(None);
+            }
+            chunk = sink.store().arriving(index)?;
         }
     }
     let (url, found) = (
         response.url().to_owned(),
-        geometry.offset(index) + chunk.len() as u64,
+        geometry.offset(index) + u64::from(geometry.chunk_len(index) - chunk.missing()),
     );
     Err(HttpError::CutOff {
         url,

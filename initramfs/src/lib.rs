@@ -39,6 +39,7 @@ pub mod remedy;
 pub mod report;
 pub mod resolve;
 pub mod run_dir;
+pub mod seed_names;
 pub mod serving;
 pub mod status;
 pub mod swarm_download;

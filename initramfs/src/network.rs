@@ -191,6 +191,7 @@ mod tests {
         let resolver = Resolver {
             root: root.path().to_owned(),
             port: server.local_addr().unwrap().port(),
+            ..Resolver::default()
         };
         let hosts: Vec<HostPort> =
             vec!["seed.lab".parse().unwrap(), "127.0.0.2:9".parse().unwrap()];
@@ -236,7 +237,7 @@ mod tests {
     async fn what_can_be_reached_is_kept() {
         let resolver = Resolver {
             root: "/nowhere".into(),
-            port: 53,
+            ..Resolver::default()
         };
         let hosts: Vec<HostPort> = vec![
             "nobody.invalid".parse().unwrap(),

@@ -103,7 +103,6 @@ fn of_swarm(error: &SwarmError) -> Remedy {
         // Nobody else said these.
         SwarmError::NoAnchor
         | SwarmError::Download(_)
-        | SwarmError::Offer(_)
         | SwarmError::Store(_) => Remedy::Operator,
     }
 }

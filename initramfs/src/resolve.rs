@@ -6,7 +6,7 @@
 //! is held to a pin or a key.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +22,16 @@ pub struct Resolver {
     pub root: PathBuf,
     /// The port name servers listen on: 53.
     pub port: u16,
+    /// What an earlier root said. It counts beside what the present one says.
+    pub remembered: Remembered,
+}
+
+/// What a root says about names. After the handoff the initramfs is empty, and the booted system may
+/// know less than it did, or nothing yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remembered {
+    hosts: String,
+    servers: Vec<IpAddr>,
 }
 
 impl Default for Resolver {
@@ -29,6 +39,7 @@ impl Default for Resolver {
         Resolver {
             root: "/".into(),
             port: 53,
+            remembered: Remembered::default(),
         }
     }
 }
@@ -74,10 +85,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Tries at one name server.
 const TRIES: usize = 2;
 /// When the next name server is asked as well: one that is dead costs a second, and all of them no
-/// more than (MAX_SERVERS - 1) of these and the last one's tries, 6 s.
+/// more than (MAX_SERVERS - 1) of these and the last one's tries, 6 s; with those that are remembered
+/// 9 s.
 const NEXT_SERVER_AFTER: Duration = Duration::from_secs(1);
-/// Name servers asked, as in the C library.
+/// Name servers asked, as in the C library, and as many that are remembered.
 const MAX_SERVERS: usize = 3;
+/// The longest of the files that is read. A large cluster's hosts file is some hundred KiB.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 /// The largest answer over UDP without extensions is 512 bytes; some servers ignore that.
 const MAX_ANSWER_BYTES: usize = 4096;
 
@@ -89,12 +103,30 @@ impl Resolver {
             Host::V6(address) => return Ok(vec![(*address).into()]),
             Host::Name(name) => name.as_str(),
         };
-        let hosts = fs::read_to_string(self.root.join("etc/hosts")).unwrap_or_default();
-        let known = find_in_hosts(&hosts, name);
-        if !known.is_empty() {
-            return Ok(known);
+        // What was known once comes last: which of them is right shows when they are dialled.
+        let once = find_in_hosts(&self.remembered.hosts, name);
+        let now = find_in_hosts(&self.hosts(), name);
+        let found = match now.is_empty() {
+            true => self.ask(name).await,
+            false => Ok(now),
+        };
+        match found {
+            Err(_) if !once.is_empty() => Ok(once),
+            Err(error) => Err(error),
+            Ok(mut found) => {
+                for address in once {
+                    if !found.contains(&address) {
+                        found.push(address);
+                    }
+                }
+                Ok(found)
+            }
         }
-        let servers = self.servers();
+    }
+
+    /// Asks the name servers.
+    async fn ask(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
+        let servers = self.all_servers();
         if servers.is_empty() {
             return Err(ResolveError::NoServer {
                 name: name.to_owned(),
@@ -145,10 +177,33 @@ impl Resolver {
         })
     }
 
+    /// Keeps what the present root says, for when it is gone.
+    pub fn remember(&mut self) {
+        self.remembered = Remembered {
+            hosts: self.hosts(),
+            servers: self.servers(),
+        };
+    }
+
+    fn hosts(&self) -> String {
+        read_small(&self.root.join("etc/hosts"))
+    }
+
+    /// The present ones, and then those that are remembered.
+    fn all_servers(&self) -> Vec<IpAddr> {
+        let mut servers = self.servers();
+        for server in &self.remembered.servers {
+            if !servers.contains(server) {
+                servers.push(*server);
+            }
+        }
+        servers
+    }
+
     /// From /etc/resolv.conf, and from what initramfs-tools' ipconfig left in /run/net-*.conf.
     fn servers(&self) -> Vec<IpAddr> {
         let mut servers = Vec::new();
-        let text = fs::read_to_string(self.root.join("etc/resolv.conf")).unwrap_or_default();
+        let text = read_small(&self.root.join("etc/resolv.conf"));
         servers.extend(text.lines().filter_map(|line| {
             let mut words = line.split_whitespace();
             let is_server = words.next() == Some("nameserver");
@@ -156,7 +211,7 @@ impl Resolver {
             is_server.then_some(address)
         }));
         for path in net_files(&self.root.join("run")) {
-            let text = fs::read_to_string(path).unwrap_or_default();
+            let text = read_small(&path);
             servers.extend(text.lines().filter_map(|line| {
                 let (name, value) = line.split_once('=')?;
                 if !name.starts_with("IPV4DNS") && !name.starts_with("IPV6DNS") {
@@ -219,6 +274,23 @@ impl Question {
         }
         Err(io::ErrorKind::TimedOut.into())
     }
+}
+
+/// A file's text, or nothing. Whatever else an image has there (a pipe, a device) delays nobody.
+fn read_small(path: &Path) -> String {
+    use std::os::unix::fs::OpenOptionsExt;
+    let read = || -> io::Result<Vec<u8>> {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)?;
+        let mut bytes = Vec::new();
+        if file.metadata()?.is_file() {
+            file.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
 }
 
 fn net_files(run: &Path) -> Vec<PathBuf> {
@@ -370,10 +442,61 @@ mod tests {
         fs::write(root.path().join("run/net-eth0.conf"), net).unwrap();
         let resolver = Resolver {
             root: root.path().to_owned(),
-            port: 53,
+            ..Resolver::default()
         };
         let expected: Vec<IpAddr> = vec!["10.0.0.2".parse().unwrap(), "10.0.0.3".parse().unwrap()];
         assert_eq!(resolver.servers(), expected);
+    }
+
+    /// The root is replaced by one that knows less, nothing, or something else.
+    #[test]
+    fn what_an_earlier_root_said_counts_beside_the_present_one() {
+        let address = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let find = |resolver: &Resolver| runtime.block_on(resolver.resolve(&host("seed.lab")));
+        let mut resolver = Resolver {
+            root: root.path().to_owned(),
+            ..Resolver::default()
+        };
+        write("etc/hosts", "10.0.0.1 seed.lab\nfd00::1 seed.lab\n");
+        write("run/net-eth0.conf", "IPV4DNS0='10.0.0.9'\n");
+        resolver.remember();
+        let both = vec![address("10.0.0.1"), address("fd00::1")];
+        assert_eq!(find(&resolver).unwrap(), both);
+        // Gone, as after switch_root.
+        fs::remove_dir_all(root.path().join("etc")).unwrap();
+        fs::remove_dir_all(root.path().join("run")).unwrap();
+        assert_eq!(resolver.all_servers(), [address("10.0.0.9")]);
+        // Nobody answers there; here nobody listens, so that it is over at once.
+        resolver.remembered.servers = vec![address("127.0.0.1")];
+        assert_eq!(find(&resolver).unwrap(), both);
+        // A root of its own, in which the seed has moved and there are other name servers.
+        write("etc/hosts", "127.0.0.1 localhost\n10.0.0.2 SEED.lab seed\n");
+        write(
+            "etc/resolv.conf",
+            "nameserver 10.0.0.8\nnameserver 10.0.0.9\n",
+        );
+        let moved = [&[address("10.0.0.2")], &both[..]].concat();
+        assert_eq!(find(&resolver).unwrap(), moved);
+        let servers = ["10.0.0.8", "10.0.0.9", "127.0.0.1"].map(address);
+        assert_eq!(resolver.all_servers(), servers);
+        fs::remove_file(root.path().join("etc/resolv.conf")).unwrap();
+        // What is no file is nothing, and holds nobody up.
+        fs::remove_file(root.path().join("etc/hosts")).unwrap();
+        let made = std::process::Command::new("mkfifo")
+            .arg(root.path().join("etc/hosts"))
+            .status();
+        assert!(made.unwrap().success());
+        assert_eq!(find(&resolver).unwrap(), both);
     }
 
     #[test]
@@ -434,6 +557,7 @@ mod tests {
         let resolver = Resolver {
             root: root.path().to_owned(),
             port,
+            ..Resolver::default()
         };
         let found = resolver.resolve(&host("seed.lab")).await.unwrap();
         assert_eq!(found, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
@@ -481,6 +605,7 @@ mod tests {
         let resolver = Resolver {
             root: root.path().to_owned(),
             port,
+            ..Resolver::default()
         };
         let found = resolver.resolve(&host("seed.lab")).await.unwrap();
         assert_eq!(found, ["10.0.0.1".parse::<IpAddr>().unwrap()]);

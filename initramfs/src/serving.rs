@@ -47,6 +47,15 @@ impl Serving {
         Serving { state, store }
     }
 
+    /// The root is about to be another one, with other things to say about names.
+    pub fn remember_names(&mut self) {
+        match &mut self.state {
+            State::Running(swarm) => swarm.names.remember(),
+            State::Seeking(seeker) => seeker.names.get_mut().remember(),
+            State::Ended => {}
+        }
+    }
+
     /// Serves, and keeps the status document up to date, for as long as it is polled. Ends only
     /// when there is nothing to serve to any more.
     pub async fn serve(&mut self, reporter: &mut Reporter) {
@@ -54,11 +63,12 @@ impl Serving {
         if let State::Seeking(_) = &self.state {
             self.seek(reporter).await;
         }
-        let State::Running(swarm) = &self.state else {
+        let State::Running(swarm) = &mut self.state else {
             return;
         };
         loop {
             let status = swarm.handle.status();
+            swarm.follow_seeds(&status).await;
             let mut snapshot = swarm.snapshot(&status);
             snapshot.bytes_from_http = fetched.bytes_from_http;
             let banned = status
@@ -94,6 +104,7 @@ impl Serving {
         let fetched = *reporter.transfer();
         match Swarm::start(
             seeker.node,
+            seeker.names.into_inner(),
             joined,
             self.store.clone(),
             fetched.bytes_from_http,

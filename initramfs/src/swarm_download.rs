@@ -5,25 +5,25 @@
 //! [`crate::serving`]'s, which goes on with the same [`Swarm`]. Which chunk comes from whom is decided
 //! in the transport crate's node.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rootswarm_image::{HostPort, VerifiedChunk};
-use rootswarm_transport::node::{Joined, Node, OfferError, SwarmHandle, SwarmStatus};
+use rootswarm_image::{ChunkIndex, HostPort};
+use rootswarm_transport::node::{Joined, Node, SwarmHandle, SwarmStatus};
 use rootswarm_transport::store::ChunkStore;
 use tokio::time::Instant;
 
 use crate::exit::Exit;
 use crate::fetch::FetchError;
 use crate::http::HttpClient;
-use crate::http_chunks::{self, ChunkSink, StoreSink, first_run};
+use crate::http_chunks::{self, ChunkSink, StoreSink};
 use crate::http_image::HttpImage;
 use crate::patience::{Pace, Patience};
 use crate::plan::FetchPlan;
 use crate::progress::Snapshot;
 use crate::remedy::{Remedy, remedy};
 use crate::report::Reporter;
+use crate::seed_names::SeedNames;
 use crate::swarm_fetch::SwarmError;
 
 /// How long a started download may be without seed, peers and progress before HTTP helps out.
@@ -38,6 +38,8 @@ const TICK: Duration = Duration::from_millis(200);
 pub struct Swarm {
     /// To the running swarm.
     pub handle: SwarmHandle,
+    /// Where its seeds are.
+    pub names: SeedNames,
     store: ChunkStore,
     http_bytes: u64,
 }
@@ -49,6 +51,7 @@ impl Swarm {
     /// The TLS configuration.
     pub fn start(
         node: Node,
+        names: SeedNames,
         joined: Joined,
         store: ChunkStore,
         http_bytes: u64,
@@ -56,6 +59,7 @@ impl Swarm {
         let handle = node.start(joined, store.clone())?;
         Ok(Swarm {
             handle,
+            names,
             store,
             http_bytes,
         })
@@ -73,6 +77,13 @@ impl Swarm {
             duplicate_bytes: status.duplicate_bytes,
             peers: status.peers,
             seed_connected: status.seed_connected,
+        }
+    }
+
+    /// To be called every now and then: a seed that has moved is looked for where its name leads now.
+    pub async fn follow_seeds(&mut self, status: &SwarmStatus) {
+        if let Some(addresses) = self.names.addresses(status.seed_connected).await {
+            self.handle.seeds_are_at(&addresses);
         }
     }
 
@@ -108,6 +119,7 @@ impl Swarm {
                 reporter.progress(snapshot);
                 return Ok(());
             }
+            self.follow_seeds(&status).await;
             reporter.progress(snapshot);
             if snapshot.bytes_have > have {
                 have = snapshot.bytes_have;
@@ -227,24 +239,13 @@ struct OfferSink<'a> {
 }
 
 impl ChunkSink for OfferSink<'_> {
-    fn missing_run(&self) -> Option<Range<u32>> {
-        first_run(self.store.have().iter_missing())
+    fn store(&self) -> &ChunkStore {
+        self.store
     }
 
-    fn put(&mut self, chunk: VerifiedChunk<Vec<u8>>) -> Result<bool, FetchError> {
-        let index = chunk.index();
-        if self.store.contains(index) {
-            return Ok(false);
-        }
-        let length = chunk.bytes().len() as u64;
-        match self.handle.offer(index, chunk.into_bytes()) {
-            Ok(()) => {
-                self.bytes += length;
-                Ok(true)
-            }
-            Err(OfferError::Store(error)) => Err(error.into()),
-            Err(error) => Err(SwarmError::Offer(error).into()),
-        }
+    fn stored(&mut self, index: ChunkIndex, length: u64) {
+        self.bytes += length;
+        self.handle.stored(index);
     }
 
     fn snapshot(&self) -> Snapshot {

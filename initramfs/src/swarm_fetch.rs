@@ -6,14 +6,14 @@
 //! [`crate::remedy`]'s. Both ways in are tried for as long as the other: a boot ends only when every
 //! seed, by either way, has said no until then.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rootswarm_image::{HostPort, ImageId, ImageName, Manifest, SWARM_PORT};
+use rootswarm_image::{HostPort, ImageId, ImageName, Manifest};
 use rootswarm_transport::node::{
-    JoinError, JoinRequest, Joined, Node, NodeConfig, OfferError, Refusal, SeedTrust, StartError,
+    JoinError, JoinRequest, Joined, Node, NodeConfig, Refusal, SeedTrust, StartError,
 };
 use rootswarm_transport::socket::BindError;
 use rootswarm_transport::store::ChunkStore;
@@ -26,14 +26,13 @@ use crate::http_chunks::{self, ChunkSink, StoreSink};
 use crate::http_fetch::open_store;
 use crate::http_image::{self, HttpImage};
 use crate::minimum::Minimum;
-use crate::network;
 use crate::patience::{FOREVER, Patience};
 use crate::plan::{FetchPlan, Trust};
 use crate::progress::Snapshot;
 use crate::rack;
 use crate::remedy::{Remedy, remedy};
 use crate::report::Reporter;
-use crate::resolve::Resolver;
+use crate::seed_names::SeedNames;
 use crate::serving::{Serving, State};
 use crate::status::Phase;
 use crate::swarm_download::Swarm;
@@ -53,9 +52,6 @@ pub enum SwarmError {
     /// The download ended.
     #[error(transparent)]
     Download(#[from] rootswarm_transport::node::SwarmError),
-    /// A chunk from HTTP was not taken.
-    #[error(transparent)]
-    Offer(#[from] OfferError),
     /// Opening or verifying the store was cut short.
     #[error("the image's store: {0}")]
     Store(String),
@@ -85,7 +81,7 @@ impl Classified for SwarmError {
                 rootswarm_transport::node::SwarmError::Store(_) => Exit::Resource,
                 rootswarm_transport::node::SwarmError::Ended => Exit::Unexpected,
             },
-            SwarmError::Offer(_) | SwarmError::Store(_) => Exit::Unexpected,
+            SwarmError::Store(_) => Exit::Unexpected,
         }
     }
 }
@@ -105,10 +101,6 @@ const FALLBACK_AFTER: Duration = Duration::from_secs(5);
 const FIRST_WORD: Duration = Duration::from_secs(6);
 /// How often it is looked for.
 const FIRST_WORD_TICK: Duration = Duration::from_millis(50);
-/// What the other seeds' name servers have when one seed has a route: little at first, because that
-/// seed is mostly there; when it was not, as long as a lookup takes (`crate::resolve`).
-const FIRST_NAMES: Duration = Duration::from_millis(500);
-const LATE_NAMES: Duration = Duration::from_secs(6);
 
 /// A place for the image, opened.
 struct Opened {
@@ -203,8 +195,7 @@ pub async fn fetch(
     let node = bind(config, &mut patience, reporter).await?;
     let seeker = Seeker {
         node,
-        hosts: hosts.to_vec(),
-        bind: plan.bind,
+        names: RefCell::new(SeedNames::new(hosts, plan.bind)),
         minimum: Arc::new(plan.minimum.clone()),
         request: JoinRequest {
             name: name.clone(),
@@ -212,7 +203,6 @@ pub async fn fetch(
             token: plan.token.clone(),
             rack: plan.rack.clone(),
         },
-        tried: Cell::new(false),
     };
     let start = RefCell::new(Start {
         destination,
@@ -244,7 +234,9 @@ pub async fn fetch(
     };
     let state = match way_in {
         Some(joined) => {
-            let mut swarm = Swarm::start(seeker.node, joined, store.clone(), start.http_bytes)?;
+            let names = seeker.names.into_inner();
+            let mut swarm =
+                Swarm::start(seeker.node, names, joined, store.clone(), start.http_bytes)?;
             swarm.download(plan, hosts, start.reporter).await?;
             State::Running(swarm)
         }
@@ -293,23 +285,18 @@ async fn bind(
 pub struct Seeker {
     /// Not in any swarm yet.
     pub node: Node,
-    hosts: Vec<HostPort>,
-    bind: Option<std::net::IpAddr>,
+    /// Where its seeds are.
+    pub names: RefCell<SeedNames>,
     minimum: Arc<Minimum>,
     request: JoinRequest,
-    /// Whether an attempt was made already.
-    tried: Cell<bool>,
 }
 
 impl Seeker {
     /// One attempt, at every seed that has a route.
     pub async fn try_join(&self, image: Option<ImageId>) -> Result<Joined, FetchError> {
-        let resolver = Resolver::default();
-        let routes = {
-            let tried = self.tried.replace(true);
-            let others_have = if tried { LATE_NAMES } else { FIRST_NAMES };
-            network::reachable(&resolver, &self.hosts, SWARM_PORT, self.bind, others_have).await?
-        };
+        // One attempt at a time, and nobody else looks at them meanwhile.
+        #[allow(clippy::await_holding_refcell_ref)]
+        let routes = self.names.borrow_mut().look_up().await?;
         let seeds: Vec<_> = routes.iter().map(|route| route.host).collect();
         let subnet = || {
             routes

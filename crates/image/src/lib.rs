@@ -52,4 +52,4 @@ pub use squashfs::{
     SQUASHFS_HEADER_BYTES, SquashfsError, check_squashfs, is_squashfs, squashfs_len,
 };
 pub use tag::{SignedTag, Tag, TagError};
-pub use verifier::{ChunkError, VerifiedChunk, Verifier};
+pub use verifier::{ChunkError, GrowingChunk, VerifiedChunk, Verifier};

@@ -29,6 +29,7 @@ pub(crate) fn chunk_hash(geometry: &Geometry, index: ChunkIndex, bytes: &[u8]) -
 }
 
 /// Hashes one chunk as its bytes come, in pieces of any length: nobody has to hold a whole one.
+#[derive(Clone, Debug)]
 pub(crate) struct ChunkHasher {
     hasher: Hasher,
     is_root: bool,

@@ -86,20 +86,80 @@ impl Verifier {
                 found: slice.len(),
             });
         }
-        let found = tree::chunk_hash(geometry, index, slice);
-        let expected = *self.manifest.chunk_hash(index);
-        if found != expected {
-            return Err(ChunkError::HashMismatch {
-                index,
-                expected,
-                found,
-            });
-        }
+        self.compare(index, tree::chunk_hash(geometry, index, slice))?;
         Ok(VerifiedChunk {
             image: *self.manifest.id(),
             index,
             bytes,
         })
+    }
+
+    /// The same for a chunk whose bytes come one piece after the other, so that memory does not grow
+    /// with its size.
+    ///
+    /// # Errors
+    /// The image has no such chunk.
+    pub fn begin(&self, index: ChunkIndex) -> Result<GrowingChunk, ChunkError> {
+        let geometry = self.manifest.geometry();
+        if !geometry.contains(index) {
+            return Err(ChunkError::NoSuchChunk {
+                index,
+                count: geometry.chunk_count(),
+            });
+        }
+        Ok(GrowingChunk {
+            hasher: tree::ChunkHasher::new(geometry, index),
+            verifier: self.clone(),
+            index,
+            found: 0,
+        })
+    }
+
+    fn compare(&self, index: ChunkIndex, found: [u8; 32]) -> Result<(), ChunkError> {
+        let expected = *self.manifest.chunk_hash(index);
+        match found == expected {
+            true => Ok(()),
+            false => Err(ChunkError::HashMismatch {
+                index,
+                expected,
+                found,
+            }),
+        }
+    }
+}
+
+/// The beginning of a chunk. It remembers a hash and no bytes: whoever keeps them elsewhere gives each
+/// piece to both, the same bytes in the same order.
+#[derive(Clone, Debug)]
+pub struct GrowingChunk {
+    verifier: Verifier,
+    index: ChunkIndex,
+    hasher: tree::ChunkHasher,
+    found: usize,
+}
+
+impl GrowingChunk {
+    /// Takes the next bytes.
+    pub fn push(&mut self, piece: &[u8]) {
+        self.hasher.update(piece);
+        self.found += piece.len();
+    }
+
+    /// Whether all bytes so far, in their order, are the chunk.
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn finish(&self) -> Result<(), ChunkError> {
+        let (index, found) = (self.index, self.found);
+        let expected = self.verifier.manifest.geometry().chunk_len(index);
+        if found != expected as usize {
+            return Err(ChunkError::Length {
+                index,
+                expected,
+                found,
+            });
+        }
+        self.verifier.compare(index, self.hasher.finish())
     }
 }
 

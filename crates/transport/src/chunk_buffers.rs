@@ -1,4 +1,4 @@
-//! Buffers that chunks arrive in, kept from one chunk to the next.
+//! Buffers that chunks arrive in, or the pieces of long ones, kept from one to the next.
 //!
 //! A buffer that comes new from the kernel costs a page fault for every 4 KiB, which is as much as
 //! decrypting what it is filled with. How many there are at once is decided by whoever bounds the
@@ -6,7 +6,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-/// Bytes kept in free buffers at most: the 8 chunks of 256 KiB that a node has in flight. It is what
+/// Bytes kept in free buffers at most: the 8 chunks, or pieces, of 256 KiB that a node has in flight. It is what
 /// a node pays beside its image until it is complete, and only if so many were in use at once.
 const KEPT_BYTES: usize = 2 << 20;
 

@@ -33,6 +33,7 @@ mod framing;
 mod handing_on;
 mod handouts;
 pub mod identity;
+mod inbox;
 pub mod join;
 mod joining;
 pub mod limiter;

@@ -10,7 +10,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rootswarm_image::{ChunkIndex, Verifier};
 use rootswarm_swarm::limits::{CHUNK_SILENCE, FRAME_BYTES_MAX};
@@ -25,9 +24,10 @@ use tokio::time::timeout;
 use crate::chunk_buffers::ChunkBuffers;
 use crate::conduct::Conduct;
 use crate::framing::{self, FrameError};
+use crate::inbox::Inbox;
 use crate::limiter::RateLimiter;
 use crate::reading_pace::{ChunksExchanged, ReadingPace};
-use crate::store::{ChunkSource, ChunkStore};
+use crate::store::{ChunkSource, ChunkStore, Ended, PIECE_BYTES, StoreError, Took};
 use crate::upload::Upload;
 
 /// The application code with which a connection is closed for a [`CloseReason`].
@@ -44,10 +44,6 @@ pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A chunk stream begins with its chunk's index and length, both big-endian `u32`.
 const CHUNK_HEADER_BYTES: usize = 8;
-
-/// Pieces of a chunk taken from its stream in one go: there is one in each packet, and one wake-up
-/// brings a batch of 10 to 40.
-const PIECES: usize = 32;
 
 /// Control frames go before chunks.
 const CONTROL_PRIORITY: i32 = 1;
@@ -460,14 +456,7 @@ impl Arrival {
         {
             return;
         }
-        let mut bytes = self.shared.buffers.take();
-        let outcome = match self.body(&mut stream, index, &mut bytes).await {
-            Some(()) => self.store(index, bytes).await,
-            None => {
-                self.shared.buffers.give_back(bytes);
-                ChunkOutcome::Broken
-            }
-        };
+        let outcome = self.take(&mut stream, index).await;
         self.arrivals
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -501,33 +490,68 @@ impl Arrival {
         legal.then_some(index)
     }
 
-    /// Exactly the chunk's bytes, or nothing.
-    async fn body(
-        &self,
-        stream: &mut RecvStream,
-        index: ChunkIndex,
-        bytes: &mut Vec<u8>,
-    ) -> Option<()> {
+    /// A chunk that fits into a piece is verified before it is written, as a whole. A longer one is
+    /// written and hashed at its place, piece by piece, and counts for nothing until it is verified.
+    async fn take(&self, stream: &mut RecvStream, index: ChunkIndex) -> ChunkOutcome {
         let length = self.shared.verifier.manifest().geometry().chunk_len(index) as usize;
-        bytes.reserve_exact(length);
-        let mut pieces = [const { Bytes::new() }; PIECES];
-        loop {
-            let count = timeout(CHUNK_SILENCE, stream.read_chunks(&mut pieces))
-                .await
-                .ok()?
-                .ok()?;
-            let Some(count) = count else {
-                return (bytes.len() == length).then_some(());
-            };
-            for piece in &mut pieces[..count] {
-                // Taken, so that quinn's buffer behind it is free again.
-                let piece = std::mem::take(piece);
-                if bytes.len() + piece.len() > length {
-                    return None;
+        let mut inbox = Inbox::new(stream);
+        let mut bytes = self.shared.buffers.take();
+        if length <= PIECE_BYTES {
+            let whole = inbox.fill(&mut bytes, length).await;
+            return match whole == Some(length) && inbox.ends().await {
+                true => self.store(index, bytes).await,
+                false => {
+                    self.shared.buffers.give_back(bytes);
+                    ChunkOutcome::Broken
                 }
-                bytes.extend_from_slice(&piece);
-            }
+            };
         }
+        let begun = self.shared.sink.as_ref().map(|sink| sink.arriving(index));
+        let Some(Ok(mut arriving)) = begun else {
+            return ChunkOutcome::Broken;
+        };
+        while arriving.missing() > 0 {
+            let wanted = PIECE_BYTES.min(arriving.missing() as usize);
+            if inbox.fill(&mut bytes, wanted).await != Some(wanted) {
+                break;
+            }
+            let pushed = tokio::task::spawn_blocking(move || {
+                let took = arriving.push(&bytes);
+                bytes.clear();
+                (took, arriving, bytes)
+            });
+            let Ok((took, pushed, buffer)) = pushed.await else {
+                return ChunkOutcome::Broken;
+            };
+            (arriving, bytes) = (pushed, buffer);
+            let ended = match took {
+                Ok(Took::Taken) => continue,
+                Ok(Took::Displaced | Took::TooLong) => ChunkOutcome::Broken,
+                Ok(Took::Differs) => ChunkOutcome::Corrupt,
+                Err(error) => self.failed(&error).await,
+            };
+            self.shared.buffers.give_back(bytes);
+            return ended;
+        }
+        self.shared.buffers.give_back(bytes);
+        if arriving.missing() > 0 || !inbox.ends().await {
+            return ChunkOutcome::Broken;
+        }
+        match tokio::task::spawn_blocking(move || arriving.finish()).await {
+            Ok(Ok(Ended::Held(_))) => ChunkOutcome::Verified,
+            Ok(Ok(Ended::Corrupt(_))) => ChunkOutcome::Corrupt,
+            Ok(Ok(Ended::Broken)) | Err(_) => ChunkOutcome::Broken,
+            Ok(Err(error)) => self.failed(&error).await,
+        }
+    }
+
+    /// This machine's fault, and the end of the download.
+    async fn failed(&self, error: &StoreError) -> ChunkOutcome {
+        let event = Event::StoreFailed {
+            reason: error.to_string(),
+        };
+        let _ = self.shared.events.send(event).await;
+        ChunkOutcome::Broken
     }
 
     /// Verifies and stores, off the reactor.
@@ -544,13 +568,7 @@ impl Arrival {
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => {
-                let event = Event::StoreFailed {
-                    reason: error.to_string(),
-                };
-                let _ = self.shared.events.send(event).await;
-                ChunkOutcome::Broken
-            }
+            Ok(Err(error)) => self.failed(&error).await,
             Err(_) => ChunkOutcome::Broken,
         }
     }

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::Endpoint;
-use rootswarm_image::{Bitfield, ImageId, Manifest, Tag, TagError, Verifier};
+use rootswarm_image::{Bitfield, ImageId, Manifest, Tag, TagError};
 use rootswarm_swarm::Role;
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::conduct::Conduct;
@@ -26,11 +26,11 @@ pub use crate::join::{JoinRequest, Refusal};
 use crate::joining::{self, Admission};
 use crate::limiter::RateLimiter;
 use crate::link::{self, Opened};
-use crate::seed_keeper::SeedKeeper;
+use crate::seed_keeper::SeedKeepers;
 use crate::socket::{Bind, canonical};
 pub use crate::status::{Phase, SwarmStatus};
 use crate::store::{ChunkSource, ChunkStore};
-pub use crate::swarm_handle::{OfferError, SwarmError, SwarmHandle};
+pub use crate::swarm_handle::{SwarmError, SwarmHandle};
 use crate::tls::{Dialer, Listener, Purpose};
 pub use crate::trust::SeedTrust;
 use crate::trust::{SwarmTrust, TrustError};
@@ -284,28 +284,19 @@ impl Node {
             handle.commands.clone(),
         ));
         let endpoint = self.endpoint.clone();
-        let verifier = Verifier::new(joined.manifest.clone());
-        let node = Arc::new(self);
-        let latest = Arc::new(Mutex::new(joined.identity.clone()));
-        let mut admission = joined.admission;
-        for seed in joined.seeds.clone() {
-            let keeper = SeedKeeper {
-                node: node.clone(),
-                seed,
-                admission: admission.take_if(|it| it.address == seed),
-                identity: joined.identity.clone(),
-                latest: latest.clone(),
-                request: joined.request.clone(),
-                manifest: joined.manifest.clone(),
-                commands: handle.commands.clone(),
-            };
-            tasks.spawn(keeper.run());
-        }
+        let mut seeds = SeedKeepers::new(
+            Arc::new(self),
+            joined.identity,
+            joined.request,
+            joined.manifest,
+            handle.commands.clone(),
+        );
+        seeds.keep(&joined.seeds, joined.admission);
         Ok(SwarmHandle {
             handle,
             endpoint,
             store,
-            verifier,
+            seeds,
             tasks,
         })
     }

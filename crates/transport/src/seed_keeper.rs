@@ -1,5 +1,7 @@
-//! Keeps a node's connection to one seed: a seed that comes back finds its nodes again.
+//! Keeps a node's connections to its seeds: a seed that comes back finds its nodes again, and one that
+//! has moved is found where its name leads now. Looking names up is left to the caller.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +9,7 @@ use std::time::Duration;
 use rootswarm_image::Manifest;
 use rootswarm_swarm::Role;
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::dialing::{self, OpenError};
@@ -23,22 +26,88 @@ const RECONNECT: Duration = Duration::from_millis(500);
 /// See [`RECONNECT`].
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
 
+/// One keeper for each address at which there is a seed.
+pub(crate) struct SeedKeepers {
+    node: Arc<Node>,
+    identity: Identity,
+    /// What the keepers share: the identity that one of them got last.
+    latest: Arc<Mutex<Identity>>,
+    request: JoinRequest,
+    manifest: Arc<Manifest>,
+    commands: mpsc::Sender<Command>,
+    running: BTreeMap<SocketAddr, AbortHandle>,
+    tasks: JoinSet<()>,
+}
+
+impl SeedKeepers {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        identity: Identity,
+        request: JoinRequest,
+        manifest: Arc<Manifest>,
+        commands: mpsc::Sender<Command>,
+    ) -> SeedKeepers {
+        SeedKeepers {
+            node,
+            latest: Arc::new(Mutex::new(identity.clone())),
+            identity,
+            request,
+            manifest,
+            commands,
+            running: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// The seeds are at these addresses from now on. Those that were there before go on, and so does a
+    /// connection that is up, wherever it leads.
+    pub(crate) fn keep(&mut self, seeds: &[SocketAddr], mut admission: Option<Admission>) {
+        self.running.retain(|seed, task| {
+            let stays = seeds.contains(seed);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        while self.tasks.try_join_next().is_some() {}
+        for seed in seeds.iter().copied() {
+            if self.running.contains_key(&seed) {
+                continue;
+            }
+            let keeper = SeedKeeper {
+                node: self.node.clone(),
+                seed,
+                admission: admission.take_if(|it| it.address == seed),
+                identity: self
+                    .latest
+                    .try_lock()
+                    .map_or_else(|_| self.identity.clone(), |latest| latest.clone()),
+                latest: self.latest.clone(),
+                request: self.request.clone(),
+                manifest: self.manifest.clone(),
+                commands: self.commands.clone(),
+            };
+            self.running.insert(seed, self.tasks.spawn(keeper.run()));
+        }
+    }
+}
+
 /// Keeps the connection to one seed.
 pub(crate) struct SeedKeeper {
-    pub(crate) node: Arc<Node>,
-    pub(crate) seed: SocketAddr,
+    node: Arc<Node>,
+    seed: SocketAddr,
     /// The connection on which this seed let the node in, if it did.
-    pub(crate) admission: Option<Admission>,
-    pub(crate) identity: Identity,
+    admission: Option<Admission>,
+    identity: Identity,
     /// What the keepers of all seeds share: the identity that one of them got last.
-    pub(crate) latest: Arc<Mutex<Identity>>,
-    pub(crate) request: JoinRequest,
-    pub(crate) manifest: Arc<Manifest>,
-    pub(crate) commands: mpsc::Sender<Command>,
+    latest: Arc<Mutex<Identity>>,
+    request: JoinRequest,
+    manifest: Arc<Manifest>,
+    commands: mpsc::Sender<Command>,
 }
 
 impl SeedKeeper {
-    pub(crate) async fn run(mut self) {
+    async fn run(mut self) {
         let mut wait = RECONNECT;
         loop {
             match timeout(CONNECT_TIMEOUT, self.open()).await {

@@ -1,36 +1,24 @@
 //! A running swarm as its owner sees it: how far it is, when it is done, chunks from elsewhere.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use quinn::{Endpoint, VarInt};
-use rootswarm_image::{ChunkError, ChunkIndex, Verifier};
+use rootswarm_image::ChunkIndex;
 use tokio::time::timeout;
 
 use crate::driver::{Command, Handle};
+use crate::seed_keeper::SeedKeepers;
 use crate::status::{Phase, SwarmStatus};
-use crate::store::{ChunkStore, StoreError};
+use crate::store::ChunkStore;
 
 /// A swarm that this node takes part in. The swarm ends when this is dropped.
 pub struct SwarmHandle {
     pub(crate) handle: Handle,
     pub(crate) endpoint: Endpoint,
     pub(crate) store: Option<ChunkStore>,
-    pub(crate) verifier: Verifier,
+    pub(crate) seeds: SeedKeepers,
     pub(crate) tasks: tokio::task::JoinSet<()>,
-}
-
-/// Why a chunk that came by another way was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum OfferError {
-    /// It is not the chunk it is said to be.
-    #[error(transparent)]
-    Chunk(#[from] ChunkError),
-    /// It cannot be stored.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// This node has the image already and takes nothing.
-    #[error("this node holds the whole image")]
-    NotFetching,
 }
 
 /// The image will not be completed.
@@ -75,18 +63,16 @@ impl SwarmHandle {
             .unwrap_or_default()
     }
 
-    /// Verifies, stores and announces a chunk that came by another way, such as HTTP. Blocks for
-    /// as long as hashing and storing take.
-    ///
-    /// # Errors
-    /// See [`OfferError`].
-    pub fn offer(&self, index: ChunkIndex, bytes: Vec<u8>) -> Result<(), OfferError> {
-        let store = self.store.as_ref().ok_or(OfferError::NotFetching)?;
-        store.write(self.verifier.verify(index, bytes)?)?;
+    /// A chunk came into the store by another way, such as HTTP: it is announced to the others.
+    pub fn stored(&self, index: ChunkIndex) {
         // The queue is full only while the driver has much to do; it then learns of the chunk when
         // somebody sends it once more.
         let _ = self.handle.commands.try_send(Command::Stored(index));
-        Ok(())
+    }
+
+    /// The seeds are at these addresses from now on: what their names mean changes.
+    pub fn seeds_are_at(&mut self, addresses: &[SocketAddr]) {
+        self.seeds.keep(addresses, None);
     }
 
     /// A reader waits for this chunk: it is fetched before all others.
@@ -97,6 +83,7 @@ impl SwarmHandle {
     /// Finishes the uploads under way within `grace`, then leaves the swarm.
     pub async fn shutdown(mut self, grace: Duration) {
         self.tasks.abort_all();
+        drop(self.seeds);
         self.handle.shutdown(grace).await;
         self.endpoint
             .close(VarInt::from_u32(0), b"this node leaves");

@@ -45,8 +45,13 @@ pub fn noise(length: usize) -> Vec<u8> {
 
 /// The manifest of an image, in the smallest chunks there are.
 pub fn manifest(image: &[u8]) -> Manifest {
+    manifest_in(image, ChunkSize::MIN)
+}
+
+/// The manifest of an image, in chunks of this size.
+pub fn manifest_in(image: &[u8], chunks: ChunkSize) -> Manifest {
     let one = std::num::NonZeroUsize::MIN;
-    rootswarm_image::hash_image(image, ChunkSize::MIN, one, &|_| {}).expect("an image that fits")
+    rootswarm_image::hash_image(image, chunks, one, &|_| {}).expect("an image that fits")
 }
 
 /// A request, as far as a test looks at it.

@@ -23,17 +23,24 @@ pub struct Published {
 
 impl Published {
     pub fn new(image: Vec<u8>) -> Published {
+        let manifest = manifest(&image);
+        Published::with(image, manifest)
+    }
+
+    /// What the manifest says; `image` may be empty where a file is served instead.
+    pub fn with(image: Vec<u8>, manifest: Manifest) -> Published {
         let key = Arc::new(SwarmKey::generate().expect("randomness"));
-        Published::signed(image, key)
+        Published::signed(image, manifest, key)
     }
 
     /// By the same installation.
     pub fn beside(&self, image: Vec<u8>) -> Published {
-        Published::signed(image, self.key.clone())
+        let manifest = manifest(&image);
+        Published::signed(image, manifest, self.key.clone())
     }
 
-    fn signed(image: Vec<u8>, key: Arc<SwarmKey>) -> Published {
-        let manifest = Arc::new(manifest(&image));
+    fn signed(image: Vec<u8>, manifest: Manifest, key: Arc<SwarmKey>) -> Published {
+        let manifest = Arc::new(manifest);
         let geometry: &Geometry = manifest.geometry();
         let tag = Tag {
             name: "root".parse().expect("a name"),
@@ -136,15 +143,38 @@ impl TestSeed {
         TestSeed::at(published, listen, token, upload_limit_bytes_per_s)
     }
 
+    /// At this address.
     pub fn at(
         published: &Published,
         listen: SocketAddr,
         token: Option<&'static str>,
         upload_limit_bytes_per_s: Option<u64>,
     ) -> TestSeed {
+        TestSeed::of(published, listen, token, upload_limit_bytes_per_s, None)
+    }
+
+    /// Of a file that is there already.
+    pub fn of_file(published: &Published, file: &std::path::Path) -> TestSeed {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        TestSeed::of(published, listen, None, None, Some(file))
+    }
+
+    fn of(
+        published: &Published,
+        listen: SocketAddr,
+        token: Option<&'static str>,
+        upload_limit_bytes_per_s: Option<u64>,
+        file: Option<&std::path::Path>,
+    ) -> TestSeed {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("image");
-        std::fs::write(&path, &published.image).expect("a file");
+        let path = match file {
+            Some(file) => file.to_owned(),
+            None => {
+                let path = dir.path().join("image");
+                std::fs::write(&path, &published.image).expect("a file");
+                path
+            }
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()

@@ -29,7 +29,7 @@ pub(super) fn map_file(file: &File, length: u64) -> io::Result<Bytes> {
     //   before, never change it after, and their files are private to the process (mode 0600 in
     //   the state directory, or locked while an image is assembled).
     // - It is not written where a slice exists: `FileStore` maps copies that are never written,
-    //   and `ChunkStore` hands out a range only after its one and only write has ended. A `Bytes`
+    //   and `ChunkStore` hands out a range only when its chunk is held, after the last write to it. A `Bytes`
     //   dereferences its own range only, so that the rest of the map may still be written.
     let map = unsafe { MmapOptions::new().len(length).map(file)? };
     Ok(Bytes::from_owner(map))

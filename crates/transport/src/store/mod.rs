@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | what | a whole published copy | an image that is being fetched |
 //! | who | the seed | a node (on tmpfs), `fetch` (on disk) |
-//! | written | never | with verified chunks only |
+//! | written | never | with verified chunks, and with pieces that count for nothing until all of their chunk are verified |
 //!
 //! Both map the file and hand out slices of the map: a chunk on its way to a peer is never copied,
 //! and on a node there is one copy of the image in RAM, the one that is mounted.
@@ -15,6 +15,7 @@
 
 mod file;
 mod map;
+mod place;
 mod ram;
 mod scan;
 
@@ -25,7 +26,11 @@ use bytes::Bytes;
 use rootswarm_image::{ChunkIndex, ImageId};
 
 pub use file::FileStore;
+pub use place::{Arriving, Ended, Took};
 pub use ram::{ChunkStore, Written};
+
+/// What is read, hashed and written in one go. A chunk that is longer is never in memory as a whole.
+pub(crate) const PIECE_BYTES: usize = 256 << 10;
 
 /// Whatever chunks can be read from.
 pub trait ChunkSource: Send + Sync {

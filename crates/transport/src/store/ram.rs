@@ -3,46 +3,56 @@
 //!
 //! Mounting it, renaming it when it is whole, and sizing its tmpfs are left to others.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use rootswarm_image::{Bitfield, ChunkIndex, Manifest, VerifiedChunk};
+use rootswarm_image::{Bitfield, ChunkIndex, Manifest, VerifiedChunk, Verifier};
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
+use super::place::{Arriving, Place};
 use super::{ChunkSource, StoreError, map, scan};
 
 /// An image that is being assembled. Cheap to clone; clones are the same store.
 ///
-/// **Invariants.** A chunk's range of the file is written once, and handed out only afterwards. A
+/// **Invariants.** A chunk's range of the file is handed out only when the chunk is held, and from then
+/// on it is not written. A
 /// chunk counts as held when verified bytes were written over the whole of its range
-/// ([`ChunkStore::write`]), or when what was found there was verified ([`ChunkStore::resume`]); from
+/// ([`ChunkStore::write`]), when the bytes written over it were verified as they were written
+/// ([`ChunkStore::arriving`]), or when what was found there was ([`ChunkStore::resume`]); from
 /// then on nobody else writes the file, which is locked. A store that holds every chunk is therefore
 /// the image, whole: a [`Manifest`] exists only if its hashes merge to the image's id.
+///
+/// **What can be written.** There is one descriptor that can write, and the last chunk closes it: from
+/// then on this process has no way to change the image, which may be mounted. The map comes from a
+/// descriptor that only reads, so that the kernel refuses to make it writable (mprotect(2)) or to punch
+/// a hole through it (madvise(2), MADV_REMOVE) at any time.
 #[derive(Clone, Debug)]
 pub struct ChunkStore(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
+    /// Reads only, and holds the lock.
     file: File,
     manifest: Arc<Manifest>,
     map: Bytes,
     /// Held for a few instructions, never over a read or a write.
     state: Mutex<State>,
-    /// Some chunk is no longer being written.
-    written: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
     have: Bitfield,
-    /// Chunks that a thread is writing at this moment: at most one for each thread that writes.
-    writing: Vec<ChunkIndex>,
+    /// Chunks that are arriving, and from how many senders.
+    places: BTreeMap<ChunkIndex, (usize, Arc<Mutex<Place>>)>,
+    /// The way into the file; none once every chunk is held.
+    writer: Option<Arc<File>>,
 }
 
 /// What became of a chunk.
@@ -80,7 +90,12 @@ impl ChunkStore {
             .open(path)
             .map_err(StoreError::io("create", path))?;
         let have = Bitfield::new(manifest.geometry().chunk_count());
-        ChunkStore::prepare(path, file, manifest, have).inspect_err(|_| {
+        let prepare = || {
+            let reader = reopen(path, &file)?;
+            lock(path, &reader)?;
+            ChunkStore::prepare(path, file, reader, manifest, have)
+        };
+        prepare().inspect_err(|_| {
             // It holds nothing; the error that matters is the one being returned.
             let _ = fs::remove_file(path);
         })
@@ -98,8 +113,9 @@ impl ChunkStore {
             .write(true)
             .open(path)
             .map_err(StoreError::io("open", path))?;
-        lock(path, &file)?;
         let expected_bytes = manifest.geometry().length();
+        let reader = reopen(path, &file)?;
+        lock(path, &reader)?;
         let found_bytes = file.metadata().map_err(StoreError::io("stat", path))?.len();
         if found_bytes != expected_bytes {
             return Err(StoreError::WrongLength {
@@ -108,32 +124,35 @@ impl ChunkStore {
                 found_bytes,
             });
         }
-        let have = scan::verified_chunks(&file, &manifest).map_err(StoreError::io("read", path))?;
-        ChunkStore::prepare(path, file, manifest, have)
+        let have =
+            scan::verified_chunks(&reader, &manifest).map_err(StoreError::io("read", path))?;
+        ChunkStore::prepare(path, file, reader, manifest, have)
     }
 
     fn prepare(
         path: &Path,
-        file: File,
+        writer: File,
+        reader: File,
         manifest: Arc<Manifest>,
         have: Bitfield,
     ) -> Result<ChunkStore, StoreError> {
-        lock(path, &file)?;
         let length = manifest.geometry().length();
-        file.set_len(length)
+        writer
+            .set_len(length)
             .map_err(StoreError::io("set the length of", path))?;
-        allocate(path, &file, length)?;
-        let map = map::map_file(&file, length).map_err(StoreError::io("map", path))?;
+        allocate(path, &writer, length)?;
+        let map = map::map_file(&reader, length).map_err(StoreError::io("map", path))?;
+        let writer = (!have.is_full()).then(|| Arc::new(writer));
         Ok(ChunkStore(Arc::new(Inner {
             path: path.to_owned(),
-            file,
+            file: reader,
             manifest,
             map,
             state: Mutex::new(State {
                 have,
-                writing: Vec::new(),
+                places: BTreeMap::new(),
+                writer,
             }),
-            written: Condvar::new(),
         })))
     }
 
@@ -153,38 +172,85 @@ impl ChunkStore {
                 found: *chunk.image(),
             });
         }
-        let mut state = inner.state();
-        while state.writing.contains(&index) {
-            state = inner
-                .written
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.have.get(index) {
-            return Ok(Written::AlreadyHeld);
-        }
-        state.writing.push(index);
-        drop(state);
-
         // The verifier accepts only the chunk's exact length, so this ends inside the file.
-        let offset = inner.manifest.geometry().offset(index);
-        let written = inner.file.write_all_at(chunk.bytes(), offset);
-        let result = written.map_err(|error| {
+        self.arriving(index)?.verified(chunk.bytes())
+    }
+
+    /// Begins to take a chunk in pieces: they are written at its place and hashed there, so that memory
+    /// does not grow with its size.
+    ///
+    /// # Errors
+    /// The image has no such chunk.
+    pub fn arriving(&self, index: ChunkIndex) -> Result<Arriving, StoreError> {
+        let inner = &*self.0;
+        let hash = Verifier::new(inner.manifest.clone())
+            .begin(index)
+            .map_err(|error| StoreError::io("write", &inner.path)(io::Error::other(error)))?;
+        let place = {
+            let mut state = inner.state();
+            let (senders, place) = state
+                .places
+                .entry(index)
+                .or_insert_with(|| (0, Arc::new(Mutex::new(Place::new(hash)))));
+            *senders += 1;
+            place.clone()
+        };
+        Ok(Arriving::new(self.clone(), index, place))
+    }
+
+    /// A sender of this chunk is gone; with the last one what was not whole is forgotten.
+    pub(super) fn leave(&self, index: ChunkIndex) {
+        let mut state = self.0.state();
+        if let Some((senders, _)) = state.places.get_mut(&index) {
+            *senders -= 1;
+            if *senders == 0 {
+                state.places.remove(&index);
+            }
+        }
+    }
+
+    /// The way into the file, for one write; none once every chunk is held.
+    pub(super) fn writer(&self) -> Option<Arc<File>> {
+        self.0.state().writer.clone()
+    }
+
+    /// A descriptor that only reads.
+    pub(super) fn reader(&self) -> &File {
+        &self.0.file
+    }
+
+    /// Where a chunk begins.
+    pub(super) fn offset(&self, index: ChunkIndex) -> u64 {
+        self.0.manifest.geometry().offset(index)
+    }
+
+    /// Writes a part of a chunk, which the caller has the lock of.
+    pub(super) fn write_at(
+        &self,
+        writer: &File,
+        index: ChunkIndex,
+        start: u32,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
+        let inner = &*self.0;
+        let at = self.offset(index) + u64::from(start);
+        writer.write_all_at(bytes, at).map_err(|error| {
             if error.kind() == io::ErrorKind::StorageFull {
-                no_space(&inner.path, &inner.file, u64::from(inner.chunk_len(index)))
+                no_space(&inner.path, writer, u64::from(inner.chunk_len(index)))
             } else {
                 StoreError::io("write", &inner.path)(error)
             }
-        });
+        })
+    }
 
-        let mut state = inner.state();
-        state.writing.retain(|writing| *writing != index);
-        if result.is_ok() {
-            state.have.set(index);
+    /// From now on the chunk can be handed out: all its bytes were verified.
+    pub(super) fn hold(&self, index: ChunkIndex) {
+        let mut state = self.0.state();
+        state.have.set(index);
+        if state.have.is_full() {
+            // Nobody is writing any more: every chunk is held, and each is written once.
+            state.writer = None;
         }
-        drop(state);
-        inner.written.notify_all();
-        result.map(|()| Written::Stored)
     }
 
     /// Which chunks are there.
@@ -277,6 +343,21 @@ impl Inner {
 
     fn chunk_len(&self, index: ChunkIndex) -> u32 {
         self.manifest.geometry().chunk_len(index)
+    }
+}
+
+/// The same file once more, for reading alone: a descriptor keeps the rights that it was opened with.
+fn reopen(path: &Path, file: &File) -> Result<File, StoreError> {
+    use std::os::unix::fs::MetadataExt;
+    let reader = File::open(path).map_err(StoreError::io("open", path))?;
+    let which = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino()));
+    match (which(file), which(&reader)) {
+        (Ok(a), Ok(b)) if a == b => Ok(reader),
+        (Err(error), _) | (_, Err(error)) => Err(StoreError::io("stat", path)(error)),
+        // Somebody put another file there in between.
+        _ => Err(StoreError::Busy {
+            path: path.to_owned(),
+        }),
     }
 }
 
