@@ -1,7 +1,10 @@
-//! A loop device over the RAM image, by its two ioctls: no `losetup` in the initrd.
+//! A loop device over the RAM image, by its ioctls: no `losetup` in the initrd.
 //!
 //! The device is read-only and clears itself when its last user goes away, so an unmount, or
 //! dropping [`LoopDevice`] before the mount, leaves nothing behind.
+//!
+//! Since Linux 5.8 one call sets a device up (LOOP_CONFIGURE). Before, it takes two, between which the
+//! device does not clear itself yet.
 
 use std::ffi::c_void;
 use std::fs::{File, OpenOptions};
@@ -66,11 +69,52 @@ fn configure(device: &File, backing: &File, image: &Path) -> Result<(), Errno> {
     info.file_name[..shown].copy_from_slice(&name[..shown]);
     // Direct I/O spares the loop worker a second look-up in the page cache where tmpfs has it
     // (6.6 and later); older kernels fall back by themselves or say EINVAL.
-    match set(device, backing, info, READ_ONLY | AUTOCLEAR | DIRECT_IO) {
-        Err(Errno::INVAL) => set(device, backing, info, READ_ONLY | AUTOCLEAR),
-        other => other,
+    for flags in [READ_ONLY | AUTOCLEAR | DIRECT_IO, READ_ONLY | AUTOCLEAR] {
+        match set(device, backing, info, flags) {
+            // What a kernel says to a flag, or to a call, that it does not know.
+            Err(Errno::INVAL | Errno::NOTTY | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+            other => return other,
+        }
     }
+    set_in_two_steps(device, backing, info)
 }
+
+/// As it was before Linux 5.8. That the device is read-only follows from how both files were opened.
+fn set_in_two_steps(device: &File, backing: &File, mut info: LoopInfo64) -> Result<(), Errno> {
+    info.flags = READ_ONLY | AUTOCLEAR;
+    // SAFETY: LOOP_SET_FD takes a descriptor as a number, and writes nothing.
+    unsafe {
+        rustix::ioctl::ioctl(
+            device,
+            Numbered::<LOOP_SET_FD>(backing.as_raw_fd() as usize),
+        )
+    }?;
+    let mut tries = 0;
+    let result = loop {
+        // SAFETY: LOOP_SET_STATUS64 reads a `struct loop_info64`, whose layout LoopInfo64 has (asserted
+        // below), and writes nothing.
+        let set = unsafe {
+            rustix::ioctl::ioctl(device, Setter::<LOOP_SET_STATUS64, LoopInfo64>::new(info))
+        };
+        match set {
+            // The page cache of the device's last user is still being written.
+            Err(Errno::AGAIN) if tries < STATUS_TRIES => {
+                tries += 1;
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            other => break other,
+        }
+    };
+    if result.is_err() {
+        // It would not clear itself. The error that matters is the one being returned.
+        // SAFETY: LOOP_CLR_FD takes no argument.
+        let _ = unsafe { rustix::ioctl::ioctl(device, Numbered::<LOOP_CLR_FD>(0)) };
+    }
+    result
+}
+
+/// How often a device that is busy for a moment is asked again: a second in all.
+const STATUS_TRIES: u32 = 100;
 
 fn set(device: &File, backing: &File, mut info: LoopInfo64, flags: u32) -> Result<(), Errno> {
     info.flags = flags;
@@ -87,6 +131,9 @@ fn set(device: &File, backing: &File, mut info: LoopInfo64, flags: u32) -> Resul
 }
 
 // Numbers and layouts from include/uapi/linux/loop.h.
+const LOOP_SET_FD: Opcode = 0x4C00;
+const LOOP_CLR_FD: Opcode = 0x4C01;
+const LOOP_SET_STATUS64: Opcode = 0x4C04;
 const LOOP_CONFIGURE: Opcode = 0x4C0A;
 const LOOP_CTL_GET_FREE: Opcode = 0x4C82;
 const READ_ONLY: u32 = 1;
@@ -138,6 +185,28 @@ struct LoopConfig {
 }
 
 const _: () = assert!(size_of::<LoopInfo64>() == 232 && size_of::<LoopConfig>() == 304);
+
+/// A call whose argument is a number.
+struct Numbered<const OPCODE: Opcode>(usize);
+
+// SAFETY: the argument is a number and no pointer: nothing is read or written through it.
+unsafe impl<const OPCODE: Opcode> Ioctl for Numbered<OPCODE> {
+    type Output = ();
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        OPCODE
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::without_provenance_mut(self.0)
+    }
+
+    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> rustix::io::Result<()> {
+        Ok(())
+    }
+}
 
 struct GetFree;
 
