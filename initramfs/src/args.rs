@@ -26,6 +26,8 @@ pub enum Command {
     Fetch(FetchArgs),
     /// Show what this node holds and serves.
     Status(StatusArgs),
+    /// Say whether a boot would accept what is to be baked into an initrd.
+    Check(CheckArgs),
     /// Print this text.
     Help(&'static str),
     /// Print the version.
@@ -112,14 +114,21 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
+/// `rootswarm-agent check`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckArgs {
+    /// Where `swarm.pub` and `agent.conf` are.
+    pub conf: PathBuf,
+}
+
 /// What is wrong with the arguments.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
     /// No command at all.
-    #[error("no command given: use boot, fetch or status (see --help)")]
+    #[error("no command given: use boot, fetch, status or check (see --help)")]
     NoCommand,
     /// A command nobody knows.
-    #[error("unknown command \"{0}\": use boot, fetch or status (see --help)")]
+    #[error("unknown command \"{0}\": use boot, fetch, status or check (see --help)")]
     UnknownCommand(String),
     /// An option this command does not have.
     #[error("{command}: unknown option \"{option}\" (see {command} --help)")]
@@ -187,6 +196,7 @@ rootswarm-agent: fetches a root image from the swarm and boots from it
 usage: rootswarm-agent boot --rootmnt DIR [options]
        rootswarm-agent fetch ROOTURL --output FILE [options]
        rootswarm-agent status [--json]
+       rootswarm-agent check [--conf DIR]
 
 `rootswarm-agent COMMAND --help` lists a command's options.
 ROOTURL is swarm://HOST[:PORT][,HOST2…]/NAME[@blake3:HEX] or http://HOST[:PORT]/PATH[@blake3:HEX].
@@ -241,6 +251,15 @@ usage: rootswarm-agent status [--json] [--run-dir DIR]
 Shows what this node fetched, holds and serves.
 ";
 
+const CHECK_HELP: &str = "\
+usage: rootswarm-agent check [--conf DIR]
+
+Reads swarm.pub and agent.conf as a boot does and says what is wrong with them: an initrd with a file
+that its agent refuses would boot no machine.
+
+  --conf DIR       swarm.pub and agent.conf [/etc/rootswarm]
+";
+
 /// Reads the arguments that follow the program's name.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, ArgsError> {
     let mut words = Vec::new();
@@ -259,6 +278,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, ArgsEr
         "boot-child" => parse_boot("boot-child", words),
         "fetch" => parse_fetch(words),
         "status" => parse_status(words),
+        "check" => parse_check(words),
         _ => Err(ArgsError::UnknownCommand(command)),
     }
 }
@@ -464,6 +484,22 @@ fn parse_status(words: Vec<String>) -> Result<Command, ArgsError> {
     Ok(Command::Status(args))
 }
 
+fn parse_check(words: Vec<String>) -> Result<Command, ArgsError> {
+    let mut words = Words::new("check", words);
+    let mut conf = PathBuf::from(CONF_DIR);
+    while let Some(word) = words.next()? {
+        match word {
+            Word::Plain(argument) => return Err(words.unexpected(argument)),
+            Word::Option(option) => match option.as_str() {
+                "-h" | "--help" => return Ok(Command::Help(CHECK_HELP)),
+                "--conf" => conf = words.value()?.into(),
+                _ => return Err(words.unknown()),
+            },
+        }
+    }
+    Ok(Command::Check(CheckArgs { conf }))
+}
+
 /// How long to go on without progress: whole or fractional seconds, at least a tenth and at most a
 /// day; 0 for once, `forever` for as long as it takes.
 pub fn parse_patience(text: &str) -> Result<Duration, &'static str> {
@@ -542,11 +578,11 @@ mod tests {
         for (line, message) in [
             (
                 "",
-                "no command given: use boot, fetch or status (see --help)",
+                "no command given: use boot, fetch, status or check (see --help)",
             ),
             (
                 "fly",
-                "unknown command \"fly\": use boot, fetch or status (see --help)",
+                "unknown command \"fly\": use boot, fetch, status or check (see --help)",
             ),
             ("boot", "boot: --rootmnt DIR is missing (see boot --help)"),
             (

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use rootswarm_image::SwarmPublicKey;
 
-use crate::args;
+use crate::args::{self, CheckArgs};
 use crate::console;
-use crate::exit::{Classified, Exit};
+use crate::exit::{Classified, Exit, Failure};
 use crate::minimum::Minimum;
 use crate::mount::Mode;
 use crate::rack;
@@ -93,6 +93,16 @@ pub enum BakedError {
         /// Why.
         source: std::io::Error,
     },
+    /// The key file is empty.
+    #[error(
+        "{} is empty, as a `rootswarm key` that failed leaves it: write the key into it \
+         (`rootswarm key` on the seed prints it), or remove the file",
+        path.display()
+    )]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
     /// The key file holds no key.
     #[error("{}: no swarm key: {reason}; it must hold ed25519: and 64 hexadecimal digits", path.display())]
     Key {
@@ -116,7 +126,9 @@ pub enum BakedError {
 impl Classified for BakedError {
     fn exit(&self) -> Exit {
         match self {
-            BakedError::Read { .. } | BakedError::Key { .. } => Exit::Refused,
+            BakedError::Read { .. } | BakedError::Empty { .. } | BakedError::Key { .. } => {
+                Exit::Refused
+            }
             BakedError::Line { .. } => Exit::BadInput,
         }
     }
@@ -127,6 +139,9 @@ pub fn read(dir: &Path) -> Result<Baked, BakedError> {
     let key_path = dir.join("swarm.pub");
     let key = match read_if_there(&key_path)? {
         None => None,
+        Some(text) if text.trim().is_empty() => {
+            return Err(BakedError::Empty { path: key_path });
+        }
         Some(text) => Some(text.trim().parse().map_err(
             |reason: rootswarm_image::SwarmPublicKeyError| BakedError::Key {
                 path: key_path.clone(),
@@ -156,10 +171,27 @@ pub fn read(dir: &Path) -> Result<Baked, BakedError> {
     })
 }
 
+/// `rootswarm-agent check`: what the hook that builds an initrd asks, so that a file that the agent
+/// would refuse is refused where it can be mended.
+///
+/// # Errors
+/// As a boot would end with.
+pub fn check(args: &CheckArgs) -> Result<(), Failure> {
+    let baked = read(&args.conf)?;
+    let path = baked.key_path.display();
+    console::print_out(&match baked.key {
+        Some(key) => format!("{path}: swarm key {key}\n"),
+        None => format!("{path}: no swarm key, only a rooturl with @blake3:HEX will boot\n"),
+    })
+}
+
 fn read_if_there(path: &Path) -> Result<Option<String>, BakedError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        // A link that leads nowhere is there, and was meant to say something.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {
+            Ok(None)
+        }
         Err(source) => Err(BakedError::Read {
             path: path.to_owned(),
             source,

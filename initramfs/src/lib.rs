@@ -62,6 +62,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(args::Command::BootChild(boot)) => return boot::run_child(&boot),
         Ok(args::Command::Fetch(fetch)) => fetch::run(&fetch),
         Ok(args::Command::Status(status)) => status::run(&status),
+        Ok(args::Command::Check(check)) => baked::check(&check),
         Err(error) => Err(error.into()),
     };
     match result {
