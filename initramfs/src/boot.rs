@@ -47,6 +47,7 @@ async fn boot_and_serve(args: &BootArgs, detached: Detached) -> Result<(), Failu
         console::say(&format!("WARNING: {warning}"));
     }
     let kernel = Kernel::default();
+    preflight::check_version(&kernel)?;
     preflight::check_modules(&kernel, plan.mode)?;
 
     let source = fetch::source_of(&plan.fetch);
@@ -61,13 +62,20 @@ async fn boot_and_serve(args: &BootArgs, detached: Detached) -> Result<(), Failu
         kernel,
         made: None,
     };
-    let booted = tokio::select! {
+    let mut booted = tokio::select! {
         booted = boot(args, &plan, &mut room, &mut reporter) => booted?,
         () = received(&mut terminate) => {
             return Err(Failure::new(Exit::Unexpected, "stopped by a signal before the root was mounted"));
         }
     };
 
+    // What it cannot find out it goes without: it then wakes late and says nothing, and serves.
+    let writable = confine::find_writable(reporter.status_descriptor()).unwrap_or_default();
+    // Now, while its path is right: it is about to become "/".
+    let root = std::fs::File::open(&args.rootmnt);
+    if let Some(serving) = &mut booted.serving {
+        serving.remember_names();
+    }
     // From here on there is a root. If nobody is there to use it, dropping takes it apart.
     detached.hand_off().map_err(|e| {
         Failure::new(
@@ -82,7 +90,7 @@ async fn boot_and_serve(args: &BootArgs, detached: Detached) -> Result<(), Failu
     let Some(mut serving) = booted.serving else {
         return Ok(());
     };
-    for failed in confine::confine() {
+    for failed in confine::confine(root, &writable) {
         reporter.say(&format!("WARNING: {failed}"));
     }
     tokio::select! {

@@ -1,22 +1,22 @@
 //! What the agent gives up when the root is mounted: from then on it sends an image to strangers,
 //! and needs nothing of what it needed to boot.
 //!
-//! It keeps its sockets, the image it has mapped, the status document and the kernel log. It loses
-//! root, every capability, and all system calls but those that a process needs to talk UDP: no
-//! program can be run, no file written or made, no memory made executable.
+//! It keeps its sockets, the image it has mapped, the status document and the kernel log, and of these
+//! the image only for reading: it is the root of the node by now. It loses root, every capability, and
+//! all system calls but those that a process needs to talk UDP ([`crate::syscalls`]): no program can be
+//! run, no process made, no file written or made, no memory made executable.
 //!
 //! Each step is taken whether or not the others worked: a kernel without system call filters is no
 //! reason to stay root. When in the boot this happens is [`crate::boot`]'s to say.
 
-use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::RawFd;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
+
+use crate::syscalls::{self, Writable};
 
 /// Nobody's: below `nobody` (65534), which other programs use, above systemd's dynamic users
 /// (61184-65519), and in Debian's reserved range (65000-65533).
@@ -38,15 +38,43 @@ pub struct StepError {
     source: io::Error,
 }
 
+/// Finds what stays writable: the status document at `status`, and what the event loop wakes itself
+/// with. To be called while /proc is still there, which the initramfs moves away with the handoff.
+pub fn find_writable(status: Option<RawFd>) -> io::Result<Writable> {
+    let mut found = Writable {
+        status,
+        ..Writable::default()
+    };
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let entry = entry?;
+        let number: Option<RawFd> = entry.file_name().to_str().and_then(|n| n.parse().ok());
+        // The descriptor that lists them is gone by the time its own link is read.
+        let (Some(number), Ok(target)) = (number, fs::read_link(entry.path())) else {
+            continue;
+        };
+        let target = target.to_string_lossy();
+        if target == "anon_inode:[eventfd]" {
+            found.wakers.push(number);
+        } else if target.starts_with("socket:") {
+            found.signals.push(number);
+        }
+    }
+    Ok(found)
+}
+
 /// Gives up, in every thread of this process, what serving does not need. Returns what could not be
 /// given up, which is worth a warning: a node that has booted is not stopped for it.
-pub fn confine() -> Vec<StepError> {
+///
+/// `root` is the new root, which becomes this process's own: names are looked up with what the booted
+/// system says about them, and its name servers, whose files the initramfs does not have.
+pub fn confine(root: io::Result<File>, writable: &Writable) -> Vec<StepError> {
     let mut failed = Vec::new();
     let mut step = |step, result: io::Result<()>| {
         if let Err(source) = result {
             failed.push(StepError { step, source });
         }
     };
+    step("enter the new root", root.and_then(|root| enter(&root)));
     step("limit resources", limit_resources());
     // Of this thread, and of those it starts. Without it a program that is run could at most get
     // back what its file gives, and none can be run.
@@ -56,8 +84,15 @@ pub fn confine() -> Vec<StepError> {
     // After the change of user, which sets it to what the system says.
     let undumpable = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     step("forbid being traced", undumpable.map_err(io::Error::from));
-    step("filter system calls", filter_system_calls());
+    step("filter system calls", syscalls::apply(writable));
     failed
+}
+
+/// By the directory itself: its path may have changed since, and it stays the same directory.
+fn enter(root: &File) -> io::Result<()> {
+    rustix::process::fchdir(root)?;
+    rustix::process::chroot(".")?;
+    Ok(rustix::process::chdir("/")?)
 }
 
 fn limit_resources() -> io::Result<()> {
@@ -101,118 +136,4 @@ fn become_user(id: u32) -> io::Result<()> {
     done(unsafe { libc::setresgid(id, id, id) })?;
     // SAFETY: takes numbers only.
     done(unsafe { libc::setresuid(id, id, id) })
-}
-
-/// For every thread; what is not on the list fails with EPERM. Nothing that is run or that is
-/// left of this process can get a privilege back.
-fn filter_system_calls() -> io::Result<()> {
-    let program = allow_list()?;
-    seccompiler::apply_filter_all_threads(&program).map_err(io::Error::other)
-}
-
-/// Calls with any arguments.
-const ALLOWED: &[libc::c_long] = &[
-    // Sockets, and the loop that waits for them.
-    libc::SYS_sendmsg,
-    libc::SYS_sendmmsg,
-    libc::SYS_sendto,
-    libc::SYS_recvmsg,
-    libc::SYS_recvmmsg,
-    libc::SYS_recvfrom,
-    libc::SYS_bind,
-    libc::SYS_connect,
-    libc::SYS_getsockname,
-    libc::SYS_getpeername,
-    libc::SYS_getsockopt,
-    libc::SYS_setsockopt,
-    libc::SYS_shutdown,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_pwait,
-    libc::SYS_ppoll,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_epoll_wait,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_poll,
-    // Files that are open: the status document, the kernel log, the event loop's own.
-    libc::SYS_read,
-    libc::SYS_write,
-    libc::SYS_writev,
-    libc::SYS_pread64,
-    libc::SYS_pwrite64,
-    libc::SYS_lseek,
-    libc::SYS_fstat,
-    libc::SYS_newfstatat,
-    libc::SYS_statx,
-    libc::SYS_getdents64,
-    libc::SYS_fcntl,
-    libc::SYS_close,
-    // Memory.
-    libc::SYS_brk,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
-    // Threads, and their end.
-    libc::SYS_clone,
-    libc::SYS_clone3,
-    libc::SYS_set_robust_list,
-    libc::SYS_rseq,
-    libc::SYS_futex,
-    libc::SYS_sched_yield,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_sigaltstack,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_restart_syscall,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_tgkill,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    // Time and chance.
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_nanosleep,
-    libc::SYS_gettimeofday,
-    libc::SYS_getrandom,
-];
-
-fn allow_list() -> io::Result<BpfProgram> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
-    // Name servers are asked over UDP, and the kernel for its routes by "connecting" such a socket.
-    let families = [libc::AF_INET, libc::AF_INET6];
-    let is_family = |family| only(0, SeccompCmpOp::Eq, family);
-    let families = families.into_iter().map(is_family);
-    rules.insert(libc::SYS_socket, families.collect::<io::Result<_>>()?);
-    // hosts and resolv.conf are read while the swarm has yet to be found; nothing is written.
-    let writing = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
-    let reading = only(2, SeccompCmpOp::MaskedEq(mask(writing)), libc::O_RDONLY)?;
-    rules.insert(libc::SYS_openat, vec![reading]);
-    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        let executable = SeccompCmpOp::MaskedEq(mask(libc::PROT_EXEC));
-        rules.insert(call, vec![only(2, executable, 0)?]);
-    }
-    // A thread gives itself a name.
-    let name = only(0, SeccompCmpOp::Eq, libc::PR_SET_NAME)?;
-    rules.insert(libc::SYS_prctl, vec![name]);
-    let arch = std::env::consts::ARCH
-        .try_into()
-        .map_err(io::Error::other)?;
-    let refused = SeccompAction::Errno(mask(libc::EPERM) as u32);
-    SeccompFilter::new(rules, refused, SeccompAction::Allow, arch)
-        .and_then(TryInto::try_into)
-        .map_err(io::Error::other)
-}
-
-/// The constants are positive numbers, whatever type the C library gives them.
-fn mask(bits: libc::c_int) -> u64 {
-    u64::from(bits.unsigned_abs())
-}
-
-/// Allows a call when this argument is such.
-fn only(argument: u8, is: SeccompCmpOp, value: libc::c_int) -> io::Result<SeccompRule> {
-    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, is, mask(value))
-        .and_then(|condition| SeccompRule::new(vec![condition]))
-        .map_err(io::Error::other)
 }

@@ -11,6 +11,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::RawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 
@@ -147,6 +148,8 @@ impl Detached {
         };
         // Huge pages would round its few megabytes up, where the kernel gives them to everybody.
         let _ = rustix::thread::disable_transparent_huge_pages(true);
+        // What a shell of the initramfs forgot to close would stay open in the booted system.
+        close_inherited().map_err(lost)?;
         // Fails when it leads a session already, which is just as good.
         let _ = rustix::process::setsid();
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
@@ -163,7 +166,11 @@ impl Detached {
     /// Tells the parent that the root is mounted, and lets go of it and of the console. An error
     /// means that the parent is gone: nobody will switch root, so the mounts should go too.
     pub fn hand_off(self) -> io::Result<()> {
-        // Before the word is out: from then on the parent may exit at any moment.
+        // Before the word is out: from then on the parent may exit at any moment, and whoever called
+        // it moves /proc into the new root.
+        let adjust = OpenOptions::new()
+            .write(true)
+            .open("/proc/self/oom_score_adj");
         rustix::process::set_parent_process_death_signal(None)?;
         if let Err(e) = say(&Word::Ready) {
             rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
@@ -172,14 +179,31 @@ impl Detached {
         // The first to go when memory runs out. Its own memory is small, and the image in RAM
         // stays either way (the mount needs it), but nothing in the booted system depends on this
         // process: any other victim would be worse. Until here it was the boot itself.
-        let _ = fs::write("/proc/self/oom_score_adj", "1000");
+        let _ = adjust.and_then(|mut adjust| adjust.write_all(b"1000"));
         if let Some(log) = &self.kernel_log {
-            let _ = rustix::stdio::dup2_stdout(log);
             let _ = rustix::stdio::dup2_stderr(log);
         }
+        // Nothing is said there any more: like standard input it is /dev/null, for reading. The pipe
+        // closes, which is the parent's sign that no other word comes.
+        let _ = rustix::stdio::dup2_stdout(rustix::stdio::stdin());
         console::use_kernel_log();
         Ok(())
     }
+}
+
+/// Closes every descriptor but the three standard ones.
+fn close_inherited() -> io::Result<()> {
+    let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|number| *number > 2)
+        .collect();
+    for number in open {
+        // SAFETY: this is the first thing that the process does, so that no value owns any of them.
+        // The one that listed them is closed already, and its number is free: that fails.
+        let _ = unsafe { libc::close(number) };
+    }
+    Ok(())
 }
 
 /// Tells the parent why there is no root.

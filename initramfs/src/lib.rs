@@ -44,6 +44,7 @@ pub mod serving;
 pub mod status;
 pub mod swarm_download;
 pub mod swarm_fetch;
+pub mod syscalls;
 pub mod units;
 
 use std::ffi::OsString;

@@ -41,6 +41,11 @@ impl Reporter {
         self.write_status();
     }
 
+    /// The descriptor that the document is written through, if there is one.
+    pub fn status_descriptor(&self) -> Option<std::os::fd::RawFd> {
+        self.status.as_ref().map(StatusFile::descriptor)
+    }
+
     /// Time since the start.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()

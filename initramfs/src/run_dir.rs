@@ -38,7 +38,7 @@ impl Classified for RunDirError {
 }
 
 /// Beside the image: the status document, its directory, and rounding to pages.
-const SLACK_BYTES: u64 = 1 << 20;
+pub const SLACK_BYTES: u64 = 1 << 20;
 
 impl RunDir {
     /// Mounts a tmpfs at `path` that holds `image_bytes`, in huge pages as far as there are any: a

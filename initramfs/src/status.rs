@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -75,6 +76,11 @@ impl StatusFile {
             .mode(0o644)
             .open(path)?;
         Ok(StatusFile { file, longest: 0 })
+    }
+
+    /// Its descriptor.
+    pub fn descriptor(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// Writes the document in one call. A status that cannot be written is not worth a boot: the

@@ -1,5 +1,7 @@
 //! `boot` as the initramfs calls it: the real binary, as root, in a mount namespace of its own.
 
+#[path = "support/lab.rs"]
+mod lab;
 #[path = "support/swarm.rs"]
 mod seed;
 mod support;
@@ -8,136 +10,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use lab::{Lab, ends_within, kill};
+use rustix::process::Signal;
 use seed::{Published, TestSeed};
-use support::{
-    Reply, Server, agent, eventually, in_mount_namespace, loops_of, mounted_at, mounts, noise, run,
-    small_root, squashfs,
-};
-
-/// Everything a boot needs, in one directory.
-struct Lab {
-    dir: tempfile::TempDir,
-}
-
-impl Lab {
-    fn new() -> Lab {
-        let dir = tempfile::tempdir().expect("a directory");
-        fs::create_dir(dir.path().join("conf")).expect("a directory");
-        fs::create_dir(dir.path().join("root")).expect("a directory");
-        Lab { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// A real squashfs.
-    fn image(&self) -> Vec<u8> {
-        let (tree, image) = (small_root(self.dir.path()), self.path("made.squashfs"));
-        squashfs(&tree, &image);
-        let bytes = fs::read(&image).expect("the image");
-        fs::remove_dir_all(tree).expect("a directory");
-        fs::remove_file(image).expect("a file");
-        bytes
-    }
-
-    fn boot(&self, cmdline: &str) -> Command {
-        fs::write(self.path("cmdline"), cmdline).expect("a file");
-        let mut command = agent();
-        command.arg("boot");
-        let options = [
-            ("--rootmnt", "root"),
-            ("--cmdline", "cmdline"),
-            ("--run-dir", "run"),
-            ("--conf", "conf"),
-            ("--mnt", "mnt"),
-        ];
-        for (option, name) in options {
-            command.arg(option).arg(name);
-        }
-        // Relative paths mean the caller's directory, whatever the child does.
-        command.current_dir(self.dir.path());
-        command
-    }
-
-    fn at(&self, name: &str) -> String {
-        mounted_at(&self.path(name)).unwrap_or_default()
-    }
-
-    fn status(&self) -> serde_json::Value {
-        let text = fs::read(self.path("run/status.json")).unwrap_or_default();
-        serde_json::from_slice(&text).unwrap_or_default()
-    }
-
-    fn name(&self) -> String {
-        self.dir
-            .path()
-            .file_name()
-            .expect("a name")
-            .to_string_lossy()
-            .into_owned()
-    }
-
-    /// Processes that have this lab in their arguments or as their directory.
-    fn processes(&self) -> Vec<i32> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").expect("/proc").flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse() else {
-                continue;
-            };
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let dir = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
-            if String::from_utf8_lossy(&line).contains(&self.name()) || dir == self.dir.path() {
-                found.push(pid);
-            }
-        }
-        found
-    }
-
-    /// Failed, with this line, and as if nothing had been.
-    #[track_caller]
-    fn check_fails(&self, cmdline: &str, code: i32, part: &str) {
-        let before = mounts();
-        let (found, out, err) = run(&mut self.boot(cmdline));
-        assert_eq!((found, out.as_str()), (code, ""), "{err}");
-        let last = err.lines().last().unwrap_or_default();
-        assert!(last.starts_with("rootswarm-agent: "), "{err}");
-        assert!(last.contains(part), "expected \"{part}\" in: {err}");
-        let note = fs::read_to_string(self.path("run.error")).expect("the line, to be repeated");
-        assert_eq!(format!("rootswarm-agent: {note}"), format!("{last}\n"));
-        self.check_nothing_left(&before);
-    }
-
-    #[track_caller]
-    fn check_nothing_left(&self, before: &[String]) {
-        assert_eq!(mounts(), before);
-        assert!(!self.path("run").exists() && !self.path("mnt").exists());
-        assert_eq!(self.processes(), Vec::<i32>::new());
-        eventually("the loop device clearing itself", || {
-            loops_of(&self.name()).is_empty()
-        });
-    }
-}
-
-fn ends_within(pid: i32, limit: Duration) {
-    let asked = Instant::now();
-    let alive = || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // A zombie has ended; its parent here is whoever adopted it.
-        !stat.is_empty() && !stat.contains(") Z ")
-    };
-    while alive() {
-        assert!(asked.elapsed() < limit, "process {pid} lives on");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn kill(pid: i32, signal: Signal) {
-    kill_process(Pid::from_raw(pid).expect("a pid"), signal).expect("a process");
-}
+use support::{Reply, Server, agent, eventually, in_mount_namespace, mounts, noise, run};
 
 #[test]
 fn every_mode_over_http() {
@@ -308,12 +186,12 @@ fn a_child_stays_and_serves() {
         assert_eq!(fields[3], pid.to_string(), "a session of its own");
         assert_eq!(read("oom_score_adj").expect("a process").trim(), "1000");
         let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).expect("a link");
-        assert_eq!(link("cwd"), Path::new("/"));
-        for fd in ["fd/1", "fd/2"] {
-            let target = link(fd);
-            let silent = target == Path::new("/dev/kmsg") || target == Path::new("/dev/null");
-            assert!(silent, "{fd} is {}", target.display());
-        }
+        assert_eq!(link("cwd"), lab.path("root"));
+        assert_eq!(link("root"), lab.path("root"));
+        assert_eq!(link("fd/1"), Path::new("/dev/null"));
+        let log = link("fd/2");
+        let silent = log == Path::new("/dev/kmsg") || log == Path::new("/dev/null");
+        assert!(silent, "{}", log.display());
         // Its own memory, without the image it maps.
         let kib = |name: &str| {
             let status = read("status").expect("a process");
@@ -442,7 +320,7 @@ fn failures_leave_nothing() {
         lab.check_fails(
             &cmdline,
             5,
-            "the image has 1000.0 GB: mode overlay needs 1000.1 GB of RAM",
+            "the image has 1000.0 GB: mode overlay needs 1005.1 GB of RAM",
         );
 
         // The image is good, the place is not.

@@ -122,8 +122,41 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             }
         }
     }
+    #[cfg(target_arch = "x86_64")]
+    failures.extend(captive(args.filter.as_deref())?);
     ensure!(failures.is_empty(), "{}", failures.join("; "));
     Ok(())
+}
+
+/// An agent that was taken over after the handoff, row by row; returns what it could do.
+#[cfg(target_arch = "x86_64")]
+fn captive(filter: Option<&str>) -> anyhow::Result<Vec<String>> {
+    use rootswarm_tests::hostile::captive;
+    let name = |goal: &str| format!("taken over: {goal}");
+    // They are made in one boot.
+    let goals = ["writes what it holds", "leaves its namespaces"];
+    let is_wanted = |goal: &str| filter.is_none_or(|part| name(goal).contains(part));
+    if !goals.into_iter().any(is_wanted) {
+        return Ok(Vec::new());
+    }
+    let scratch = Scratch::create("hostile", 64_000_000, &std::env::temp_dir())?;
+    let mut failures = Vec::new();
+    for (goal, attempts) in captive::take_over(scratch.path())? {
+        if !is_wanted(goal) {
+            continue;
+        }
+        let done: Vec<_> = attempts.iter().filter(|it| !it.is_refused()).collect();
+        print::line(format_args!(
+            "{:<33} node {:>5} refused {:>5} of {}",
+            name(goal),
+            "",
+            attempts.len() - done.len(),
+            attempts.len()
+        ))?;
+        ensure!(!attempts.is_empty(), "{goal}: nothing was tried");
+        failures.extend(done.into_iter().map(|it| format!("it could {}", it.what)));
+    }
+    Ok(failures)
 }
 
 /// The middle one of the runs' medians.

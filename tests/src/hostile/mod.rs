@@ -7,8 +7,12 @@
 
 pub mod arena;
 mod attack;
+#[cfg(target_arch = "x86_64")]
+pub mod captive;
 mod flood;
 mod member;
+#[cfg(target_arch = "x86_64")]
+pub mod takeover;
 mod version;
 
 use std::net::{IpAddr, SocketAddr};
