@@ -101,9 +101,7 @@ fn of_swarm(error: &SwarmError) -> Remedy {
         SwarmError::Join(error) => of_join(error),
         SwarmError::Node(error) => of_start(error),
         // Nobody else said these.
-        SwarmError::NoAnchor
-        | SwarmError::Download(_)
-        | SwarmError::Store(_) => Remedy::Operator,
+        SwarmError::NoAnchor | SwarmError::Download(_) | SwarmError::Store(_) => Remedy::Operator,
     }
 }
 
