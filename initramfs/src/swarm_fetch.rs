@@ -293,9 +293,9 @@ pub struct Seeker {
 
 impl Seeker {
     /// One attempt, at every seed that has a route.
+    // One attempt at a time, and nobody else looks at the names meanwhile.
+    #[allow(clippy::await_holding_refcell_ref)]
     pub async fn try_join(&self, image: Option<ImageId>) -> Result<Joined, FetchError> {
-        // One attempt at a time, and nobody else looks at them meanwhile.
-        #[allow(clippy::await_holding_refcell_ref)]
         let routes = self.names.borrow_mut().look_up().await?;
         let seeds: Vec<_> = routes.iter().map(|route| route.host).collect();
         let subnet = || {
