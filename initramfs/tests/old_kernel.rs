@@ -81,7 +81,7 @@ fn filter(error: libc::c_int, missing: &[Missing]) -> BpfProgram {
 }
 
 /// Runs the command as a kernel without these would.
-fn without<'a>(command: &'a mut Command, filters: Vec<BpfProgram>) -> &'a mut Command {
+fn without(command: &mut Command, filters: Vec<BpfProgram>) -> &mut Command {
     // SAFETY: between fork and exec it makes system calls and allocates nothing.
     unsafe {
         command.pre_exec(move || {
