@@ -193,6 +193,7 @@ pub async fn fetch(
         tuning: Tuning::for_host(),
     };
     let node = bind(config, &mut patience, reporter).await?;
+    let node = node.since_epoch(plan.minimum.epoch);
     let seeker = Seeker {
         node,
         names: RefCell::new(SeedNames::new(hosts, plan.bind)),

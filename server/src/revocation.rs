@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use rootswarm_swarm::limits::REVOKED_MAX;
 use rootswarm_swarm::{NodeId, Revocations};
+use rootswarm_transport::seed::REVOKED_NAMED_MAX;
 
 use crate::exit::Exit;
 use crate::guarded::REVOKED;
@@ -42,7 +43,7 @@ pub enum RevocationError {
     },
     /// The list is full.
     #[error(
-        "{REVOKED_MAX} nodes are revoked already, which is the most (`rootswarm revoke --all` ends every admission and empties the list)"
+        "{REVOKED_NAMED_MAX} nodes are revoked already, which is the most (`rootswarm revoke --all` ends every admission and empties the list)"
     )]
     TooMany,
     /// It is on the list already.
@@ -197,7 +198,7 @@ impl RevocationList {
             if contents.nodes.iter().any(|(known, _)| *known == node) {
                 return Err(RevocationError::Already(node_hex(&node)));
             }
-            if contents.nodes.len() >= REVOKED_MAX {
+            if contents.nodes.len() >= REVOKED_NAMED_MAX {
                 return Err(RevocationError::TooMany);
             }
             contents.nodes.push((node, now_unix_s));

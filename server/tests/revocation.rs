@@ -217,3 +217,47 @@ fn a_server_does_not_start_on_a_damaged_list() {
     let words = format!("revocation file {path} line 2: expected \"version V epoch E\"");
     refuse(&state, SERVE, 9, &words);
 }
+
+/// A seed's key ends with `revoke --all` too: the running seed makes itself another with a certificate of
+/// the new epoch, and nodes that were let in since take none of before, nor a list without the swarm
+/// key's signature.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_revoke_all_seeds_have_a_new_key_as_well() {
+    let lab = Lab::new(&[]);
+    let epoch_of = async || {
+        let node = lab.node().await;
+        let joined = node
+            .join(&[lab.server.swarm], &request(None))
+            .await
+            .unwrap();
+        let seed = joined.seed().unwrap();
+        (seed.node_id, seed.epoch, joined.tag.epoch)
+    };
+    let mut before = epoch_of().await;
+    assert_eq!((before.1, before.2), (Some(1), 1));
+    for epoch in [3, 5] {
+        run_ok(&lab.state(), &["revoke", "--all"]);
+        let renewed = async || {
+            let now = epoch_of().await;
+            (now.1 == Some(epoch) && now.2 == epoch).then_some(now)
+        };
+        let mut found = None;
+        for _ in 0..200 {
+            found = renewed().await;
+            if found.is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let now = found.expect("a certificate and a tag of the new epoch");
+        assert_ne!(now.0, before.0, "a new key");
+        before = now;
+    }
+    // An initrd that was built in a later epoch than the seed's takes neither seed nor tag.
+    let late = lab.node().await.since_epoch(6);
+    let refused = late.join(&[lab.server.swarm], &request(None)).await;
+    let refused = refused.err().unwrap().to_string();
+    assert!(refused.contains("certificate of epoch 5"), "{refused}");
+    let same = lab.node().await.since_epoch(5);
+    assert!(same.join(&[lab.server.swarm], &request(None)).await.is_ok());
+}

@@ -295,6 +295,16 @@ impl Driver {
                     link.send(&Message::Busy(index));
                 }
             }
+            // A seed's connection may be that of whoever stole its TLS key. A node's is the node's offence.
+            Event::Message {
+                conn,
+                message: Message::Revoked(list),
+            } if self.roles.get(&conn) == Some(&Role::Seed) && !self.gate.believes(&list) => {
+                tracing::warn!(
+                    conn = conn.0,
+                    "a seed sent revocations that the swarm key has not signed: not believed"
+                );
+            }
             Event::Message { conn, message } => self.tell(Input::Message { conn, message }),
             Event::ChunkStarted { conn, index } => self.tell(Input::ChunkStarted { conn, index }),
             Event::ChunkEnded {

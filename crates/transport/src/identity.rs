@@ -215,19 +215,32 @@ impl SwarmCa {
         self.issue(node, trust::node_name(epoch), vec![ServerAuth, ClientAuth])
     }
 
-    /// A seed's certificate. It names no epoch, since who joins does not know one yet; the key
-    /// lives no longer than the seed's process. A seed never dials, so it is no client.
+    /// A seed's certificate, good in `epoch` and the one after; the key lives no longer than the seed's
+    /// process. A seed never dials, so it is no client.
     pub fn issue_seed(
         &self,
         seed: &NodePublicKey,
+        epoch: u32,
     ) -> Result<CertificateDer<'static>, IdentityError> {
         let usage = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
-        self.issue(seed, trust::SEED_NAME.to_owned(), usage)
+        let mut subject = rcgen::DistinguishedName::new();
+        subject.push(rcgen::DnType::CommonName, trust::seed_subject(epoch));
+        self.issue_to(seed, subject, trust::SEED_NAME.to_owned(), usage)
     }
 
     pub(crate) fn issue(
         &self,
         subject: &NodePublicKey,
+        san: String,
+        usage: Vec<rcgen::ExtendedKeyUsagePurpose>,
+    ) -> Result<CertificateDer<'static>, IdentityError> {
+        self.issue_to(subject, rcgen::DistinguishedName::new(), san, usage)
+    }
+
+    pub(crate) fn issue_to(
+        &self,
+        subject: &NodePublicKey,
+        name: rcgen::DistinguishedName,
         san: String,
         usage: Vec<rcgen::ExtendedKeyUsagePurpose>,
     ) -> Result<CertificateDer<'static>, IdentityError> {
@@ -237,9 +250,9 @@ impl SwarmCa {
         let issuer = rcgen::Issuer::new(issuer, CaSigner(&self.key));
 
         let mut params = rcgen::CertificateParams::default();
-        // The SAN says it all. The dates are rcgen's, 1975 to 4096, and are checked against a
+        // The SAN says it all, but for a seed's epoch. The dates are rcgen's, 1975 to 4096, and are checked against a
         // constant between them.
-        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name = name;
         params.subject_alt_names = vec![rcgen::SanType::DnsName(san.try_into().map_err(failed)?)];
         params.extended_key_usages = usage;
         // No basic constraints: webpki lets such a certificate issue nothing.
@@ -315,12 +328,12 @@ impl Identity {
     /// A seed: a fresh key, certified by the CA in the same breath.
     pub fn seed(ca: &SwarmCa, epoch: u32) -> Result<Identity, IdentityError> {
         let key = NodeKey::generate()?;
-        let certificate = ca.issue_seed(&key.public())?;
+        let certificate = ca.issue_seed(&key.public(), epoch)?;
         Ok(Identity {
             node_id: key.node_id(),
             role: Role::Seed,
             swarm: ca.public(),
-            gate: Gate::new(epoch),
+            gate: Gate::of(epoch, ca.public()),
             certified: Arc::new(CertifiedKey::new(vec![certificate], key.tls)),
         })
     }
@@ -345,7 +358,7 @@ impl Identity {
             role: Role::Peer,
             swarm: *swarm,
             // A node's certificate always names an epoch.
-            gate: Gate::new(found.epoch.unwrap_or_default()),
+            gate: Gate::of(found.epoch.unwrap_or_default(), *swarm),
             certified: Arc::new(CertifiedKey::new(vec![certificate], key.tls.clone())),
         })
     }
@@ -379,6 +392,9 @@ impl Identity {
     /// about others goes on to hold.
     pub(crate) fn at_gate_of(mut self, older: &Identity) -> Identity {
         older.gate.advance(self.gate.epoch());
+        older
+            .gate
+            .accept_early_seeds(self.gate.accepts_early_seeds());
         self.gate = older.gate.clone();
         self
     }

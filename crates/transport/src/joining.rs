@@ -213,6 +213,8 @@ impl Attempt {
                 return Err(error);
             }
         };
+        let early = identity.epoch.is_none();
+        joined.identity.gate().accept_early_seeds(early);
         joined.admission = Some(Admission {
             address: seed,
             connection,

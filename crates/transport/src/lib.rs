@@ -43,6 +43,7 @@ pub mod node;
 mod outbox;
 mod reading_pace;
 mod resets;
+mod revoking;
 pub mod seed;
 mod seed_keeper;
 pub mod socket;

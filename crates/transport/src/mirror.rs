@@ -414,6 +414,8 @@ impl Primary {
         let ca = SwarmCa::new(self.key.clone());
         let certificate = ca.issue_node(&node.key.public(), epoch)?;
         let identity = Identity::node(&node.key, certificate.to_vec(), &ca.public())?;
+        let early = self.version == MirrorVersion::One;
+        identity.gate().accept_early_seeds(early);
         Ok(Joined {
             tag: tag.clone(),
             manifest,

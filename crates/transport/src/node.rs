@@ -33,7 +33,7 @@ use crate::store::{ChunkSource, ChunkStore};
 pub use crate::swarm_handle::{SwarmError, SwarmHandle};
 use crate::tls::{Dialer, Listener, Purpose};
 pub use crate::trust::SeedTrust;
-use crate::trust::{SwarmTrust, TrustError};
+use crate::trust::{PeerIdentity, SwarmTrust, TrustError};
 use crate::tuning::Tuning;
 
 /// For reaching one seed.
@@ -182,7 +182,22 @@ pub struct Joined {
     pub(crate) admission: Option<Admission>,
 }
 
+impl Joined {
+    /// The seed that let this node in, by its certificate.
+    #[must_use]
+    pub fn seed(&self) -> Option<PeerIdentity> {
+        self.admission.as_ref().map(|admission| admission.seed)
+    }
+}
+
 impl Node {
+    /// Takes no seed whose certificate is of an earlier epoch: the one in which the initrd was built.
+    #[must_use]
+    pub fn since_epoch(mut self, least_epoch: u32) -> Node {
+        self.trust = self.trust.since_epoch(least_epoch);
+        self
+    }
+
     /// Makes a key and a socket.
     ///
     /// # Errors

@@ -33,10 +33,12 @@ use crate::link::{self, Opened};
 use crate::mirror;
 pub use crate::mirror::Listing;
 use crate::resets::{self, ResetKey};
+use crate::revoking;
+pub use crate::revoking::REVOKED_NAMED_MAX;
 use crate::socket::{Bind, canonical};
 use crate::status::SwarmStatus;
 use crate::store::{ChunkSource, FileStore};
-use crate::tls::{Listener, Purpose};
+use crate::tls::{Listener, Purpose, TlsError};
 use crate::trust::{PeerIdentity, TrustError};
 use crate::tuning::Tuning;
 
@@ -121,8 +123,10 @@ pub struct Seed {
 struct Inner {
     endpoint: Endpoint,
     listener: Listener,
-    /// For who comes when there are more nodes than it hands chunks to.
-    tracking: Arc<ServerConfig>,
+    tuning: Tuning,
+    /// For who comes when there are more nodes than it hands chunks to; with the epoch of the certificate
+    /// in it.
+    tracking: RwLock<(u32, Arc<ServerConfig>)>,
     identity: Identity,
     ca: SwarmCa,
     revocations: RwLock<Revocations>,
@@ -153,16 +157,15 @@ impl Seed {
         let resets = ResetKey::of(&config.key, &resets::this_place(config.listen));
         let ca = SwarmCa::new(config.key);
         let identity = Identity::seed(&ca, config.epoch)?;
-        let server = Listener::server_config(&identity, &config.tuning)?;
-        let mut tracking = server.clone();
-        tracking.transport_config(config.tuning.tracking_transport_config());
+        let (server, tracking) = server_configs(&identity, &config.tuning)?;
         let bind = Bind::Address(config.listen);
         let (endpoint, local_addr) =
             endpoint::open(bind, &config.tuning, Some(server), Some(resets))?;
         let inner = Arc::new(Inner {
             endpoint,
             listener: Listener::new(VALIDATE_ABOVE),
-            tracking: Arc::new(tracking),
+            tuning: config.tuning,
+            tracking: RwLock::new((config.epoch, tracking)),
             identity,
             ca,
             revocations: RwLock::default(),
@@ -232,8 +235,13 @@ impl Seed {
 
     /// Takes admissions back: no certificate of these nodes or of an epoch before the previous one is
     /// accepted any more, their connections end, and all other nodes are told to do the same. A list
-    /// that is no newer than the last one changes nothing.
+    /// that is no newer than the last one changes nothing. When the epoch has passed on, this seed makes
+    /// itself a new key with a certificate of the new epoch: the old one's ends as the nodes' do.
     pub async fn revoke(&self, list: Revocations) {
+        if let Err(error) = self.inner.renew(list.epoch) {
+            tracing::error!("no certificate of epoch {}: {error}", list.epoch);
+        }
+        let list = revoking::sign(&list, self.inner.ca.key());
         {
             let revocations = &self.inner.revocations;
             let mut current = revocations.write().unwrap_or_else(PoisonError::into_inner);
@@ -342,7 +350,10 @@ async fn welcome(inner: &Arc<Inner>, incoming: Incoming) -> Option<Connection> {
     let from = canonical(incoming.remote_address());
     // To try the path's MTU takes a full packet each: 15 MB for 10,000 nodes, most of which never get a
     // chunk from a seed.
-    let config = (inner.members() >= SEED_NEIGHBOURS_MAX).then(|| inner.tracking.clone());
+    let config = (inner.members() >= SEED_NEIGHBOURS_MAX).then(|| {
+        let tracking = inner.tracking.read();
+        tracking.unwrap_or_else(PoisonError::into_inner).1.clone()
+    });
     match inner.listener.accept_with(incoming, config).await {
         Ok(None) => {}
         Ok(Some((connection, Purpose::Mirror))) => return Some(connection),
@@ -479,7 +490,34 @@ async fn point_out(
     Ok(())
 }
 
+/// How connections are taken, and how when there are many.
+fn server_configs(
+    identity: &Identity,
+    tuning: &Tuning,
+) -> Result<(ServerConfig, Arc<ServerConfig>), TlsError> {
+    let server = Listener::server_config(identity, tuning)?;
+    let mut tracking = server.clone();
+    tracking.transport_config(tuning.tracking_transport_config());
+    Ok((server, Arc::new(tracking)))
+}
+
 impl Inner {
+    /// A new key and its certificate, if the one at hand is of an earlier epoch.
+    fn renew(&self, epoch: u32) -> Result<(), StartError> {
+        let mut tracking = self
+            .tracking
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if tracking.0 >= epoch {
+            return Ok(());
+        }
+        let identity = Identity::seed(&self.ca, epoch)?.at_gate_of(&self.identity);
+        let (server, many) = server_configs(&identity, &self.tuning)?;
+        *tracking = (epoch, many);
+        self.endpoint.set_server_config(Some(server));
+        Ok(())
+    }
+
     /// Nodes that are connected, of whatever image.
     fn members(&self) -> usize {
         let images = self.images.read().unwrap_or_else(PoisonError::into_inner);

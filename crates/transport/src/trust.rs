@@ -9,7 +9,9 @@
 //! - **Dates are trusted for nothing.** Clocks at boot are wrong; validity is checked at a
 //!   constant moment ([`VERIFICATION_TIME`]), and what limits a certificate is its *epoch*.
 //! - Role and epoch are in the one DNS name of the certificate: `seed.rootswarm.invalid`, or
-//!   `e7.node.rootswarm.invalid`. webpki's own name check compares it.
+//!   `e7.node.rootswarm.invalid`. webpki's own name check compares it. The epoch of a seed's
+//!   certificate is in its subject's name, `e7.seed.rootswarm.invalid`, where a release that does not
+//!   know of it does not look. One without it is of an earlier release, and counts as of the first epoch.
 //! - Who it is follows from the certified key alone, never from an address.
 //!
 //! That the peer holds the certified key is TLS's part ([`crate::tls`]); which image may be
@@ -17,7 +19,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -27,12 +29,19 @@ use rustls::pki_types::{CertificateDer, DnsName, ServerName, TrustAnchor, UnixTi
 use webpki::{EndEntityCert, KeyUsage};
 
 use crate::identity::NodePublicKey;
+use crate::revoking;
 
 /// The one DNS name of a seed's certificate.
 pub const SEED_NAME: &str = "seed.rootswarm.invalid";
 
 /// What follows the epoch in the one DNS name of a node's certificate.
 const NODE_NAME_SUFFIX: &str = ".node.rootswarm.invalid";
+
+/// What follows the epoch in the common name of a seed's certificate.
+const SEED_SUBJECT_SUFFIX: &str = ".seed.rootswarm.invalid";
+
+/// What a seed's certificate that names no epoch counts as: the epoch in which an installation begins.
+const EPOCH_OF_NONE: u32 = 1;
 
 /// The organisation in the issuer's name.
 pub(crate) const ISSUER_ORGANISATION: &str = "rootswarm";
@@ -93,7 +102,8 @@ pub enum TrustError {
     },
     /// The certificate is too old.
     #[error(
-        "certificate of epoch {found}, the oldest accepted is {oldest}: the node must join again"
+        "certificate of epoch {found}, the oldest accepted is {oldest}: a node must join again, a seed of an \
+         earlier release must be updated, and one whose key was stolen is not let back"
     )]
     OldEpoch {
         /// The epoch of the certificate.
@@ -139,7 +149,7 @@ pub struct PeerIdentity {
     pub public_key: NodePublicKey,
     /// Seed or node.
     pub role: Role,
-    /// The epoch of a node's certificate; seeds have none.
+    /// The epoch of the certificate; a seed of an earlier release has none.
     pub epoch: Option<u32>,
 }
 
@@ -156,6 +166,8 @@ pub enum SeedTrust {
 #[derive(Clone, Debug)]
 pub struct SwarmTrust {
     rule: SeedTrust,
+    /// No seed's certificate of an earlier epoch is accepted.
+    least_epoch: u32,
     learnt: Arc<Mutex<Option<SwarmPublicKey>>>,
 }
 
@@ -165,7 +177,27 @@ impl SwarmTrust {
     pub fn new(rule: SeedTrust) -> SwarmTrust {
         SwarmTrust {
             rule,
+            least_epoch: 0,
             learnt: Arc::new(Mutex::new(None)),
+        }
+    }
+
+    /// The same, and only seeds whose certificate is of this epoch or a later one.
+    #[must_use]
+    pub fn since_epoch(self, least_epoch: u32) -> SwarmTrust {
+        SwarmTrust {
+            least_epoch,
+            ..self
+        }
+    }
+
+    /// Whether a seed's certificate is recent enough.
+    pub(crate) fn check_epoch(&self, seed: &PeerIdentity) -> Result<(), TrustError> {
+        let found = seed.epoch.unwrap_or(EPOCH_OF_NONE);
+        let oldest = self.least_epoch;
+        match found < oldest {
+            true => Err(TrustError::OldEpoch { found, oldest }),
+            false => Ok(()),
         }
     }
 
@@ -193,6 +225,7 @@ impl SwarmTrust {
     pub fn detached(&self) -> SwarmTrust {
         SwarmTrust {
             rule: self.rule,
+            least_epoch: self.least_epoch,
             learnt: Arc::new(Mutex::new(self.key())),
         }
     }
@@ -243,6 +276,11 @@ impl SwarmTrust {
 /// gate.
 #[derive(Clone, Debug)]
 pub struct Gate {
+    /// Who signs lists; `None` takes them unsigned.
+    swarm: Option<SwarmPublicKey>,
+    /// Whether this node was let in by a seed of an earlier release, which signs no lists and whose
+    /// certificate names no epoch.
+    early_seeds: Arc<AtomicBool>,
     epoch: Arc<AtomicU32>,
     revoked: Arc<RwLock<Revoked>>,
 }
@@ -258,8 +296,47 @@ impl Gate {
     #[must_use]
     pub fn new(epoch: u32) -> Gate {
         Gate {
+            swarm: None,
+            early_seeds: Arc::default(),
             epoch: Arc::new(AtomicU32::new(epoch)),
             revoked: Arc::default(),
+        }
+    }
+
+    /// The same for members of this swarm, who believe lists that its key has signed.
+    #[must_use]
+    pub fn of(epoch: u32, swarm: SwarmPublicKey) -> Gate {
+        Gate {
+            swarm: Some(swarm),
+            ..Gate::new(epoch)
+        }
+    }
+
+    /// Whether seeds of an earlier release are accepted in any epoch, and their lists unsigned: for a node
+    /// that one of them has let in, which only a holder of the swarm key can. Who has stolen nothing but
+    /// a seed's TLS key cannot bring this about.
+    pub(crate) fn accept_early_seeds(&self, accept: bool) {
+        self.early_seeds.store(accept, Ordering::Relaxed);
+    }
+
+    pub(crate) fn accepts_early_seeds(&self) -> bool {
+        self.early_seeds.load(Ordering::Relaxed)
+    }
+
+    /// Whether a list that came over a seed's connection is the installation's word.
+    pub(crate) fn believes(&self, list: &Revocations) -> bool {
+        match &self.swarm {
+            None => true,
+            Some(swarm) => self.accepts_early_seeds() || revoking::is_signed(list, swarm),
+        }
+    }
+
+    /// Only for a seed's verified certificate.
+    pub(crate) fn admit_seed(&self, node: &NodeId, found: Option<u32>) -> Result<(), TrustError> {
+        match found {
+            Some(found) => self.admit(node, found),
+            None if self.accepts_early_seeds() => Ok(()),
+            None => self.admit(node, EPOCH_OF_NONE),
         }
     }
 
@@ -406,6 +483,40 @@ fn verify(
     describe(&certificate)
 }
 
+/// The common name of a seed's certificate of this epoch.
+pub(crate) fn seed_subject(epoch: u32) -> String {
+    format!("e{epoch}{SEED_SUBJECT_SUFFIX}")
+}
+
+/// The epoch in a seed's subject: none in an empty one, and nothing else is ours.
+fn epoch_of_seed(subject: &[u8]) -> Option<Option<u32>> {
+    if subject.is_empty() {
+        return Some(None);
+    }
+    // SET { SEQUENCE { CN, UTF8String } }: the name is of some 30 bytes, so each length is one byte.
+    let [
+        0x31,
+        _,
+        0x30,
+        _,
+        0x06,
+        0x03,
+        0x55,
+        0x04,
+        0x03,
+        0x0c,
+        _,
+        name @ ..,
+    ] = subject
+    else {
+        return None;
+    };
+    let digits = std::str::from_utf8(name).ok()?;
+    let digits = digits.strip_suffix(SEED_SUBJECT_SUFFIX)?;
+    let epoch: u32 = digits.strip_prefix('e')?.parse().ok()?;
+    (seed_subject(epoch).as_bytes() == name).then_some(Some(epoch))
+}
+
 /// Reads who a verified certificate is for.
 fn describe(certificate: &EndEntityCert<'_>) -> Result<PeerIdentity, TrustError> {
     let names: Vec<&str> = certificate.valid_dns_names().collect();
@@ -413,7 +524,13 @@ fn describe(certificate: &EndEntityCert<'_>) -> Result<PeerIdentity, TrustError>
         found: names.join(" "),
     };
     let (role, epoch) = match names.as_slice() {
-        [SEED_NAME] => (Role::Seed, None),
+        [SEED_NAME] => {
+            let subject = certificate.subject();
+            let epoch = epoch_of_seed(subject).ok_or_else(|| TrustError::UnknownName {
+                found: format!("{SEED_NAME} with another subject"),
+            })?;
+            (Role::Seed, epoch)
+        }
         [name] => {
             let epoch = name
                 .strip_suffix(NODE_NAME_SUFFIX)
@@ -425,7 +542,10 @@ fn describe(certificate: &EndEntityCert<'_>) -> Result<PeerIdentity, TrustError>
         _ => return Err(unknown()),
     };
     // Back to the canonical spelling, and compared by webpki: `e07` is not epoch 7.
-    let name = epoch.map_or(SEED_NAME.to_owned(), node_name);
+    let name = match (role, epoch) {
+        (Role::Peer, Some(epoch)) => node_name(epoch),
+        _ => SEED_NAME.to_owned(),
+    };
     let name = DnsName::try_from(name).map_err(|_| unknown())?;
     certificate
         .verify_is_valid_for_subject_name(&ServerName::DnsName(name))
@@ -466,8 +586,11 @@ pub(crate) fn check(
             found: peer.role,
         });
     }
-    if let (Some(gate), Some(epoch)) = (gate, peer.epoch) {
-        gate.admit(&peer.node_id, epoch)?;
+    match (gate, peer.role, peer.epoch) {
+        (Some(gate), Role::Seed, epoch) => gate.admit_seed(&peer.node_id, epoch)?,
+        (Some(gate), Role::Peer, Some(epoch)) => gate.admit(&peer.node_id, epoch)?,
+        // A node's certificate always names an epoch.
+        (_, _, _) => {}
     }
     Ok(peer)
 }

@@ -63,7 +63,9 @@ impl ServerCertVerifier for ServerVerifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         match &self.rule {
             ServerRule::Seed(trust) => trust.key_for(certificate).and_then(|key| {
-                trust::check(certificate, &key, Usage::Server, Some(Role::Seed), None)
+                let role = Some(Role::Seed);
+                let seed = trust::check(certificate, &key, Usage::Server, role, None)?;
+                trust.check_epoch(&seed).map(|()| seed)
             }),
             ServerRule::Member(me, expected) => {
                 let gate = Some(me.gate());

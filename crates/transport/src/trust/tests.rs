@@ -36,9 +36,11 @@ fn golden_certificates() {
         der.iter().map(|byte| format!("{byte:02x}")).collect()
     };
     assert_eq!(hex(ca.issue_node(&key, 7).unwrap()), GOLDEN_NODE);
-    assert_eq!(hex(ca.issue_seed(&key).unwrap()), GOLDEN_SEED);
+    assert_eq!(hex(ca.issue_seed(&key, 7).unwrap()), GOLDEN_SEED_7);
     for (golden, role, epoch) in [
         (GOLDEN_NODE, Role::Peer, Some(7)),
+        (GOLDEN_SEED_7, Role::Seed, Some(7)),
+        // What seeds of earlier releases have.
         (GOLDEN_SEED, Role::Seed, None),
     ] {
         let der: Vec<u8> = (0..golden.len() / 2)
@@ -59,6 +61,17 @@ const GOLDEN_NODE: &str = "\
     082b0601050507030106082b06010505070302300506032b6570034100092cf8275d7521bd7f334f481ab878587f\
     c48836ad33f2f5d3a585a349ad8588d24fc3f358627b0aa545b45fc17c34fdf90a9676950a41f0d352742794b0d9\
     04";
+
+const GOLDEN_SEED_7: &str = "\
+    3082018430820136a0030201020214648aa5c579fb30f38af744d97d6ec840c7a91277300506032b6570305f3112\
+    3010060355040a0c09726f6f74737761726d3149304706035504030c406561346136633633653239633532306162\
+    65663535303762313332656335663939353437373661656265626537623932343231656561363931343436643232\
+    633020170d3735303130313030303030305a180f34303936303130313030303030305a3024312230200603550403\
+    0c1965372e736565642e726f6f74737761726d2e696e76616c6964302a300506032b657003210003030303030303\
+    03030303030303030303030303030303030303030303030303a33d303b30240603551d110101ff041a3018821673\
+    6565642e726f6f74737761726d2e696e76616c696430130603551d25040c300a06082b0601050507030130050603\
+    2b65700341004e18a106df9f5f1be974be4bb3e91729568e4ecaf6bcd8a46b3ac291d5ed7758e962b0bf24e63dd5\
+    dea85d7c04eda5e5eafb6e4fae16d83ab43d3e344d5c5304";
 
 const GOLDEN_SEED: &str = "\
     3082016030820112a0030201020214648aa5c579fb30f38af744d97d6ec840c7a91277300506032b6570305f3112\
@@ -174,7 +187,7 @@ fn a_node_takes_only_its_own_certificate() {
         Identity::node(&mine, of_another, &ca.public()),
         Err(IdentityError::NotMine { .. })
     ));
-    let of_a_seed = ca.issue_seed(&mine.public()).unwrap().to_vec();
+    let of_a_seed = ca.issue_seed(&mine.public(), 1).unwrap().to_vec();
     assert!(matches!(
         Identity::node(&mine, of_a_seed, &ca.public()),
         Err(IdentityError::Trust(TrustError::WrongRole { .. }))
@@ -259,4 +272,98 @@ fn the_newest_list_of_the_revoked_counts() {
         }
     }
     assert!(gate.admit(&one, 1).is_err(), "an epoch that is over");
+}
+
+/// The epoch of a seed's certificate: its subject, exactly as it is written, or none.
+#[test]
+fn a_seed_names_its_epoch_in_its_subject() {
+    let ca = new_ca();
+    let key = NodeKey::generate().unwrap().public();
+    let issue = |subject: &str| {
+        let mut name = rcgen::DistinguishedName::new();
+        name.push(rcgen::DnType::CommonName, subject);
+        let certificate = ca.issue_to(&key, name, SEED_NAME.to_owned(), vec![ServerAuth]);
+        certificate.unwrap()
+    };
+    for (subject, expected) in [
+        ("e0.seed.rootswarm.invalid", Some(0)),
+        ("e7.seed.rootswarm.invalid", Some(7)),
+        ("e4294967295.seed.rootswarm.invalid", Some(u32::MAX)),
+        ("e4294967296.seed.rootswarm.invalid", None),
+        ("e07.seed.rootswarm.invalid", None),
+        ("7.seed.rootswarm.invalid", None),
+        ("e7.node.rootswarm.invalid", None),
+        ("e7.seed.rootswarm.invalid.", None),
+        ("", None),
+        ("seed", None),
+    ] {
+        let found = check(&issue(subject), &ca.public(), Usage::Server, None, None);
+        let found = found.ok().and_then(|seed| seed.epoch);
+        assert_eq!(found, expected, "{subject}");
+    }
+}
+
+/// What a stolen TLS key of a seed is worth: its certificate ends with its epoch, and one of a release
+/// that named none ends with the first `revoke --all`.
+#[test]
+fn a_seeds_certificate_ends_as_a_nodes_does() {
+    let ca = new_ca();
+    let key = NodeKey::generate().unwrap().public();
+    let early = ca.issue(&key, SEED_NAME.to_owned(), vec![ServerAuth]);
+    let early = early.unwrap();
+    let of = |epoch| ca.issue_seed(&key, epoch).unwrap();
+    for (certificate, gate, accepted) in [
+        (of(7), 7, true),
+        (of(7), 8, true),
+        (of(7), 9, false),
+        (of(9), 7, true),
+        (of(1), 1, true),
+        (of(1), 3, false),
+        (early.clone(), 1, true),
+        (early.clone(), 2, true),
+        (early.clone(), 3, false),
+    ] {
+        let gate = Gate::of(gate, ca.public());
+        let role = Some(Role::Seed);
+        let found = check(&certificate, &ca.public(), Usage::Server, role, Some(&gate));
+        assert_eq!(found.is_ok(), accepted, "{gate:?}: {found:?}");
+    }
+    // Who was let in by a seed of that release goes on with it, in any epoch.
+    let gate = Gate::of(9, ca.public());
+    gate.accept_early_seeds(true);
+    let role = Some(Role::Seed);
+    let found = check(&early, &ca.public(), Usage::Server, role, Some(&gate));
+    assert!(found.is_ok(), "{found:?}");
+    // A list: signed or not at all, but for those.
+    let list = Revocations {
+        version: u64::MAX,
+        epoch: u32::MAX,
+        nodes: Vec::new(),
+    };
+    assert!(gate.believes(&list));
+    gate.accept_early_seeds(false);
+    assert!(!gate.believes(&list));
+    // An initrd's own minimum, exactly.
+    for (epoch, least, accepted) in [
+        (Some(3), 3, true),
+        (Some(2), 3, false),
+        (None, 1, true),
+        (None, 2, false),
+        (None, 0, true),
+        (Some(9), 3, true),
+    ] {
+        let seed = PeerIdentity {
+            node_id: key.node_id(),
+            public_key: key,
+            role: Role::Seed,
+            epoch,
+        };
+        let trust = SwarmTrust::new(SeedTrust::FirstUse).since_epoch(least);
+        assert_eq!(
+            trust.check_epoch(&seed).is_ok(),
+            accepted,
+            "{epoch:?} {least}"
+        );
+        assert_eq!(trust.detached().check_epoch(&seed).is_ok(), accepted);
+    }
 }

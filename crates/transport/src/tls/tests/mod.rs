@@ -164,7 +164,7 @@ async fn a_node_joins_and_becomes_a_member() {
     let (mine, peer) = dial(&join(&trust), &server, Role::Seed).await.unwrap();
     assert_eq!(
         (peer.role, peer.epoch, peer.node_id),
-        (Role::Seed, None, seed.node_id())
+        (Role::Seed, Some(7), seed.node_id())
     );
     assert_eq!(server.decision().await.unwrap(), Some(Purpose::Join));
 
