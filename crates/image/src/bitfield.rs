@@ -7,6 +7,7 @@
 //! Which set of chunks it is (had, wanted, in flight) is for its user to know.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::ChunkIndex;
 
@@ -19,8 +20,9 @@ use crate::ChunkIndex;
 pub struct Bitfield {
     len: u32,
     count: u32,
-    /// Bit `i % 64` of word `i / 64` is chunk `i`. Bits from `len` on are 0, always.
-    words: Box<[u64]>,
+    /// Bit `i % 64` of word `i / 64` is chunk `i`. Bits from `len` on are 0, always. Shared with clones
+    /// until one of them changes: a seed knows ten thousand nodes that have nothing, or everything.
+    words: Arc<[u64]>,
 }
 
 /// Bytes that are no bitfield of the given length.
@@ -58,14 +60,14 @@ impl Bitfield {
 
     /// The set of all chunks.
     pub fn full(len: u32) -> Bitfield {
-        let mut words: Box<[u64]> = vec![u64::MAX; word_count(len)].into();
+        let mut words = vec![u64::MAX; word_count(len)];
         if let Some(last) = words.last_mut() {
             *last = last_word_mask(len);
         }
         Bitfield {
             len,
             count: len,
-            words,
+            words: words.into(),
         }
     }
 
@@ -87,8 +89,10 @@ impl Bitfield {
         }
         let (word, mask) = place(index);
         let new = self.words[word] & mask == 0;
-        self.words[word] |= mask;
-        self.count += u32::from(new);
+        if new {
+            Arc::make_mut(&mut self.words)[word] |= mask;
+            self.count += 1;
+        }
         new
     }
 
@@ -99,7 +103,7 @@ impl Bitfield {
         let was = self.get(index);
         if was {
             let (word, mask) = place(index);
-            self.words[word] &= !mask;
+            Arc::make_mut(&mut self.words)[word] &= !mask;
             self.count -= 1;
         }
         was
@@ -140,13 +144,14 @@ impl Bitfield {
     /// Adds every chunk of `other`, a set for the same image.
     pub fn union_with(&mut self, other: &Bitfield) {
         debug_assert_eq!(self.len, other.len);
-        for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
+        let words = Arc::make_mut(&mut self.words);
+        for (mine, theirs) in words.iter_mut().zip(other.words.iter()) {
             *mine |= theirs;
         }
-        if let Some(last) = self.words.last_mut() {
+        if let Some(last) = words.last_mut() {
             *last &= last_word_mask(self.len);
         }
-        self.count = self.words.iter().map(|word| word.count_ones()).sum();
+        self.count = words.iter().map(|word| word.count_ones()).sum();
     }
 
     /// The chunks in the set, in order.
@@ -176,7 +181,7 @@ impl Bitfield {
         ones(
             self.words
                 .iter()
-                .zip(&other.words)
+                .zip(other.words.iter())
                 .map(|(mine, theirs)| mine & !theirs),
         )
     }
@@ -205,7 +210,8 @@ impl Bitfield {
             });
         }
         let mut set = Bitfield::new(len);
-        for (word, part) in set.words.iter_mut().zip(bytes.chunks(8)) {
+        let words = Arc::make_mut(&mut set.words);
+        for (word, part) in words.iter_mut().zip(bytes.chunks(8)) {
             let mut padded = [0; 8];
             padded[..part.len()].copy_from_slice(part);
             *word = u64::from_le_bytes(padded);

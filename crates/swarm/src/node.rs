@@ -60,6 +60,8 @@ struct Counters {
 pub struct Node {
     peers: Peers,
     picker: Picker,
+    /// What a peer has of which nothing is known: shared by all of those.
+    nothing: Bitfield,
     flights: Flights,
     /// When a chunk last came, or this node began. What comes to a node that is cut off counts only if
     /// it comes from its rack.
@@ -146,6 +148,7 @@ impl Node {
             rng,
             peers: Peers::default(),
             picker: Picker::new(config.have),
+            nothing: Bitfield::new(chunks),
             flights: Flights::default(),
             uploads: Uploads::new(
                 slots,

@@ -73,7 +73,7 @@ impl Peer {
         addr: SocketAddr,
         role: Role,
         dialed: bool,
-        chunks: u32,
+        nothing: &Bitfield,
         now: Instant,
     ) -> Self {
         Self {
@@ -85,7 +85,7 @@ impl Peer {
             is_near: false,
             dialed,
             active: false,
-            have: Bitfield::new(chunks),
+            have: nothing.clone(),
             progress: 0,
             wants_haves: true,
             is_fed: false,
@@ -94,7 +94,7 @@ impl Peer {
             is_offered: false,
             offered: Vec::new(),
             offer_after: Instant::ZERO,
-            not_needed: Bitfield::new(chunks),
+            not_needed: nothing.clone(),
             outstanding: 0,
             streams_due: 0,
             backoff_until: Instant::ZERO,
@@ -295,7 +295,15 @@ mod tests {
                 node[..8].copy_from_slice(&number.to_be_bytes());
                 let addr = ([10, 0, 0, 1], 7400).into();
                 let at = Instant::ZERO;
-                peers.insert(Peer::new(conn, NodeId(node), addr, Role::Peer, true, 9, at));
+                peers.insert(Peer::new(
+                    conn,
+                    NodeId(node),
+                    addr,
+                    Role::Peer,
+                    true,
+                    &Bitfield::new(9),
+                    at,
+                ));
                 plain.push((conn, NodeId(node)));
             } else {
                 let (conn, node) = plain.swap_remove(rng.below(plain.len()));

@@ -32,6 +32,14 @@ impl Picker {
         }
     }
 
+    /// The set of all chunks; it shares this node's own once that is complete.
+    pub(crate) fn everything(&self) -> Bitfield {
+        match self.have.is_full() {
+            true => self.have.clone(),
+            false => Bitfield::full(self.have.len()),
+        }
+    }
+
     pub(crate) fn have(&self) -> &Bitfield {
         &self.have
     }

@@ -580,6 +580,11 @@ impl Node {
                 }
             }
         }
+        if peer.have.is_full() {
+            // Ten thousand nodes that have everything have it in common.
+            peer.have = self.picker.everything();
+            peer.not_needed = peer.have.clone();
+        }
         self.note_completion(conn, now);
         // Time may have made room where there was none.
         if is_news || self.starved_since.is_none() {

@@ -59,8 +59,7 @@ impl Node {
             rack: self.locality.rack().map(str::to_owned),
         };
         self.outputs.push_back(Output::Hello { conn, hello });
-        let chunks = self.geometry.chunk_count();
-        let mut peer = Peer::new(conn, node, addr, role, dialed, chunks, now);
+        let mut peer = Peer::new(conn, node, addr, role, dialed, &self.nothing, now);
         peer.told = self.announcements.all();
         self.peers.insert(peer);
     }
@@ -82,8 +81,8 @@ impl Node {
             );
         }
         peer.have = match &hello.have {
-            Have::Nothing => Bitfield::new(chunks),
-            Have::Everything => Bitfield::full(chunks),
+            Have::Nothing => self.nothing.clone(),
+            Have::Everything => self.picker.everything(),
             Have::Bits(bits) => match Bitfield::from_bytes(chunks, bits) {
                 Ok(have) => have,
                 Err(_) => {
