@@ -11,15 +11,15 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::{PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use rootswarm_swarm::NodeId;
 
 use crate::mirror::Reach;
 use crate::network::{self, Cidr};
 use crate::policy::{Allow, Policy, Remembered};
-use crate::token::{Held, TokenRefusal, Tokens, Use, now_unix_s};
+use crate::token::{Held, TokenError, TokenRefusal, Tokens, Use, now_unix_s};
 
 /// Whether an address inside the allow-list is enough. In the order of strictness.
 #[derive(
@@ -62,13 +62,19 @@ pub enum NotAdmitted {
     /// The token file cannot be read or written; the reason is in the server's log.
     #[error("this seed cannot check tokens at the moment")]
     CannotCheck,
+    /// Another process works on the state directory.
+    #[error("this seed is busy: ask again")]
+    Busy,
 }
 
 impl NotAdmitted {
     /// Whether it may pass: who hears it is to ask again, here or elsewhere.
     pub fn may_pass(&self) -> bool {
         match self {
-            NotAdmitted::AskPrimary | NotAdmitted::NotYet | NotAdmitted::CannotCheck => true,
+            NotAdmitted::AskPrimary
+            | NotAdmitted::NotYet
+            | NotAdmitted::CannotCheck
+            | NotAdmitted::Busy => true,
             NotAdmitted::Address(_) | NotAdmitted::Token(_) => false,
         }
     }
@@ -96,9 +102,9 @@ fn list(networks: &[Cidr]) -> String {
     networks.iter().map(shown).collect::<Vec<_>>().join(" ")
 }
 
-/// How long the list of the interfaces' networks is believed. getifaddrs costs some 100 µs, which
-/// is too much for each of a thousand joins and nothing each second.
-const INTERFACES_BELIEVED_FOR: Duration = Duration::from_secs(1);
+/// How often the interfaces are looked at. getifaddrs costs some 100 µs, and waits for whoever changes
+/// an interface at the moment: nothing for those who decide about a packet.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the admin of this host has said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,7 +120,7 @@ pub struct Configured {
 pub struct Admission {
     configured: Configured,
     tokens: Tokens,
-    interfaces: RwLock<(Instant, Vec<Cidr>)>,
+    interfaces: RwLock<Vec<Cidr>>,
     /// What the first seed told this one, now or when it was a mirror.
     remembered: Option<Remembered>,
     /// On a mirror: whether its primary can be reached.
@@ -127,7 +133,7 @@ impl Admission {
         Admission {
             configured,
             tokens,
-            interfaces: RwLock::new((Instant::now(), networks_of_interfaces())),
+            interfaces: RwLock::new(networks_of_interfaces()),
             remembered: None,
             primary: None,
         }
@@ -265,33 +271,19 @@ impl Admission {
 
     fn interfaces(&self) -> Vec<Cidr> {
         let cached = self.interfaces.read();
-        cached.unwrap_or_else(PoisonError::into_inner).1.clone()
+        cached.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether one of this host's interfaces is on the address's network.
     fn is_near(&self, address: IpAddr) -> bool {
         let inside = |networks: &[Cidr]| networks.iter().any(|network| network.contains(address));
-        {
-            // A panic while the lock was held leaves an old list, which is still a list.
-            let cached = self
+        // A panic while the lock was held leaves an old list, which is still a list.
+        inside(
+            &self
                 .interfaces
                 .read()
-                .unwrap_or_else(PoisonError::into_inner);
-            if inside(&cached.1) {
-                return true;
-            }
-            if cached.0.elapsed() < INTERFACES_BELIEVED_FOR {
-                return false;
-            }
-        }
-        let mut cached = self
-            .interfaces
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        if cached.0.elapsed() >= INTERFACES_BELIEVED_FOR {
-            *cached = (Instant::now(), networks_of_interfaces());
-        }
-        inside(&cached.1)
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
     /// Whether a token is needed at all.
@@ -300,6 +292,30 @@ impl Admission {
             Some(mode) => Ok(mode == AdmissionMode::Token),
             None => Err(NotAdmitted::NotYet),
         }
+    }
+
+    /// Looks at the interfaces for ever: a network that comes up is let in
+    /// within a second.
+    pub async fn follow_interfaces(self: Arc<Self>) {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            let found = tokio::task::spawn_blocking(network::interface_networks).await;
+            match found {
+                Ok(Ok(found)) => {
+                    let cached = self.interfaces.write();
+                    *cached.unwrap_or_else(PoisonError::into_inner) = found;
+                }
+                Ok(Err(error)) => tracing::error!("{INTERFACES}: {error}; the last list holds"),
+                Err(error) => tracing::error!("{INTERFACES}: {error}"),
+            }
+        }
+    }
+
+    /// Whether an address inside the allow-list is not enough.
+    pub fn asks_for_tokens(&self) -> bool {
+        self.mode() != Some(AdmissionMode::Open)
     }
 
     /// Whether `token` would admit `node`, where one is needed. Uses nothing up.
@@ -343,10 +359,11 @@ impl Admission {
 
     fn decide<T>(
         &self,
-        answer: Result<Result<T, TokenRefusal>, crate::token::TokenError>,
+        answer: Result<Result<T, TokenRefusal>, TokenError>,
     ) -> Result<T, NotAdmitted> {
         match answer {
             Ok(decision) => Ok(decision?),
+            Err(TokenError::Locked) => Err(NotAdmitted::Busy),
             Err(error) => {
                 tracing::error!("cannot check a token: {error}");
                 Err(NotAdmitted::CannotCheck)
@@ -355,20 +372,13 @@ impl Admission {
     }
 }
 
+const INTERFACES: &str = "cannot list this host's interfaces";
+
 fn networks_of_interfaces() -> Vec<Cidr> {
-    match network::interface_addresses() {
-        Ok(addresses) => {
-            let mut networks: Vec<Cidr> =
-                addresses.into_iter().map(|entry| entry.network).collect();
-            networks.sort();
-            networks.dedup();
-            networks
-        }
-        Err(error) => {
-            tracing::error!("cannot list this host's interfaces: {error}; only loopback is let in");
-            Vec::new()
-        }
-    }
+    network::interface_networks().unwrap_or_else(|error| {
+        tracing::error!("{INTERFACES}: {error}; only loopback is let in");
+        Vec::new()
+    })
 }
 
 #[cfg(test)]

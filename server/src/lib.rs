@@ -10,6 +10,7 @@
 //! Left to others: the wire and the scheduler (`rootswarm-transport`, `rootswarm-swarm`), what an
 //! image is (`rootswarm-image`), DHCP and TFTP (dnsmasq).
 
+pub mod address_race;
 pub mod admission;
 pub mod catalogue;
 pub mod cli;

@@ -32,11 +32,12 @@ use std::time::{Duration, Instant};
 use rootswarm_image::{HostPort, ImageId, Manifest, SWARM_PORT, SignedTag, SwarmKey};
 use rootswarm_transport::mirror::{MirrorError, MirrorVersion, Primary};
 use rootswarm_transport::node::{Node, NodeConfig, SeedTrust, StartError};
-use rootswarm_transport::seed::Listing;
+use rootswarm_transport::seed::{Listing, NodeId};
 use rootswarm_transport::store::{ChunkStore, StoreError};
 use rootswarm_transport::tuning::Tuning;
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use crate::address_race::{first_that_answers, interleave};
 use crate::admission::Admission;
 use crate::policy::{Allow, Remembered};
 use crate::publish::Workspace;
@@ -114,6 +115,17 @@ enum SyncError {
     Primary(#[from] MirrorError),
     #[error("{0}")]
     Local(String),
+    #[error("it is this very seed")]
+    Itself,
+}
+
+/// What the failures at all of a primary's addresses come to: another swarm key only if nothing else was
+/// found anywhere, because it is final.
+fn verdict(mut failed: Vec<SyncError>) -> SyncError {
+    let is_network =
+        |error: &SyncError| !matches!(error, SyncError::Primary(MirrorError::Trust { .. }));
+    let place = failed.iter().rposition(is_network).unwrap_or(0);
+    failed.swap_remove(place)
 }
 
 /// Keeps a state directory in step.
@@ -131,6 +143,8 @@ pub struct Mirror {
     /// Images that could not be fetched: when, and what was said about it.
     failed: BTreeMap<ImageId, (Instant, String)>,
     said: Option<String>,
+    /// What the seed of this very process goes by.
+    itself: Option<NodeId>,
 }
 
 impl Mirror {
@@ -157,6 +171,7 @@ impl Mirror {
             fetching: None,
             failed: BTreeMap::new(),
             said: None,
+            itself: None,
         }
     }
 
@@ -218,11 +233,17 @@ impl Mirror {
         }
     }
 
-    /// Keeps in step for ever.
+    /// Tells which seed must not be mirrored: the one beside it.
+    pub fn is_beside(&mut self, seed: NodeId) {
+        self.itself = Some(seed);
+    }
+
+    /// Keeps in step for ever; comes back only if the primary is the seed beside it.
     pub async fn run(mut self, admission: Arc<Admission>) {
         loop {
             let error = match self.session(&admission).await {
                 Ok(never) => match never {},
+                Err(SyncError::Itself) => return,
                 Err(error) => error,
             };
             self.reach.set(false);
@@ -245,8 +266,10 @@ impl Mirror {
         }
     }
 
-    async fn node(&self) -> Result<Node, StartError> {
-        node(self.bind, &self.key, self.upload_limit_bytes_per_s).await
+    /// Where a primary at `seed` is dialed from: the address that the server beside this listens on, if
+    /// it is one of that family.
+    fn bind_towards(&self, seed: SocketAddr) -> Option<IpAddr> {
+        self.bind.filter(|bind| bind.is_ipv4() == seed.is_ipv4())
     }
 
     async fn connect(&self) -> Result<Primary, SyncError> {
@@ -256,13 +279,27 @@ impl Mirror {
             .trim_end_matches(']')
             .to_owned();
         let port = self.of.0.port_or(SWARM_PORT);
-        let unresolved = |source| SyncError::Resolve { host: name, source };
+        let unresolved = move |source| SyncError::Resolve { host: name, source };
         let found = tokio::net::lookup_host((bare, port)).await;
-        let seed = found
-            .and_then(|mut found| found.next().ok_or(io::ErrorKind::NotFound.into()))
-            .map_err(unresolved)?;
-        let node = self.node().await?;
-        Ok(Primary::connect(&node, seed, self.key.clone()).await?)
+        let addresses = interleave(found.map_err(unresolved.clone())?);
+        if addresses.is_empty() {
+            return Err(unresolved(io::ErrorKind::NotFound.into()));
+        }
+        let dialed = first_that_answers(&addresses, |seed| {
+            let (bind, key) = (self.bind_towards(seed), self.key.clone());
+            let limit = self.upload_limit_bytes_per_s;
+            async move {
+                let node = node(bind, &key, limit).await?;
+                Ok(Primary::connect(&node, seed, key).await?)
+            }
+        });
+        let primary = dialed.await.map_err(verdict)?;
+        // By its key, which each process makes anew: whatever the name, and whatever is between.
+        if self.itself == Some(primary.seed_id()) {
+            primary.close();
+            return Err(SyncError::Itself);
+        }
+        Ok(primary)
     }
 
     /// Asks for everything, and tells which one-time tokens were used here.
@@ -387,16 +424,16 @@ impl Mirror {
         let Some(tag) = missing.into_iter().filter(rested).min_by_key(tried) else {
             return;
         };
+        let revoked = self.revoked.clone();
+        let epoch = blocking(move || Ok(revoked.load().map(|found| found.epoch)));
+        let epoch = epoch.await.ok().and_then(Result::ok);
         let download = Download {
             primary: primary.clone(),
             state: self.state.clone(),
             key: self.key.clone(),
             tag: tag.clone(),
-            epoch: self
-                .revoked
-                .load()
-                .map_or(crate::state::FIRST_EPOCH, |found| found.epoch),
-            bind: self.bind,
+            epoch: epoch.unwrap_or(crate::state::FIRST_EPOCH),
+            bind: self.bind_towards(primary.address()),
             upload_limit_bytes_per_s: self.upload_limit_bytes_per_s,
         };
         self.fetching = Some((tag, tokio::spawn(download.run())));

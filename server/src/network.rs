@@ -195,6 +195,15 @@ pub fn interface_addresses() -> io::Result<Vec<InterfaceAddress>> {
     Ok(found)
 }
 
+/// The networks of all interfaces that are up, each once.
+pub fn interface_networks() -> io::Result<Vec<Cidr>> {
+    let addresses = interface_addresses()?;
+    let mut networks: Vec<Cidr> = addresses.into_iter().map(|entry| entry.network).collect();
+    networks.sort();
+    networks.dedup();
+    Ok(networks)
+}
+
 /// The address that nodes most likely reach this host by: the one the default route leaves from;
 /// without a default route (an isolated boot network), the first IPv4 address of an interface that
 /// is up and not loopback; otherwise loopback.

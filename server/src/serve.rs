@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rootswarm_image::{HostPort, ImageId, ImageName, SwarmKey};
 use rootswarm_transport::mirror::MirrorError;
-use rootswarm_transport::seed::StartError;
+use rootswarm_transport::seed::{DECIDING, StartError};
 use rootswarm_transport::socket::BindError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -20,7 +20,7 @@ use crate::admission::{Admission, Configured, Looser};
 use crate::catalogue::{Catalogue, Damage, Snapshot};
 use crate::config::Settings;
 use crate::exit::Exit;
-use crate::http::{self, Shared};
+use crate::http::{self, OPENING, READING, Shared};
 use crate::mirror::{Mirror, MirrorOf};
 use crate::network::{advertised_host, root_url};
 use crate::policy::{PolicyError, Remembered};
@@ -50,9 +50,13 @@ const RETIRE: Duration = Duration::from_secs(600);
 /// …and for so long at least: a node that was let in a moment ago may not be connected yet.
 const RETIRE_AFTER: Duration = Duration::from_secs(5);
 
-/// Reads of boot files and looks at the state directory at a time: what a disk has use for. Each
-/// thread's stack counts as 2 MiB against a limit like the unit's.
+/// Reads of boot files, decisions about tokens and looks at the state directory at a time: what a disk
+/// has use for. Each thread's stack counts as 2 MiB against a limit like the unit's.
 const MAX_BLOCKING_THREADS: usize = 64;
+
+// Each kind of work has its own, so that none waits for another; what is left is for what there is one of:
+// the look at the state directory, at revocations and interfaces, a mirror's writes, the status, names.
+const _: () = assert!(DECIDING + OPENING + READING + 16 <= MAX_BLOCKING_THREADS);
 
 /// Why the server does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +119,14 @@ pub enum ServeError {
         /// The seed to mirror.
         of: Box<MirrorOf>,
     },
+    /// The seed to mirror is this one.
+    #[error(
+        "cannot mirror {of}: it is this very seed (name the other host, or leave --mirror out)"
+    )]
+    MirrorsItself {
+        /// The seed to mirror.
+        of: Box<MirrorOf>,
+    },
     /// The seed to mirror has another key.
     #[error("cannot mirror {of}: {source} (copy swarm.key from that host's state directory)")]
     MirrorTrust {
@@ -165,7 +177,7 @@ impl ServeError {
             | ServeError::MirrorLooser { .. } => Exit::Refused,
             ServeError::Policy(PolicyError::State(error)) => error.exit(),
             ServeError::Policy(PolicyError::Damaged { .. }) => Exit::Damaged,
-            ServeError::MirrorPublishes { .. } => Exit::BadInput,
+            ServeError::MirrorPublishes { .. } | ServeError::MirrorsItself { .. } => Exit::BadInput,
             ServeError::Revocation(error) => error.exit(),
             ServeError::Seed(_) | ServeError::Start(_) => Exit::Unexpected,
         }
@@ -294,14 +306,20 @@ async fn follow_revocations(revoked: RevocationList, swarm: Arc<SwarmSide>) {
     };
     let mut seen = None;
     let mut poll = tokio::time::interval(REVOCATION_POLL);
+    poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         poll.tick().await;
-        let now = stamp(&revoked);
-        if now == seen {
+        let list = revoked.clone();
+        let look = move || {
+            let now = stamp(&list);
+            (now != seen).then(|| (now, list.load()))
+        };
+        // A disk that hangs holds this up, and nothing else.
+        let Ok(Some((now, loaded))) = tokio::task::spawn_blocking(look).await else {
             continue;
-        }
+        };
         seen = now;
-        match revoked.load() {
+        match loaded {
             Ok(contents) => swarm.revoke(contents.to_wire()).await,
             Err(error) => tracing::error!("the last revocations go on to hold: {error}"),
         }
@@ -395,6 +413,7 @@ impl Server {
         let http_task = tokio::spawn(http::server::run(
             http,
             http::router(shared),
+            admission.clone(),
             stopped,
             DRAIN,
         ));
@@ -416,14 +435,32 @@ impl Server {
 
         let mut beside = tokio::task::JoinSet::new();
         beside.spawn(follow_revocations(revoked, swarm.clone()));
-        if let Some(mirror) = mirror {
-            beside.spawn(mirror.run(admission.clone()));
+        beside.spawn(admission.clone().follow_interfaces());
+        let of = mirror.as_ref().map(|mirror| Box::new(mirror.of().clone()));
+        let (ended, mut mirror_ended) = tokio::sync::oneshot::channel();
+        match mirror {
+            Some(mut mirror) => {
+                mirror.is_beside(swarm.seed_id());
+                let admission = admission.clone();
+                beside.spawn(async move {
+                    mirror.run(admission).await;
+                    // It fails only while this server ends.
+                    let _ = ended.send(());
+                });
+            }
+            None => drop(ended),
         }
         // In a task of its own: hashing a large new copy must not hold up the end.
         let follower = tokio::spawn(server.keep_up());
+        let mut served = Ok(());
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            Ok(()) = &mut mirror_ended => if let Some(of) = of {
+                // The next start without --mirror finds a state directory that is no mirror's.
+                let noted = state.set_mirrors(None).map_err(ServeError::from);
+                served = noted.and(Err(ServeError::MirrorsItself { of }));
+            },
         }
         follower.abort();
         beside.abort_all();
@@ -446,7 +483,7 @@ impl Server {
             control_task.abort();
         }
         let _ = std::fs::remove_file(state.control_socket());
-        Ok(())
+        served
     }
 
     /// Without a control socket the swarm is served all the same; only `rootswarm status` is blind.
@@ -494,13 +531,12 @@ impl Server {
 
     /// Looks at the state directory, and follows it if it changed.
     async fn refresh(&mut self) {
-        if !self.catalogue.is_stale() {
-            return;
-        }
         let before = self.catalogue.snapshot();
         let catalogue = self.catalogue.clone();
-        match tokio::task::spawn_blocking(move || catalogue.reload()).await {
-            Ok(Ok(damages)) => {
+        let look = move || catalogue.is_stale().then(|| catalogue.reload()).transpose();
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(damages))) => {
                 let new: Vec<Damage> = damages
                     .into_iter()
                     .filter(|damage| self.reported.insert(damage.to_string()))

@@ -22,6 +22,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use rootswarm_image::{
     ImageId, ImageName, SignedTag, SwarmKey, SwarmKeyError, SwarmPublicKey, TagError,
@@ -38,6 +39,9 @@ pub const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/rootswarm";
 /// The epoch in which an installation begins; `rootswarm revoke --all` begins a new one for certificates
 /// and tags alike. Which it is now: [`StateDir::epoch`].
 pub const FIRST_EPOCH: u32 = 1;
+
+/// How often a lock that another process holds is tried again.
+const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// A signed tag is some 200 bytes; more in `tags/` is not ours, and is not read into memory.
 const MAX_TAG_FILE_BYTES: u64 = 64 * 1024;
@@ -231,6 +235,23 @@ impl StateDir {
     pub fn lock(&self) -> Result<Lock, StateError> {
         let path = self.root.join("lock");
         Lock::exclusive(&path, self.owner).map_err(StateError::io("lock", &path))
+    }
+
+    /// The same, but no longer than `patience`: `None` if another writer is still at it then.
+    pub fn lock_within(&self, patience: Duration) -> Result<Option<Lock>, StateError> {
+        let path = self.root.join("lock");
+        let end = Instant::now() + patience;
+        loop {
+            let lock = Lock::try_exclusive(&path, self.owner);
+            if let Some(lock) = lock.map_err(StateError::io("lock", &path))? {
+                return Ok(Some(lock));
+            }
+            // flock has no time limit of its own.
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            std::thread::sleep(LOCK_POLL);
+        }
     }
 
     /// Marks the directory as served by this process; `None` if another process serves it.

@@ -4,7 +4,7 @@
 //! admission rules decide about joins, and the seed's figures become the status document's.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,6 @@ use rootswarm_transport::seed::{
 };
 use rootswarm_transport::status::{NodeInfo, SwarmStatus};
 use rootswarm_transport::tuning::Tuning;
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::RwLock;
 
 use crate::admission::{Admission, NotAdmitted};
@@ -45,6 +44,11 @@ impl Tracker {
 }
 
 impl Directory for Tracker {
+    fn allows(&self, address: IpAddr) -> Result<(), Refusal> {
+        let checked = self.admission.check_address(address);
+        checked.map_err(|reason| Refusal::NotAdmitted(reason.to_string()))
+    }
+
     /// Admission comes first, so that a stranger does not learn which names there are; the token is
     /// used up last, so that a misspelt name does not cost it.
     fn join(
@@ -67,8 +71,7 @@ impl Directory for Tracker {
         if request.pin.is_some_and(|pin| pin != current) {
             return Err(Refusal::PinMismatch { current });
         }
-        // Using a token up syncs a file, which takes milliseconds.
-        off_the_reactor(|| self.admission.consume_token(token, node)).map_err(refused)?;
+        self.admission.consume_token(token, node).map_err(refused)?;
         Ok(Grant {
             tag: published.tag.clone(),
         })
@@ -77,7 +80,7 @@ impl Directory for Tracker {
     fn mirror(&self, report: &[u8]) -> Result<Listing, String> {
         let policy = self.admission.to_mirror();
         let policy = policy.ok_or("this seed is a mirror itself and has learnt nothing yet")?;
-        let mut listing = off_the_reactor(|| listing(self.catalogue.state(), report))?;
+        let mut listing = listing(self.catalogue.state(), report)?;
         listing.policy = Some(policy.text().into_bytes());
         Ok(listing)
     }
@@ -103,21 +106,11 @@ fn listing(state: &StateDir, report: &[u8]) -> Result<Listing, String> {
     })
 }
 
-/// Runs what blocks without holding up the other tasks of this thread, where the runtime can move
-/// them to another.
-fn off_the_reactor<T>(blocking: impl FnOnce() -> T) -> T {
-    match Handle::try_current() {
-        Ok(handle) if handle.runtime_flavor() == RuntimeFlavor::MultiThread => {
-            tokio::task::block_in_place(blocking)
-        }
-        _ => blocking(),
-    }
-}
-
 /// The seed, until it is shut down.
 pub struct SwarmSide {
     seed: RwLock<Option<Seed>>,
     local_addr: SocketAddr,
+    seed_id: NodeId,
     limiter: Arc<RateLimiter>,
     rates: Mutex<Rates>,
 }
@@ -142,6 +135,7 @@ impl SwarmSide {
         seed.revoke(revoked).await;
         Ok(SwarmSide {
             local_addr: seed.local_addr(),
+            seed_id: seed.id(),
             limiter: seed.limiter(),
             seed: RwLock::new(Some(seed)),
             rates: Mutex::default(),
@@ -151,6 +145,11 @@ impl SwarmSide {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// What the seed of this process goes by.
+    pub fn seed_id(&self) -> NodeId {
+        self.seed_id
     }
 
     /// The limit that all image bytes share.
@@ -276,7 +275,8 @@ fn entry(swarm: &SwarmStatus, snapshot: &Snapshot, rates: &Rates) -> ImageEntry 
 /// How fast each node's share grew between the last two looks.
 #[derive(Debug, Default)]
 struct Rates {
-    last: HashMap<(String, String), Sample>,
+    /// By image, then by node.
+    last: HashMap<String, HashMap<NodeId, Sample>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -288,33 +288,33 @@ struct Sample {
 
 impl Rates {
     fn sample(&mut self, swarms: &[SwarmStatus], now: Instant) {
-        let mut next = HashMap::new();
+        let mut next = HashMap::with_capacity(swarms.len());
         for swarm in swarms {
-            for node in &swarm.nodes {
-                let key = (swarm.image.clone(), node.node.clone());
-                let chunks_per_s = self.last.get(&key).map_or(0.0, |last| {
+            let before = self.last.get(&swarm.image);
+            let look = |node: &NodeInfo| {
+                let last = before.and_then(|before| before.get(&node.id));
+                let chunks_per_s = last.map_or(0.0, |last| {
                     let elapsed = now.duration_since(last.at).as_secs_f64().max(0.001);
                     f64::from(node.chunks_have.saturating_sub(last.chunks)) / elapsed
                 });
-                next.insert(
-                    key,
-                    Sample {
-                        at: now,
-                        chunks: node.chunks_have,
-                        chunks_per_s,
-                    },
-                );
-            }
+                let sample = Sample {
+                    at: now,
+                    chunks: node.chunks_have,
+                    chunks_per_s,
+                };
+                (node.id, sample)
+            };
+            next.insert(swarm.image.clone(), swarm.nodes.iter().map(look).collect());
         }
         // Nodes that are gone are gone from here too.
         self.last = next;
     }
 
     fn of(&self, swarm: &SwarmStatus, node: &NodeInfo) -> u64 {
-        let key = (swarm.image.clone(), node.node.clone());
         let chunk_bytes = swarm.bytes_total as f64 / f64::from(swarm.chunks_total.max(1));
         self.last
-            .get(&key)
+            .get(&swarm.image)
+            .and_then(|nodes| nodes.get(&node.id))
             .map_or(0, |sample| (sample.chunks_per_s * chunk_bytes) as u64)
     }
 }

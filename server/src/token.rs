@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use rootswarm_swarm::NodeId;
 
+use crate::durable::Lock;
 use crate::exit::Exit;
 use crate::guarded::TOKENS;
 use crate::node_name::{node_hex, parse_node};
@@ -35,6 +36,10 @@ pub const REPEAT_FOR_S: u64 = 60;
 
 /// How often a download by HTTP has its token written down anew: twice in [`REPEAT_FOR_S`] and a bit.
 const RENEW_AFTER_S: u64 = 25;
+
+/// How long a server waits for other writers: what they do under the lock takes some syncs of small
+/// files, 0.1 s on a disk that turns.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many tokens the file may hold: it is read at each join, and 10,000 lines (1.2 MB) are read
 /// in about 2 ms.
@@ -56,6 +61,9 @@ pub enum TokenError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// Another process has been at work on the state directory for too long to wait for it.
+    #[error("the state directory is locked by another process (`rootswarm publish`?): try again")]
+    Locked,
     /// Too many tokens.
     #[error(
         "there are {found} tokens already, at most {MAX_TOKENS} are kept (revoke some, or let them expire)"
@@ -81,7 +89,9 @@ impl TokenError {
         match self {
             TokenError::State(e) => e.exit(),
             TokenError::Damaged { .. } => Exit::Damaged,
-            TokenError::TooMany { .. } | TokenError::NoRandomness(_) => Exit::Local,
+            TokenError::TooMany { .. } | TokenError::NoRandomness(_) | TokenError::Locked => {
+                Exit::Local
+            }
             TokenError::Unknown(_) | TokenError::Note => Exit::BadInput,
         }
     }
@@ -227,7 +237,7 @@ impl Tokens {
             let used = parse_used(&used.replacen(' ', ":", 1))?;
             Some((blake3::Hash::from_hex(hash).ok()?, used))
         });
-        let _lock = self.state.lock()?;
+        let _lock = self.lock_soon()?;
         let mut records = self.load()?;
         let mut changed = false;
         for (hash, used) in used {
@@ -392,7 +402,16 @@ impl Tokens {
         let Some(token) = token else {
             return Ok(Err(TokenRefusal::Missing));
         };
-        let _lock = self.state.lock()?;
+        // Only what has to be written waits for other writers.
+        let records = self.load()?;
+        match find(&records, token, Some(bearer), now_unix_s).map(|index| &records[index]) {
+            None => return Ok(Err(TokenRefusal::Invalid)),
+            Some(found) if found.usage == Use::Reusable || found.used.is_some() => {
+                return Ok(Ok(found.usage));
+            }
+            Some(_) => {}
+        }
+        let _lock = self.lock_soon()?;
         let mut records = self.load()?;
         let Some(index) = find(&records, token, Some(bearer), now_unix_s) else {
             return Ok(Err(TokenRefusal::Invalid));
@@ -436,7 +455,7 @@ impl Tokens {
         if records[index].usage == Use::Reusable || is_fresh(&records[index]) {
             return Ok(Ok(Held::Yes));
         }
-        let _lock = self.state.lock()?;
+        let _lock = self.lock_soon()?;
         let mut records = self.load()?;
         let Some(index) = find(&records, token, Some(bearer), now_unix_s) else {
             return Ok(Err(TokenRefusal::Invalid));
@@ -456,6 +475,12 @@ impl Tokens {
             self.store(&records)?;
         }
         Ok(Ok(Held::Yes))
+    }
+
+    /// The lock, if it is free soon: a node or a mirror waits, and can ask again.
+    fn lock_soon(&self) -> Result<Lock, TokenError> {
+        let lock = self.state.lock_within(LOCK_PATIENCE)?;
+        lock.ok_or(TokenError::Locked)
     }
 
     fn load(&self) -> Result<Vec<TokenRecord>, TokenError> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{Server, run_ok, squashfs};
 use proptest::prelude::*;
-use rootswarm::http::server::{HEADER_TIMEOUT, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS};
+use rootswarm::http::server::{HEADER_TIMEOUT, MAX_ANSWERS, MAX_CONNECTIONS_PER_ADDRESS};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
@@ -100,7 +100,8 @@ fn peak_kib(process: u32) -> u64 {
 }
 
 /// As many as there may be, from as many addresses as that takes, each in the middle of a kernel that
-/// it does not read: the next one waits, nobody is closed, and the memory is what is promised.
+/// it does not read: the next one waits, nobody is closed, `/healthz` is answered, and the memory is what
+/// is promised.
 #[allow(clippy::print_stdout)] // The figure, for whoever asks with --nocapture.
 #[test]
 fn the_last_place_is_waited_for() {
@@ -111,31 +112,37 @@ fn the_last_place_is_waited_for() {
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).unwrap();
     let server = Server::start_under(&["prlimit", "--nofile=8192"], state.path(), &[]);
-    let addresses = MAX_CONNECTIONS / MAX_CONNECTIONS_PER_ADDRESS;
+    let addresses = MAX_ANSWERS / MAX_CONNECTIONS_PER_ADDRESS;
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
     let mut held = Vec::new();
     for address in 0..addresses {
         // Loopback is 16 million addresses.
         let from = Ipv4Addr::new(127, 0, 1, address as u8 + 1);
-        for _ in 0..MAX_CONNECTIONS_PER_ADDRESS {
-            let mut stream = connect_from(from, server.http);
+        let mut asked: Vec<TcpStream> = (0..MAX_CONNECTIONS_PER_ADDRESS)
+            .map(|_| connect_from(from, server.http))
+            .collect();
+        for stream in &mut asked {
             stream.write_all(get("/boot/vmlinuz").as_bytes()).unwrap();
+        }
+        for stream in &mut asked {
             // It has its place when the answer begins.
             let mut head = [0; 15];
             stream.read_exact(&mut head).unwrap();
             assert_eq!(&head, b"HTTP/1.1 200 OK");
-            held.push(stream);
         }
+        held.extend(asked);
     }
-    assert_eq!(held.len(), MAX_CONNECTIONS);
+    assert_eq!(held.len(), MAX_ANSWERS);
+    // Whether the server lives is not asked in vain.
+    assert_eq!(server.request("GET", "/healthz", &[]).status, 200);
     let mut late = connect_from(Ipv4Addr::new(127, 0, 2, 1), server.http);
-    late.write_all(get("/healthz").as_bytes()).unwrap();
+    late.write_all(get("/boot/vmlinuz").as_bytes()).unwrap();
     let mut head = [0; 15];
     late.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let waited = late.read_exact(&mut head).unwrap_err();
     assert_eq!(waited.kind(), std::io::ErrorKind::WouldBlock);
     let peak = peak_kib(server.child.id());
-    println!("{MAX_CONNECTIONS} slow readers: at most {peak} KiB resident");
+    println!("{MAX_ANSWERS} slow readers: at most {peak} KiB resident");
     assert!(peak <= SEED_KIB, "{peak} KiB");
     // One goes, and the place is the next one's.
     held.pop();

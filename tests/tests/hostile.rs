@@ -10,7 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use rootswarm_image::{ChunkIndex, Geometry, RootUrl};
 use rootswarm_tests::hostile::arena::Arena;
-use rootswarm_tests::hostile::{Answering, Attack, Outlaw, OutlawError, Prey, Target};
+use rootswarm_tests::hostile::{
+    Answering, Attack, Hold, Outlaw, OutlawError, Prey, Target, besiege,
+};
 use rootswarm_tests::scenario::{Outcome as ScenarioOutcome, scenario};
 use rootswarm_tests::source;
 use rootswarm_tests::swarm::{Agent, Place, SWARM_PORT, Seed};
@@ -282,6 +284,45 @@ fn the_seed_withstands_members_that_take_what_they_can() {
             &attacks.map(|attack| (attack, Target::Seed)),
         )
     });
+}
+
+/// Everybody is allowed on the loopback, those who say nothing too: who has none gets one of their places.
+#[test]
+fn the_seed_withstands_who_comes_in_and_says_nothing() {
+    scenario(400 * MB, |directory| {
+        let attacks = [Attack::IdleJoins, Attack::IdleHttp];
+        withstands(
+            directory,
+            "32Mbit",
+            &attacks.map(|attack| (attack, Target::Seed)),
+        )
+    });
+}
+
+/// A seed, a boot loader, monitoring and a node beside strangers from as many addresses as they like.
+#[allow(clippy::print_stdout)] // The figure, for whoever asks with --nocapture.
+fn strangers(what: Hold, addresses: u8, each: usize) {
+    scenario(400 * MB, |directory| {
+        let siege = besiege(directory, what, addresses, each)?;
+        println!("{what:?}, {addresses} strangers: {siege:?}");
+        assert!(siege.held > 0);
+        Ok(())
+    });
+}
+
+#[test]
+fn nine_strangers_that_hold_joins_keep_nobody_out() {
+    strangers(Hold::Joins, 9, 64);
+}
+
+#[test]
+fn many_strangers_that_hold_joins_keep_nobody_out() {
+    strangers(Hold::Joins, 40, 16);
+}
+
+#[test]
+fn strangers_that_hold_http_keep_no_kernel_back() {
+    strangers(Hold::Http, 33, 64);
 }
 
 #[test]

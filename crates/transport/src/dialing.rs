@@ -50,6 +50,7 @@ pub(crate) async fn greet(
         dialed: true,
         control,
         hello: None,
+        place: None,
     })
 }
 

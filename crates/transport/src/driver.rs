@@ -150,6 +150,7 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
         node,
         origin,
         shared: Arc::new(Shared {
+            role: setup.role,
             verifier: Verifier::new(setup.manifest),
             source: setup.source,
             sink: setup.sink,

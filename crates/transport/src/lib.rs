@@ -21,11 +21,11 @@
 //! - Every queue and every wait has a bound; what exceeds it ends a chunk or a connection, never
 //!   the process.
 
+pub mod blocking;
 mod chunk_buffers;
 mod conduct;
 mod congestion;
 mod connection_ids;
-mod crowd;
 mod dialing;
 mod driver;
 mod endpoint;
@@ -41,10 +41,12 @@ mod link;
 pub mod mirror;
 pub mod node;
 mod outbox;
+pub mod places;
 mod reading_pace;
 mod resets;
 mod revoking;
 pub mod seed;
+mod seed_door;
 mod seed_keeper;
 pub mod socket;
 pub mod status;

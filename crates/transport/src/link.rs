@@ -26,6 +26,7 @@ use crate::conduct::Conduct;
 use crate::framing::{self, FrameError};
 use crate::inbox::Inbox;
 use crate::limiter::RateLimiter;
+use crate::places::Place;
 use crate::reading_pace::{ChunksExchanged, ReadingPace};
 use crate::store::{ChunkSource, ChunkStore, Ended, PIECE_BYTES, StoreError, Took};
 use crate::upload::Upload;
@@ -89,6 +90,7 @@ pub(crate) enum Event {
 
 /// What all links of one swarm share.
 pub(crate) struct Shared {
+    pub(crate) role: Role,
     pub(crate) verifier: Verifier,
     pub(crate) source: Arc<dyn ChunkSource>,
     /// None where nothing is ever received: on a seed.
@@ -116,6 +118,8 @@ pub(crate) struct Opened {
     pub(crate) control: (SendStream, RecvStream),
     /// The other side's first frame; a dialer has not read it yet.
     pub(crate) hello: Option<Hello>,
+    /// Its place among those that are let in; one that was dialed needs none.
+    pub(crate) place: Option<Place>,
 }
 
 /// The driver's end of a link.
@@ -129,6 +133,8 @@ pub(crate) struct Link {
     address: IpAddr,
     exchanged: ChunksExchanged,
     shared: Arc<Shared>,
+    /// Held for as long as this is.
+    _place: Option<Place>,
 }
 
 impl Link {
@@ -150,14 +156,17 @@ impl Link {
         };
         let connection = opened.connection.clone();
         tasks.spawn(async move { reader.run(receive, connection).await });
-        let acceptor = Acceptor {
-            conn,
-            connection: opened.connection.clone(),
-            shared: shared.clone(),
-            arrivals: arrivals.clone(),
-            exchanged: exchanged.clone(),
-        };
-        tasks.spawn(acceptor.run());
+        // Nobody may open a chunk's stream to a seed: no task of each of ten thousand nodes waits for one.
+        if shared.role == Role::Peer {
+            let acceptor = Acceptor {
+                conn,
+                connection: opened.connection.clone(),
+                shared: shared.clone(),
+                arrivals: arrivals.clone(),
+                exchanged: exchanged.clone(),
+            };
+            tasks.spawn(acceptor.run());
+        }
         Link {
             connection: opened.connection,
             control,
@@ -168,6 +177,7 @@ impl Link {
             address,
             exchanged,
             shared,
+            _place: opened.place,
         }
     }
 
@@ -318,11 +328,14 @@ impl LinkError {
 }
 
 async fn write_control(mut stream: SendStream, mut queue: mpsc::Receiver<Vec<u8>>) {
-    let mut frames = Vec::with_capacity(CONTROL_BATCH);
-    let mut batch = Vec::new();
-    while queue.recv_many(&mut frames, CONTROL_BATCH).await > 0 {
-        batch.clear();
-        for frame in frames.drain(..) {
+    // Nothing is kept between two batches: most of a seed's nodes are told something once a minute.
+    loop {
+        let mut frames = Vec::new();
+        if queue.recv_many(&mut frames, CONTROL_BATCH).await == 0 {
+            return;
+        }
+        let mut batch = Vec::new();
+        for frame in frames {
             framing::push_frame(&mut batch, &frame);
         }
         if stream.write_all(&batch).await.is_err() {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rootswarm_image::{ImageId, Manifest, SwarmKey, SwarmPublicKey, Tag};
-use rootswarm_swarm::Role;
+use rootswarm_swarm::{NodeId, Role};
 use tokio::time::timeout;
 
 use crate::framing::{self, FrameError};
@@ -300,6 +300,7 @@ pub struct Primary {
     swarm: SwarmPublicKey,
     key: Arc<SwarmKey>,
     seed: SocketAddr,
+    id: NodeId,
 }
 
 impl Primary {
@@ -350,12 +351,13 @@ impl Primary {
         let dial = dialer.connect(&node.endpoint, seed, Role::Seed);
         let unreachable = |reason: String| MirrorError::Unreachable { seed, reason };
         match timeout(CONNECT_TIMEOUT, dial).await {
-            Ok(Ok((connection, _))) => Ok(Primary {
+            Ok(Ok((connection, found))) => Ok(Primary {
                 version: MirrorVersion::of(&connection),
                 connection,
                 swarm,
                 key,
                 seed,
+                id: found.node_id,
             }),
             Ok(Err(ConnectError::Untrusted { source, .. })) => {
                 Err(MirrorError::Trust { seed, source })
@@ -376,6 +378,18 @@ impl Primary {
     #[must_use]
     pub fn version(&self) -> MirrorVersion {
         self.version
+    }
+
+    /// Where the seed answered.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.seed
+    }
+
+    /// What the seed goes by: a key that each of its processes makes anew.
+    #[must_use]
+    pub fn seed_id(&self) -> NodeId {
+        self.id
     }
 
     /// Asks what there is, and tells `report`.

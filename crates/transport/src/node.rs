@@ -4,7 +4,7 @@
 //! [`Node::start`] then keeps the connection to the seeds up by itself for as long as the swarm
 //! runs: a seed that comes back finds its nodes again.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +12,10 @@ use bytes::Bytes;
 use quinn::Endpoint;
 use rootswarm_image::{Bitfield, ImageId, Manifest, Tag, TagError};
 use rootswarm_swarm::Role;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::conduct::Conduct;
-use crate::crowd::Crowd;
 use crate::driver::{self, Command, Setup};
 use crate::endpoint;
 pub use crate::endpoint::StartError;
@@ -26,6 +25,7 @@ pub use crate::join::{JoinRequest, Refusal};
 use crate::joining::{self, Admission};
 use crate::limiter::RateLimiter;
 use crate::link::{self, Opened};
+use crate::places::{Limits, Place, Places};
 use crate::seed_keeper::SeedKeepers;
 use crate::socket::{Bind, canonical};
 pub use crate::status::{Phase, SwarmStatus};
@@ -42,12 +42,25 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// For a peer to say who it is and what it wants.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Handshakes from peers under way at once.
-const NEWCOMERS: usize = 64;
+/// Handshakes from peers under way at once. A node does not know the seed's allow-list: what it knows of
+/// strangers is whether they say anything.
+const NEWCOMERS: Limits = Limits {
+    all: 64,
+    // Some may be behind one address, and some of those may be given up already.
+    address: 16,
+    subnet: Some(48),
+    grace: Duration::from_secs(1),
+};
 
 /// Peers' connections from one address: a fraction of the most that a node has, so that one machine with many
 /// keys is not all that a node sees of the swarm.
-const PEERS_PER_ADDRESS: usize = 20;
+const PEERS: Limits = Limits {
+    // How many there are in all is the swarm's to say.
+    all: usize::MAX,
+    address: 20,
+    subnet: Some(usize::MAX),
+    grace: Duration::ZERO,
+};
 
 /// Handshakes that peers at one address may make in a row: each makes one in its boot, some a second one
 /// when both dialed at once.
@@ -58,6 +71,11 @@ const HANDSHAKE_FADES: Duration = Duration::from_secs(2);
 /// Above this many, strangers must prove their address first: a round trip more, and whoever floods a
 /// node from forged addresses holds no more places than this.
 const VALIDATE_ABOVE: usize = 16;
+
+/// What those count as who have not proven their address: forging one takes no place from who is there.
+const UNPROVEN: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+const _: () = assert!(NEWCOMERS.address == VALIDATE_ABOVE);
 
 /// What a node is made from.
 #[derive(Clone, Debug)]
@@ -293,7 +311,7 @@ impl Node {
             Door {
                 image: *joined.manifest.id(),
                 manifest: Bytes::from(joined.manifest.encode()),
-                peers: Crowd::new(PEERS_PER_ADDRESS),
+                peers: Places::new(PEERS),
                 conduct,
             },
             handle.commands.clone(),
@@ -320,26 +338,40 @@ impl Node {
 /// Lets peers in.
 async fn accept(endpoint: Endpoint, door: Door, commands: mpsc::Sender<Command>) {
     let listener = Arc::new(Listener::new(VALIDATE_ABOVE));
-    let newcomers = Arc::new(Semaphore::new(NEWCOMERS));
+    let newcomers = Places::new(NEWCOMERS);
     while let Some(incoming) = endpoint.accept().await {
         let from = canonical(incoming.remote_address());
         if !door.conduct.is_welcome(from.ip()) {
             incoming.refuse();
             continue;
         }
-        let Ok(permit) = newcomers.clone().try_acquire_owned() else {
-            incoming.refuse();
+        let is_proven = incoming.remote_address_validated();
+        let counted = match is_proven {
+            true => from.ip(),
+            false => UNPROVEN,
+        };
+        let Some(place) = newcomers.enter(counted) else {
+            match is_proven {
+                true => incoming.refuse(),
+                // It fails only for one that is proven.
+                false => drop(incoming.retry()),
+            }
             continue;
         };
         let (listener, commands, door) = (listener.clone(), commands.clone(), door.clone());
         tokio::spawn(async move {
-            let welcome = welcome(&listener, incoming, from, &door, &commands);
-            match timeout(WELCOME_TIMEOUT, welcome).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%from, %error, "peer not let in"),
-                Err(_) => tracing::debug!(%from, "peer not let in: too slow"),
+            place.idle();
+            let welcome = welcome(&listener, incoming, from, &door, &commands, &place);
+            tokio::select! {
+                welcomed = timeout(WELCOME_TIMEOUT, welcome) => match welcomed {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%from, %error, "peer not let in"),
+                    Err(_) => tracing::debug!(%from, "peer not let in: too slow"),
+                },
+                () = place.taken_back() => {
+                    tracing::debug!(%from, "peer not let in: it said nothing, and others wait");
+                }
             }
-            drop(permit);
         });
     }
 }
@@ -352,7 +384,7 @@ struct Door {
     /// Its manifest, for those who have just joined.
     manifest: Bytes,
     /// And is not one of too many from one address.
-    peers: Arc<Crowd>,
+    peers: Arc<Places>,
     /// Nor one that comes too often.
     conduct: Arc<Conduct>,
 }
@@ -363,6 +395,7 @@ async fn welcome(
     from: SocketAddr,
     door: &Door,
     commands: &mpsc::Sender<Command>,
+    place: &Place,
 ) -> Result<(), String> {
     let accepted = listener
         .accept(incoming)
@@ -376,6 +409,7 @@ async fn welcome(
         Purpose::Data(peer) => peer,
         Purpose::Manifest => {
             let manifest = door.manifest.clone();
+            place.busy();
             return handing_on::serve(&connection, &door.image, manifest, WELCOME_TIMEOUT).await;
         }
         // A node does not offer their protocols.
@@ -384,13 +418,10 @@ async fn welcome(
             return Err("it took this node for a seed".to_owned());
         }
     };
-    match door.peers.enter(from.ip()) {
-        Some(place) => place.keep_while(connection.clone()),
-        None => {
-            connection.close(link::CLOSE_SWARM, b"too many connections from this address");
-            return Err("too many connections from its address".to_owned());
-        }
-    }
+    let Some(peer_place) = door.peers.enter(from.ip()) else {
+        connection.close(link::CLOSE_SWARM, b"too many connections from this address");
+        return Err("too many connections from its address".to_owned());
+    };
     let (control, hello) = match link::accept_control(&connection).await {
         Ok(accepted) => accepted,
         Err(error) => {
@@ -414,6 +445,7 @@ async fn welcome(
         dialed: false,
         control,
         hello: Some(hello),
+        place: Some(peer_place),
     };
     commands
         .send(Command::Attach(Box::new(opened)))

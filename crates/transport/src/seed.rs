@@ -5,7 +5,7 @@
 //! connections to the swarm of the image they name.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -15,11 +15,9 @@ use rootswarm_image::{Bitfield, ImageId, Manifest, SignedTag, SwarmKey};
 use rootswarm_swarm::Role;
 use rootswarm_swarm::limits::SEED_NEIGHBOURS_MAX;
 pub use rootswarm_swarm::{NodeId, Revocations};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::conduct::Conduct;
-use crate::crowd::Crowd;
+use crate::blocking::Blocking;
 use crate::driver::{self, Command, Handle, Setup};
 use crate::endpoint;
 pub use crate::endpoint::StartError;
@@ -32,9 +30,11 @@ use crate::limiter::RateLimiter;
 use crate::link::{self, Opened};
 use crate::mirror;
 pub use crate::mirror::Listing;
+use crate::places::{Limits, Place, Places};
 use crate::resets::{self, ResetKey};
 use crate::revoking;
 pub use crate::revoking::REVOKED_NAMED_MAX;
+use crate::seed_door::{SeedDoor, Verdict};
 use crate::socket::{Bind, canonical};
 use crate::status::SwarmStatus;
 use crate::store::{ChunkSource, FileStore};
@@ -42,27 +42,26 @@ use crate::tls::{Listener, Purpose, TlsError};
 use crate::trust::{PeerIdentity, TrustError};
 use crate::tuning::Tuning;
 
-/// Handshakes and joins under way at once; more are turned away and come again. A core does
-/// about 1,300 handshakes a second, so this is a queue of a fraction of a second.
-const NEWCOMERS: usize = 512;
-
 /// Strangers must always prove their address first: one round trip on a LAN, once in a boot. Otherwise
 /// whoever forges addresses makes a seed send more than three times what it got (quinn looks before
 /// each datagram whether the limit is reached: 3,738 bytes for 1,200), and holds handshakes open.
 const VALIDATE_ABOVE: usize = 0;
 
-/// The same from one address, once it has been proven: one machine cannot keep the others out.
-const NEWCOMERS_PER_ADDRESS: usize = 64;
+/// Members' connections. Each costs some 40 kB with what it may leave unread; a machine has one for each
+/// image it fetches. No subnet and no address has all of them.
+const MEMBERS: Limits = Limits {
+    all: 16_384,
+    address: 64,
+    subnet: Some(12_288),
+    grace: Duration::ZERO,
+};
 
-/// Members' connections from one address. Each costs some 100 KiB with its window; a machine has one
-/// for each image it fetches.
-const MEMBERS_PER_ADDRESS: usize = 64;
+/// Threads that decide about joins at a time: each may wait for a disk or for a lock.
+pub const DECIDING: usize = 8;
 
-/// Handshakes from one address in a row. A machine makes one in its boot, and again when this seed was
-/// started anew; there may be a few of them behind one address.
-const HANDSHAKES: u32 = 256;
-/// In which one more is allowed: 16 a second are a hundredth of a core.
-const HANDSHAKE_FADES: Duration = Duration::from_micros(62_500);
+/// How long a newcomer waits for the decision before it is told to ask again: less than it waits itself
+/// where it shows a token (`joining::ANSWER_HEAD_START_TOKEN`).
+const DECISION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// For a whole join, and for a data connection to name its image.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -72,8 +71,19 @@ const CLOSE_NO_IMAGE: VarInt = VarInt::from_u32(0x6e69);
 
 /// Who may join, and what names mean.
 pub trait Directory: Send + Sync + 'static {
+    /// Whether anybody at `address` may have anything at all. Asked for every first packet, on the
+    /// reactor: it must wait for nothing.
+    ///
+    /// # Errors
+    /// The refusal that a node there is told.
+    fn allows(&self, address: IpAddr) -> Result<(), Refusal> {
+        let _ = address;
+        Ok(())
+    }
+
     /// Decides about `node`, which asks from `from` and has proved that it holds its key. It may ask
-    /// again when an answer was lost on its way.
+    /// again when an answer was lost on its way. Asked on a thread that may wait, of which there are
+    /// few: who is not answered within three seconds is told to ask again.
     ///
     /// # Errors
     /// The refusal that the node is told.
@@ -132,10 +142,9 @@ struct Inner {
     revocations: RwLock<Revocations>,
     directory: Arc<dyn Directory>,
     limiter: Arc<RateLimiter>,
-    newcomers: Arc<Semaphore>,
-    newcomers_by_address: Arc<Crowd>,
-    members_by_address: Arc<Crowd>,
-    conduct: Arc<Conduct>,
+    door: SeedDoor,
+    members: Arc<Places>,
+    deciding: Blocking,
     images: RwLock<BTreeMap<ImageId, Image>>,
 }
 
@@ -171,10 +180,9 @@ impl Seed {
             revocations: RwLock::default(),
             directory,
             limiter: Arc::new(RateLimiter::new(config.upload_limit_bytes_per_s)),
-            newcomers: Arc::new(Semaphore::new(NEWCOMERS)),
-            newcomers_by_address: Crowd::new(NEWCOMERS_PER_ADDRESS),
-            members_by_address: Crowd::new(MEMBERS_PER_ADDRESS),
-            conduct: Conduct::new(HANDSHAKES, HANDSHAKE_FADES),
+            door: SeedDoor::new(),
+            members: Places::new(MEMBERS),
+            deciding: Blocking::new(DECIDING, DECISION_TIMEOUT),
             images: RwLock::new(BTreeMap::new()),
         });
         let acceptor = tokio::spawn(accept(inner.clone()));
@@ -188,6 +196,11 @@ impl Seed {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// What it goes by: a key that each process makes anew.
+    pub fn id(&self) -> NodeId {
+        self.inner.identity.node_id()
     }
 
     /// The limit on what is sent; the HTTP side takes from the same.
@@ -218,7 +231,7 @@ impl Seed {
                 rack: None,
                 gate: self.inner.identity.gate().clone(),
                 limiter: self.inner.limiter.clone(),
-                conduct: self.inner.conduct.clone(),
+                conduct: self.inner.door.conduct().clone(),
                 dialer: None,
             });
             let revocations = self.inner.revocations();
@@ -311,42 +324,56 @@ impl Seed {
 async fn accept(inner: Arc<Inner>) {
     while let Some(incoming) = inner.endpoint.accept().await {
         let from = canonical(incoming.remote_address());
-        if !inner.conduct.is_welcome(from.ip()) {
-            incoming.refuse();
-            continue;
-        }
-        let Ok(permit) = inner.newcomers.clone().try_acquire_owned() else {
-            incoming.refuse();
-            continue;
-        };
-        let mut place = None;
-        if incoming.remote_address_validated() {
-            place = inner.newcomers_by_address.enter(from.ip());
-            if place.is_none() {
+        let is_allowed = inner.directory.allows(from.ip()).is_ok();
+        let is_proven = incoming.remote_address_validated();
+        let place = match inner.door.judge(from.ip(), is_allowed, is_proven) {
+            Verdict::Enter(place) => place,
+            Verdict::Prove => {
+                // It fails only for a client that has been validated already.
+                let _ = incoming.retry();
+                continue;
+            }
+            Verdict::Ignore => {
+                incoming.ignore();
+                continue;
+            }
+            Verdict::Refuse => {
                 incoming.refuse();
                 continue;
             }
-            inner.conduct.came(from.ip());
+        };
+        tokio::spawn(let_in(inner.clone(), incoming, from, place));
+    }
+}
+
+/// Takes a newcomer in, for as long as it has its place.
+async fn let_in(inner: Arc<Inner>, incoming: Incoming, from: SocketAddr, place: Place) {
+    place.idle();
+    let serving = async {
+        match timeout(JOIN_TIMEOUT, welcome(&inner, incoming, &place)).await {
+            Ok(None) => {}
+            Ok(Some(mirror)) => return Some(mirror),
+            Err(error) => tracing::debug!(%from, %error, "newcomer took too long"),
         }
-        let inner = inner.clone();
-        tokio::spawn(async move {
-            match timeout(JOIN_TIMEOUT, welcome(&inner, incoming)).await {
-                Ok(None) => {}
-                Ok(Some(mirror)) => {
-                    let newcomer = (permit, place);
-                    if let Err(reason) = serve_mirror(&inner, &mirror, newcomer).await {
-                        tracing::info!(%from, %reason, "mirror not served");
-                        mirror.close(link::CLOSE_SWARM, reason.as_bytes());
-                    }
-                }
-                Err(error) => tracing::debug!(%from, %error, "newcomer took too long"),
-            }
-        });
+        None
+    };
+    let mirror = tokio::select! {
+        mirror = serving => mirror,
+        () = place.taken_back() => {
+            tracing::debug!(%from, "newcomer said nothing, and others wait");
+            None
+        }
+    };
+    if let Some(mirror) = mirror
+        && let Err(reason) = serve_mirror(&inner, &mirror, place).await
+    {
+        tracing::info!(%from, %reason, "mirror not served");
+        mirror.close(link::CLOSE_SWARM, reason.as_bytes());
     }
 }
 
 /// Takes a newcomer in. One that says it is a mirror is handed back: it may take longer.
-async fn welcome(inner: &Arc<Inner>, incoming: Incoming) -> Option<Connection> {
+async fn welcome(inner: &Arc<Inner>, incoming: Incoming, place: &Place) -> Option<Connection> {
     let from = canonical(incoming.remote_address());
     // To try the path's MTU takes a full packet each: 15 MB for 10,000 nodes, most of which never get a
     // chunk from a seed.
@@ -358,7 +385,7 @@ async fn welcome(inner: &Arc<Inner>, incoming: Incoming) -> Option<Connection> {
         Ok(None) => {}
         Ok(Some((connection, Purpose::Mirror))) => return Some(connection),
         Ok(Some((connection, Purpose::Join))) => {
-            match answer(inner, &connection, from).await {
+            match answer(inner, &connection, from, place).await {
                 // It stays, as a member.
                 Ok(Some(peer)) => attach(inner, connection, peer, from).await,
                 Ok(None) => {}
@@ -386,12 +413,14 @@ async fn answer(
     inner: &Inner,
     connection: &Connection,
     from: SocketAddr,
+    place: &Place,
 ) -> Result<Option<PeerIdentity>, String> {
     let said = |error: &dyn std::fmt::Display| error.to_string();
     let (mut send, mut receive) = connection.accept_bi().await.map_err(|e| said(&e))?;
     let frame = framing::read_frame(&mut receive, REQUEST_BYTES_MAX)
         .await
         .map_err(|e| said(&e))?;
+    place.busy();
     let signed = join::decode_request(&frame).map_err(|e| said(&e))?;
     signed
         .key
@@ -406,7 +435,7 @@ async fn answer(
             TrustError::Revoked { node }.to_string(),
         ))
     } else {
-        inner.directory.join(from, node, &signed.request)
+        decide(inner, from, node, &signed.request).await
     };
     let decision = decision.and_then(|grant| {
         let images = inner.images.read().unwrap_or_else(PoisonError::into_inner);
@@ -424,6 +453,8 @@ async fn answer(
                 .await
                 .map_err(|e| said(&e))?;
             send.finish().map_err(|e| said(&e))?;
+            // It has been said; an honest node leaves once it has read it.
+            place.idle();
             connection.closed().await;
             return Ok(None);
         }
@@ -447,7 +478,7 @@ async fn answer(
             .await
             .map_err(|e| said(&e))?;
     } else {
-        point_out(&image, &mut send, &mut receive)
+        point_out(&image, &mut send, &mut receive, place)
             .await
             .map_err(|e| said(&e))?;
     }
@@ -459,11 +490,27 @@ async fn answer(
     }))
 }
 
+/// Asks the directory, which may have to wait for a disk or for a lock.
+async fn decide(
+    inner: &Inner,
+    from: SocketAddr,
+    node: NodeId,
+    request: &JoinRequest,
+) -> Result<Grant, Refusal> {
+    // A stranger takes no thread from anybody.
+    inner.directory.allows(from.ip())?;
+    let (directory, request) = (inner.directory.clone(), request.clone());
+    let decided = move || directory.join(from, node, &request);
+    let decision = inner.deciding.run(decided).await;
+    decision.unwrap_or(Err(Refusal::Busy))
+}
+
 /// Tells a newcomer where the manifest is, and sends it if it is here.
 async fn point_out(
     image: &Image,
     send: &mut SendStream,
     receive: &mut RecvStream,
+    place: &Place,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let is_small = image.manifest.len() <= handouts::SMALL_BYTES;
     let handout = match is_small {
@@ -474,8 +521,9 @@ async fn point_out(
     if let Holder::Member(node, address) = holder {
         let source = Source::Member { node, address };
         framing::write_frame(send, &join::encode_source(&source)).await?;
+        place.idle();
         match framing::read_frame(receive, SEND_IT.len()).await {
-            Ok(frame) if frame == SEND_IT => {}
+            Ok(frame) if frame == SEND_IT => place.busy(),
             Ok(_) => return Err("neither thanks nor a question".into()),
             // It has got it.
             Err(_) => return Ok(()),
@@ -535,23 +583,29 @@ impl Inner {
 async fn serve_mirror(
     inner: &Inner,
     connection: &Connection,
-    newcomer: impl Send,
+    newcomer: Place,
 ) -> Result<(), String> {
     let mut newcomer = Some(newcomer);
     loop {
-        let patience = match newcomer {
-            Some(_) => JOIN_TIMEOUT,
-            None => mirror::SILENCE,
+        let key = inner.ca.public();
+        let accepted = match &newcomer {
+            Some(place) => tokio::select! {
+                accepted = mirror::accept(connection, &key, JOIN_TIMEOUT) => accepted?,
+                () = place.taken_back() => return Err("it did not say what it wants".to_owned()),
+            },
+            None => mirror::accept(connection, &key, mirror::SILENCE).await?,
         };
-        let accepted = mirror::accept(connection, &inner.ca.public(), patience).await?;
         let Some(request) = accepted else {
             return Ok(());
         };
         newcomer = None;
         let answer = match &request.ask {
             mirror::Ask::Listing(report) => {
-                let listing = inner.directory.mirror(report);
-                listing.map(|it| it.encode(request.version))
+                let (directory, report) = (inner.directory.clone(), report.clone());
+                let version = request.version;
+                let listed = move || directory.mirror(&report).map(|it| it.encode(version));
+                let listed = inner.deciding.run(listed).await;
+                listed.unwrap_or_else(|| Err("the seed is busy: ask again".to_owned()))
             }
             mirror::Ask::Manifest(id) => {
                 let images = inner.images.read().unwrap_or_else(PoisonError::into_inner);
@@ -566,18 +620,15 @@ async fn serve_mirror(
 }
 
 async fn attach(inner: &Inner, connection: Connection, peer: PeerIdentity, from: SocketAddr) {
-    match inner.members_by_address.enter(from.ip()) {
-        Some(place) => place.keep_while(connection.clone()),
-        None => {
-            return connection.close(link::CLOSE_SWARM, b"too many connections from this address");
-        }
-    }
+    let Some(place) = inner.members.enter(from.ip()) else {
+        return connection.close(link::CLOSE_SWARM, b"too many connections from this address");
+    };
     let (control, hello) = match link::accept_control(&connection).await {
         Ok(accepted) => accepted,
         Err(error) => {
             tracing::debug!(%from, %error, "no hello");
             if error.breaks_protocol() {
-                inner.conduct.broke_protocol(from.ip());
+                inner.door.conduct().broke_protocol(from.ip());
             }
             return connection.close(link::CLOSE_SWARM, error.to_string().as_bytes());
         }
@@ -598,6 +649,7 @@ async fn attach(inner: &Inner, connection: Connection, peer: PeerIdentity, from:
         dialed: false,
         control,
         hello: Some(hello),
+        place: Some(place),
     };
     let _ = swarm.commands.send(Command::Attach(Box::new(opened))).await;
 }

@@ -12,6 +12,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use rootswarm_transport::limiter::RateLimiter;
+use tokio::sync::Semaphore;
 
 /// Pieces in flight between the task and the connection: one being written, one ready.
 const PIECES: usize = 2;
@@ -47,11 +48,11 @@ pub fn mapped(whole: Bytes, start: u64, end: u64, limiter: Arc<RateLimiter>) -> 
 }
 
 /// The bytes from `start` up to `end` of a file. If it got shorter meanwhile, the connection is cut:
-/// the length was promised.
-pub fn read_from(file: File, start: u64, end: u64) -> Body {
+/// the length was promised. `readers` is how many threads may wait for the disk at a time.
+pub fn read_from(file: File, start: u64, end: u64, readers: Arc<Semaphore>) -> Body {
     let (mut sender, channel) = Channel::<Bytes, io::Error>::new(PIECES);
     tokio::spawn(async move {
-        if let Err(error) = send_reads(Arc::new(file), start, end, &mut sender).await {
+        if let Err(error) = send_reads(Arc::new(file), start, end, &readers, &mut sender).await {
             sender.abort(error);
         }
     });
@@ -62,13 +63,17 @@ async fn send_reads(
     file: Arc<File>,
     mut position: u64,
     end: u64,
+    readers: &Arc<Semaphore>,
     sender: &mut Sender<Bytes, io::Error>,
 ) -> io::Result<()> {
     while position < end {
         // At most READ_PIECE_BYTES, which is a usize.
         let want = (end - position).min(READ_PIECE_BYTES as u64) as usize;
         let reader = file.clone();
+        let thread = readers.clone().acquire_owned().await;
+        let thread = thread.map_err(io::Error::other)?;
         let piece = tokio::task::spawn_blocking(move || {
+            let _thread = thread;
             let mut buffer = vec![0; want];
             reader
                 .read_exact_at(&mut buffer, position)

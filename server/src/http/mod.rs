@@ -21,26 +21,39 @@ pub mod server;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::extract::{ConnectInfo, Extension, Path, Request, State};
 use axum::http::header::{
     ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
     RETRY_AFTER,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::{self, Next};
+use axum::response::IntoResponse as _;
 use axum::routing::get;
 use bytes::Bytes;
 use rootswarm_image::{ImageId, ImageName};
 use rootswarm_swarm::NodeId;
+use rootswarm_transport::blocking::Blocking;
 use rootswarm_transport::limiter::RateLimiter;
-use tokio::task::spawn_blocking;
+use tokio::sync::Semaphore;
 
 use crate::admission::{Admission, NotAdmitted};
 use crate::catalogue::{Catalogue, Copy};
 use range::Selection;
+use server::{Held, MAX_ANSWERS, Seat};
+
+/// Threads that open boot files and look at tokens, which may wait for a disk.
+pub const OPENING: usize = 8;
+
+/// Threads that read boot files.
+pub const READING: usize = 24;
+
+/// How long a request waits for a disk before it is answered 503.
+const DISK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -53,18 +66,43 @@ pub struct Shared {
     pub limiter: Arc<RateLimiter>,
 }
 
+/// What handlers share besides.
+#[derive(Clone)]
+struct Routes {
+    shared: Shared,
+    /// Answers under way.
+    answers: Arc<Semaphore>,
+    opening: Blocking,
+    reading: Arc<Semaphore>,
+}
+
+impl std::ops::Deref for Routes {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
 /// The routes.
 pub fn router(shared: Shared) -> Router {
+    let routes = Routes {
+        shared,
+        answers: Arc::new(Semaphore::new(MAX_ANSWERS)),
+        opening: Blocking::new(OPENING, DISK_PATIENCE),
+        reading: Arc::new(Semaphore::new(READING)),
+    };
     Router::new()
         .route("/images/{name}", get(image))
         .route("/blobs/{id}", get(blob))
         .route("/manifests/{id}", get(manifest))
         .route("/tags/{name}", get(tag))
         .route("/boot/{file}", get(boot_file))
-        .layer(middleware::from_fn_with_state(shared.clone(), admitted))
+        .layer(middleware::from_fn_with_state(routes.clone(), admitted))
         // Outside the allow-list too: monitoring is rarely on the boot network.
         .route("/healthz", get(|| async { "ok\n" }))
-        .with_state(shared)
+        .layer(middleware::from_fn(seated))
+        .with_state(routes)
 }
 
 /// What is wrong with a request, as a status and a line of text.
@@ -78,17 +116,16 @@ enum HttpError {
     NotAdmitted(#[from] NotAdmitted),
     #[error("cannot read the file")]
     Unreadable,
+    #[error("this seed is busy: ask again")]
+    Busy,
 }
 
 impl axum::response::IntoResponse for HttpError {
     fn into_response(self) -> Response<Body> {
         let status = match self {
             HttpError::NoImage(_) | HttpError::NoBootFile(_) => StatusCode::NOT_FOUND,
-            HttpError::NotAdmitted(ref reason) if reason.may_pass() => {
-                let fields = [(RETRY_AFTER, "1")];
-                let status = StatusCode::SERVICE_UNAVAILABLE;
-                return (status, fields, format!("{self}\n")).into_response();
-            }
+            HttpError::NotAdmitted(ref reason) if reason.may_pass() => return self.later(),
+            HttpError::Busy => return self.later(),
             HttpError::NotAdmitted(_) => StatusCode::FORBIDDEN,
             HttpError::Unreadable => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -96,25 +133,54 @@ impl axum::response::IntoResponse for HttpError {
     }
 }
 
-/// Lets in who is on the allow-list.
+impl HttpError {
+    /// It may pass: the client is to ask again.
+    fn later(&self) -> Response<Body> {
+        let fields = [(RETRY_AFTER, "1")];
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        (status, fields, format!("{self}\n")).into_response()
+    }
+}
+
+/// Lets in who is on the allow-list and has a seat, when one of those before him is done.
 async fn admitted(
-    State(shared): State<Shared>,
+    State(routes): State<Routes>,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
+    Extension(seat): Extension<Arc<Seat>>,
     request: Request,
     next: Next,
 ) -> Result<Response<Body>, HttpError> {
-    shared.admission.check_address(from.ip())?;
-    Ok(next.run(request).await)
+    routes.admission.check_address(from.ip())?;
+    if seat.is_desk() {
+        return Err(HttpError::Busy);
+    }
+    let answers = routes.answers.clone();
+    let answer = answers.acquire_owned().await.map_err(|_| HttpError::Busy)?;
+    let response = next.run(request).await;
+    Ok(response.map(|body| Body::new(Held::new(body, answer))))
+}
+
+/// A connection is in use from a request to the end of its answer.
+async fn seated(
+    Extension(seat): Extension<Arc<Seat>>,
+    request: Request,
+    next: Next,
+) -> Response<Body> {
+    let response = next.run(request).await;
+    response.map(|body| Body::new(Held::seated(body, seat)))
 }
 
 /// Image bytes need what joining the swarm needs. Who comes by HTTP has no key; what stands for it, when
 /// a one-time token is bound to its bearer, is the secret that an agent makes for its download, or the
 /// address of a client that has none.
 async fn admit_to_images(
-    shared: &Shared,
+    routes: &Routes,
     from: SocketAddr,
     headers: &HeaderMap,
 ) -> Result<(), HttpError> {
+    if !routes.admission.asks_for_tokens() {
+        return Ok(());
+    }
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let token = text(AUTHORIZATION)
         .and_then(|value| value.strip_prefix("Bearer "))
@@ -125,11 +191,10 @@ async fn admit_to_images(
     };
     let bearer =
         NodeId(*blake3::hash(format!("rootswarm http bearer {bearer}").as_bytes()).as_bytes());
-    let admission = shared.admission.clone();
+    let admission = routes.admission.clone();
     // It reads a file, and may write one.
-    let held = spawn_blocking(move || admission.hold_http_token(token.as_deref(), bearer));
-    // Nothing in it panics, and nobody aborts it.
-    Ok(held.await.unwrap_or(Err(NotAdmitted::CannotCheck))?)
+    let held = move || admission.hold_http_token(token.as_deref(), bearer);
+    Ok(routes.opening.run(held).await.ok_or(HttpError::Busy)??)
 }
 
 /// What an agent names its download with.
@@ -163,7 +228,7 @@ fn printable(text: &str) -> String {
 }
 
 async fn image(
-    State(shared): State<Shared>,
+    State(shared): State<Routes>,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
     method: Method,
@@ -175,7 +240,7 @@ async fn image(
 }
 
 async fn blob(
-    State(shared): State<Shared>,
+    State(shared): State<Routes>,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
     Path(id): Path<String>,
     method: Method,
@@ -208,7 +273,7 @@ fn send_copy(
 }
 
 async fn manifest(
-    State(shared): State<Shared>,
+    State(shared): State<Routes>,
     Path(id): Path<String>,
     method: Method,
     headers: HeaderMap,
@@ -228,7 +293,7 @@ async fn manifest(
 }
 
 async fn tag(
-    State(shared): State<Shared>,
+    State(shared): State<Routes>,
     Path(name): Path<String>,
     method: Method,
     headers: HeaderMap,
@@ -253,7 +318,7 @@ fn send_small(bytes: Bytes, etag: String, method: &Method, headers: &HeaderMap) 
 }
 
 async fn boot_file(
-    State(shared): State<Shared>,
+    State(shared): State<Routes>,
     Path(name): Path<String>,
     method: Method,
     headers: HeaderMap,
@@ -261,15 +326,19 @@ async fn boot_file(
     let snapshot = shared.catalogue.snapshot();
     let path = snapshot
         .boot_file(&name)
-        .ok_or_else(|| HttpError::NoBootFile(printable(&name)))?;
+        .ok_or_else(|| HttpError::NoBootFile(printable(&name)))?
+        .to_owned();
     // Opened anew for each request, so that a kernel that was replaced in place is the new one from
-    // its first byte to its last. An open on a local disk is some microseconds: no thread for it.
-    let (file, metadata) = File::open(path)
-        .and_then(|file| file.metadata().map(|metadata| (file, metadata)))
-        .map_err(|error| {
-            tracing::warn!("cannot read {}: {error}", path.display());
-            HttpError::Unreadable
-        })?;
+    // its first byte to its last.
+    let opened = {
+        let path = path.clone();
+        move || File::open(path).and_then(|file| file.metadata().map(|metadata| (file, metadata)))
+    };
+    let opened = shared.opening.run(opened).await.ok_or(HttpError::Busy)?;
+    let (file, metadata) = opened.map_err(|error| {
+        tracing::warn!("cannot read {}: {error}", path.display());
+        HttpError::Unreadable
+    })?;
     if !metadata.is_file() {
         return Err(HttpError::NoBootFile(printable(&name)));
     }
@@ -295,7 +364,7 @@ async fn boot_file(
         cache: "no-cache",
     };
     Ok(resource.answer(&method, &headers, move |start, end| {
-        body::read_from(file, start, end)
+        body::read_from(file, start, end, shared.reading.clone())
     }))
 }
 

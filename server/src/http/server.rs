@@ -1,41 +1,77 @@
 //! The listening side of HTTP: connections counted, timed and, at the end, drained.
 //!
-//! A client may be slow; it may not hold a connection for nothing. What a connection can cost:
-//! [`MAX_CONNECTIONS`] of them, [`MAX_CONNECTIONS_PER_ADDRESS`] from one address, [`HEADER_TIMEOUT`]
-//! between requests and while one is sent, and a least progress of [`PROGRESS_BYTES`] in
-//! [`PROGRESS_TIMEOUT`] of waiting while it reads an answer.
+//! A client may be slow; it may not hold a connection for nothing. Whether it is on the allow-list is
+//! looked at first. Those who are have [`MAX_CONNECTIONS`], and of them [`MAX_ANSWERS`] are being
+//! answered at a time; a connection that is waited for ([`Place::idle`]) is somebody else's when there
+//! are no more. Everybody else, and who is allowed and found no place, has the [`DESK`], where `/healthz`
+//! is answered and one thing else: why there is nothing to be had.
+//!
+//! What a connection can cost: [`HEADER_TIMEOUT`] between requests and while one is sent, and a least
+//! progress of [`PROGRESS_BYTES`] in [`PROGRESS_TIMEOUT`] of waiting while it reads an answer.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use rootswarm_transport::places::{Limits, Place, Places};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
-/// Connections at a time. Each holds at most a 16 KiB read buffer and 48 KiB of file pieces
-/// (`super::body`): 128 MiB if all of them read boot files as slowly as is allowed, a quarter of it
-/// when they read mapped images.
-pub const MAX_CONNECTIONS: usize = 2048;
+use crate::admission::Admission;
+
+/// Connections of those who are on the allow-list. Each holds at most a 16 KiB read buffer: 48 MiB.
+pub const MAX_CONNECTIONS: usize = 3072;
+
+/// Answers at a time, but for `/healthz`; who finds all of them under way waits. Each holds 48 KiB of
+/// file pieces (`super::body`): 96 MiB if all of them read boot files as slowly as is allowed, a quarter
+/// of it when they read mapped images.
+pub const MAX_ANSWERS: usize = 2048;
 
 /// Connections from one address: download tools open up to 16, and a machine boots once.
 pub const MAX_CONNECTIONS_PER_ADDRESS: usize = 64;
 
 /// How long a request's head may take, counted from the moment one could begin.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The same at the desk.
+pub const DESK_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// See [`MAX_CONNECTIONS`].
+const ALLOWED: Limits = Limits {
+    all: MAX_CONNECTIONS,
+    address: MAX_CONNECTIONS_PER_ADDRESS,
+    // One /64 has not all of them.
+    subnet: Some(MAX_CONNECTIONS * 3 / 4),
+    // A browser or a package manager keeps a connection for the next request: seconds, where they are
+    // not needed.
+    grace: Duration::from_secs(2),
+};
+
+/// What is kept for `/healthz`, and to say no: monitoring asks now and then from a few addresses.
+pub const DESK: Limits = Limits {
+    all: 64,
+    address: 4,
+    subnet: None,
+    grace: Duration::from_millis(500),
+};
+
+// With the boot file that each answer may have open, some more for the swarm and the state directory,
+// and no more than the unit's LimitNOFILE=8192.
+const _: () = assert!(MAX_CONNECTIONS + MAX_ANSWERS + DESK.all + 512 <= 8192);
 
 /// The most that a request's head may be; what asks for more than a path and a range is not ours.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
@@ -55,41 +91,23 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub async fn run(
     listener: TcpListener,
     router: Router,
+    admission: Arc<Admission>,
     mut stop: watch::Receiver<bool>,
     grace: Duration,
 ) {
     let graceful = GracefulShutdown::new();
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let addresses = Arc::new(Addresses::default());
+    let doors = Doors::default();
     loop {
         let accepted = tokio::select! {
-            // Waiting for a slot before accepting leaves the others in the kernel's queue.
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = listener.accept() => accepted,
             _ = stop.wait_for(|stop| *stop) => break,
         };
         match accepted {
-            Ok((stream, from, slot)) => {
-                let Some(place) = addresses.enter(from.ip().to_canonical()) else {
-                    continue;
-                };
-                // Answers are written in large pieces; waiting to fill packets only adds delay.
-                let _ = stream.set_nodelay(true);
-                let service = WithPeer {
-                    inner: TowerToHyperService::new(router.clone()),
-                    from,
-                };
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_TIMEOUT)
-                    .max_buf_size(MAX_HEAD_BYTES)
-                    .serve_connection(TokioIo::new(Timed::new(stream)), service);
-                let connection = graceful.watch(connection);
-                tokio::spawn(async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!("http connection from {from}: {error}");
-                    }
-                    drop((slot, place));
-                });
+            Ok((stream, from)) => {
+                let is_allowed = admission.check_address(from.ip()).is_ok();
+                if let Some(seat) = doors.enter(from, is_allowed) {
+                    serve(stream, from, seat, router.clone(), &graceful);
+                }
             }
             Err(error) => {
                 tracing::warn!("cannot accept an http connection: {error}");
@@ -109,59 +127,157 @@ pub async fn run(
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let slot = slots
-        .clone()
-        .acquire_owned()
-        .await
-        .map_err(io::Error::other)?;
-    let (stream, from) = listener.accept().await?;
-    Ok((stream, from, slot))
-}
-
-/// How many connections each address has.
-#[derive(Debug, Default)]
-struct Addresses {
-    open: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// One connection of one address, until dropped.
-struct Place {
-    addresses: Arc<Addresses>,
-    address: IpAddr,
-}
-
-impl Addresses {
-    fn enter(self: &Arc<Addresses>, address: IpAddr) -> Option<Place> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(address).or_insert(0);
-        if *count >= MAX_CONNECTIONS_PER_ADDRESS {
-            tracing::debug!("{address} has {count} http connections already");
-            return None;
+fn serve(
+    stream: TcpStream,
+    from: SocketAddr,
+    seat: Seat,
+    router: Router,
+    graceful: &GracefulShutdown,
+) {
+    // Answers are written in large pieces; waiting to fill packets only adds delay.
+    let _ = stream.set_nodelay(true);
+    let seat = Arc::new(seat);
+    seat.place.idle();
+    let service = WithPeer {
+        inner: TowerToHyperService::new(router),
+        from,
+        seat: seat.clone(),
+    };
+    let timeout = match seat.is_desk {
+        true => DESK_HEADER_TIMEOUT,
+        false => HEADER_TIMEOUT,
+    };
+    let stream = Timed::new(stream, Some(seat.clone()));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(timeout)
+        .keep_alive(!seat.is_desk)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let connection = graceful.watch(connection);
+    tokio::spawn(async move {
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!("http connection from {from}: {error}");
+            },
+            () = seat.place.taken_back() => {
+                tracing::debug!("http connection from {from}: it was idle, and others wait");
+            }
         }
-        *count += 1;
-        Some(Place {
-            addresses: self.clone(),
-            address,
+    });
+}
+
+/// The places there are.
+struct Doors {
+    allowed: Arc<Places>,
+    desk: Arc<Places>,
+}
+
+impl Default for Doors {
+    fn default() -> Doors {
+        Doors {
+            allowed: Places::new(ALLOWED),
+            desk: Places::new(DESK),
+        }
+    }
+}
+
+impl Doors {
+    fn enter(&self, from: SocketAddr, is_allowed: bool) -> Option<Seat> {
+        let address = from.ip().to_canonical();
+        let allowed = is_allowed.then(|| self.allowed.enter(address)).flatten();
+        let is_desk = allowed.is_none();
+        let place = allowed.or_else(|| self.desk.enter(address));
+        if place.is_none() {
+            tracing::debug!("no place for an http connection from {address}");
+        }
+        Some(Seat {
+            place: place?,
+            is_desk,
+            is_answered: AtomicBool::new(false),
         })
     }
 }
 
-impl Drop for Place {
+/// Where a connection sits.
+pub(super) struct Seat {
+    place: Place,
+    is_desk: bool,
+    /// The end of an answer was handed over, and may not have left yet.
+    is_answered: AtomicBool,
+}
+
+impl Seat {
+    /// Whether nothing but `/healthz` is to be had here.
+    pub(super) fn is_desk(&self) -> bool {
+        self.is_desk
+    }
+
+    fn asks(&self) {
+        self.is_answered.store(false, Ordering::Relaxed);
+        self.place.busy();
+    }
+
+    fn flushed(&self) {
+        if self.is_answered.swap(false, Ordering::Relaxed) {
+            self.place.idle();
+        }
+    }
+}
+
+/// An answer's body, with what is let go of at its end.
+pub(super) struct Held<B, T> {
+    body: B,
+    held: Option<T>,
+    at_end: fn(T),
+}
+
+impl<T> Held<axum::body::Body, T> {
+    /// Drops `held` when the body has been handed over, or is not wanted any more.
+    pub(super) fn new(body: axum::body::Body, held: T) -> Self {
+        Held {
+            body,
+            held: Some(held),
+            at_end: drop,
+        }
+    }
+}
+
+impl Held<axum::body::Body, Arc<Seat>> {
+    /// The seat is idle again once all of it has left.
+    pub(super) fn seated(body: axum::body::Body, seat: Arc<Seat>) -> Self {
+        Held {
+            body,
+            held: Some(seat),
+            at_end: |seat| seat.is_answered.store(true, Ordering::Relaxed),
+        }
+    }
+}
+
+impl<B: Body + Unpin, T: Unpin> Body for Held<B, T> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<B, T> Drop for Held<B, T> {
     fn drop(&mut self) {
-        let mut open = self
-            .addresses
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.address);
-            }
+        if let Some(held) = self.held.take() {
+            (self.at_end)(held);
         }
     }
 }
@@ -170,6 +286,7 @@ impl Drop for Place {
 struct WithPeer {
     inner: TowerToHyperService<Router>,
     from: SocketAddr,
+    seat: Arc<Seat>,
 }
 
 impl Service<hyper::Request<Incoming>> for WithPeer {
@@ -178,7 +295,9 @@ impl Service<hyper::Request<Incoming>> for WithPeer {
     type Future = <TowerToHyperService<Router> as Service<hyper::Request<Incoming>>>::Future;
 
     fn call(&self, mut request: hyper::Request<Incoming>) -> Self::Future {
+        self.seat.asks();
         request.extensions_mut().insert(ConnectInfo(self.from));
+        request.extensions_mut().insert(self.seat.clone());
         self.inner.call(request)
     }
 }
@@ -186,6 +305,7 @@ impl Service<hyper::Request<Incoming>> for WithPeer {
 /// A stream whose writes must make progress.
 struct Timed<S> {
     stream: S,
+    seat: Option<Arc<Seat>>,
     /// Runs only while a write waits.
     patience: Pin<Box<Sleep>>,
     waiting_since: Option<Instant>,
@@ -195,9 +315,10 @@ struct Timed<S> {
 }
 
 impl<S> Timed<S> {
-    fn new(stream: S) -> Timed<S> {
+    fn new(stream: S, seat: Option<Arc<Seat>>) -> Timed<S> {
         Timed {
             stream,
+            seat,
             patience: Box::pin(tokio::time::sleep(PROGRESS_TIMEOUT)),
             waiting_since: None,
             time_left: PROGRESS_TIMEOUT,
@@ -275,7 +396,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Timed<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        if let Some(seat) = &this.seat {
+            seat.flushed();
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -292,7 +418,7 @@ mod tests {
     async fn a_reader_that_stops_is_cut_off_and_a_slow_one_is_not() {
         // The pipe holds 1 KiB: the writer waits for the reader.
         let (writer, mut reader) = tokio::io::duplex(1024);
-        let mut writer = Timed::new(writer);
+        let mut writer = Timed::new(writer, None);
         let begin = Instant::now();
         let slow = tokio::spawn(async move {
             let mut buffer = [0; 1024];
@@ -318,7 +444,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn time_in_which_nothing_is_written_does_not_count() {
         let (writer, mut reader) = tokio::io::duplex(1024);
-        let mut writer = Timed::new(writer);
+        let mut writer = Timed::new(writer, None);
         for _ in 0..4 {
             // As when the rate limit holds the body back.
             tokio::time::sleep(PROGRESS_TIMEOUT).await;
@@ -327,18 +453,36 @@ mod tests {
         }
     }
 
-    #[test]
-    fn one_address_has_so_many_connections_and_no_more() {
-        let addresses = Arc::new(Addresses::default());
-        let address = IpAddr::from([10, 0, 0, 7]);
-        let mut places: Vec<_> = (0..MAX_CONNECTIONS_PER_ADDRESS)
-            .map(|_| addresses.enter(address).unwrap())
-            .collect();
-        assert!(addresses.enter(address).is_none());
-        assert!(addresses.enter(IpAddr::from([10, 0, 0, 8])).is_some());
-        places.pop();
-        assert!(addresses.enter(address).is_some());
-        drop(places);
-        assert!(addresses.open.lock().unwrap().is_empty());
+    /// Strangers at the desk, however many, take no place of those who are allowed; and who is allowed
+    /// and finds none is told so at the desk.
+    #[tokio::test(start_paused = true)]
+    async fn everybody_has_his_own_door() {
+        for strangers in [1, 33, 5_000] {
+            let doors = Doors::default();
+            let from = |net: u8, number: usize| {
+                SocketAddr::from(([10, net, (number >> 8) as u8, number as u8], 1))
+            };
+            let mut held = Vec::new();
+            for number in 0..64 * strangers {
+                if let Some(seat) = doors.enter(from(9, number % strangers), false) {
+                    assert!(seat.is_desk);
+                    seat.place.idle();
+                    held.push(seat);
+                }
+            }
+            assert_eq!(doors.allowed.taken(), 0);
+            let mut inside: Vec<Seat> = (0..MAX_CONNECTIONS)
+                .map(|number| doors.enter(from(1, number), true).unwrap())
+                .collect();
+            assert!(inside.iter().all(|seat| !seat.is_desk));
+            // All of them are being answered: the next one has the desk.
+            assert!(doors.enter(from(2, 1), true).unwrap().is_desk);
+            // One that says nothing gives its place to the next.
+            inside[7].place.idle();
+            tokio::time::advance(ALLOWED.grace).await;
+            assert!(!doors.enter(from(2, 2), true).unwrap().is_desk);
+            inside.clear();
+            assert_eq!(doors.allowed.taken(), 0);
+        }
     }
 }

@@ -11,6 +11,7 @@
 mod bad_cables;
 pub mod boots;
 mod disk;
+mod door;
 mod drill;
 mod joins;
 mod links;
@@ -116,6 +117,9 @@ pub const ALL: &[Fault] = &[
     disk::COPY_DAMAGED,
     disk::PUBLISHED_IN_A_LOOP,
     disk::STATE_FULL,
+    door::LOCKED,
+    door::HELD_JOINS,
+    door::HELD_HTTP,
 ];
 
 impl Fault {

@@ -4,7 +4,7 @@
 //! Each is a loop over one connection that ends when it is thrown out; [`keep_up`] then comes again
 //! under a new key. Errors end a connection and nothing else: being thrown out is what should happen.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +15,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::idle::{self, Hold};
 use super::member::{Member, Outlaw, OutlawError, Prey, framed, hear};
 use super::{Attack, Scene, Target, flood, version};
+use crate::swarm::HTTP_PORT;
 
 type Result<T> = std::result::Result<T, OutlawError>;
 
@@ -59,6 +61,11 @@ pub(crate) async fn keep_up(scene: Arc<Scene>) {
     match scene.attack {
         Attack::Handshakes => return flood::handshakes(&scene).await,
         Attack::Joins => return flood::joins(&scene).await,
+        Attack::IdleJoins => return hold(&scene, Hold::Joins, scene.prey.seed, 16).await,
+        Attack::IdleHttp => {
+            let http = SocketAddr::new(scene.prey.seed.ip(), HTTP_PORT);
+            return hold(&scene, Hold::Http, http, 50).await;
+        }
         _ => {}
     }
     loop {
@@ -66,6 +73,17 @@ pub(crate) async fn keep_up(scene: Arc<Scene>) {
         let _ = round(&scene).await;
         sleep(PAUSE).await;
     }
+}
+
+/// Holds as many places as so many addresses of the loopback get, on which everybody is allowed.
+async fn hold(scene: &Arc<Scene>, what: Hold, victim: SocketAddr, addresses: u8) {
+    const EACH: usize = 64;
+    let from: Vec<IpAddr> = (1..=addresses)
+        .map(|host| IpAddr::from([127, 201, 0, host]))
+        .collect();
+    let counted = scene.clone();
+    let fired = move || counted.fire();
+    idle::hold(what, victim, &from, EACH, &fired).await;
 }
 
 /// One identity against each victim, until all have thrown it out or the round is over.
@@ -158,7 +176,7 @@ async fn strike(scene: &Scene, outlaw: &Outlaw, victim: SocketAddr) -> Result<()
             Ok(())
         }
         // They have no connection of a member.
-        Attack::Handshakes | Attack::Joins => Ok(()),
+        Attack::Handshakes | Attack::Joins | Attack::IdleJoins | Attack::IdleHttp => Ok(()),
     }
 }
 

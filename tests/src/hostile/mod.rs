@@ -10,7 +10,9 @@ mod attack;
 #[cfg(target_arch = "x86_64")]
 pub mod captive;
 mod flood;
+mod idle;
 mod member;
+mod siege;
 #[cfg(target_arch = "x86_64")]
 pub mod takeover;
 mod version;
@@ -25,7 +27,9 @@ use tokio::runtime::Runtime;
 
 pub use attack::Answering;
 pub use flood::{Reflection, reflect};
+pub use idle::{Hold, Strangers};
 pub use member::{Outlaw, OutlawError, Prey};
+pub use siege::{Siege, besiege};
 pub use version::old_versions;
 
 /// A way to misbehave.
@@ -63,6 +67,10 @@ pub enum Attack {
     Handshakes,
     /// Joins, one after the other, each under a new key.
     Joins,
+    /// Joins that say nothing, from many addresses.
+    IdleJoins,
+    /// HTTP connections that say nothing, from many addresses.
+    IdleHttp,
     /// Protocol names of other versions.
     Versions,
 }
@@ -123,6 +131,8 @@ impl Attack {
             (Attack::Silent, BOTH),
             (Attack::Handshakes, BOTH),
             (Attack::Joins, SEED),
+            (Attack::IdleJoins, SEED),
+            (Attack::IdleHttp, SEED),
             (Attack::Versions, BOTH),
         ]
     };
@@ -152,6 +162,8 @@ impl Attack {
             Attack::Silent => "connections without hello",
             Attack::Handshakes => "handshake flood",
             Attack::Joins => "join flood",
+            Attack::IdleJoins => "joins that say nothing",
+            Attack::IdleHttp => "idle http",
             Attack::Versions => "other versions",
         }
     }
