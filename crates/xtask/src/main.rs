@@ -8,6 +8,7 @@ mod demo;
 mod faults;
 mod fuzz;
 mod hostile;
+mod members;
 mod needs;
 mod predict;
 mod print;
@@ -48,6 +49,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Attack the programs in every way there is, one after the other, and print what it cost (needs root)
     Hostile(hostile::Args),
+    /// Let ten thousand members join one seed, and print what they cost it in memory
+    Members(members::Args),
     /// Inject every fault there is into the programs, and print what came of it (needs root)
     Faults(faults::Args),
     /// Build a Debian package of each of the two programs
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Hostile(args) => hostile::run(&args),
+        Command::Members(args) => members::run(&args),
         Command::Faults(args) => faults::run(&args),
         Command::Deb(args) => deb::run(&args),
         Command::Sbom(args) => sbom::run(&args),
