@@ -121,6 +121,12 @@ pub struct NodeEntry {
     pub complete_after_ms: Option<u64>,
     /// How fast its share grows.
     pub rate_bytes_per_s: u64,
+    /// With how many nodes it has no connection, whoever dials: its host drops everything.
+    #[serde(default)]
+    pub cut_off_from: u32,
+    /// Nodes said of late that it does not answer them, so that it is told to dial them.
+    #[serde(default)]
+    pub hard_to_reach: bool,
 }
 
 /// Opens the control socket. Only one server runs on a state directory (it holds `serve.lock`), so a
@@ -244,6 +250,13 @@ pub fn table(document: &StatusDocument) -> String {
         for ban in &image.banned {
             let _ = writeln!(text, "{}", cut(&format!("  banned {ban}"), WIDTH));
         }
+        for node in image.nodes.iter().filter(|node| node.cut_off_from > 0) {
+            let line = format!(
+                "  {} is cut off from {} nodes: let its UDP port through there",
+                node.address, node.cut_off_from
+            );
+            let _ = writeln!(text, "{}", cut(&line, WIDTH));
+        }
         for node in &image.nodes {
             let share = if node.complete {
                 1.0
@@ -310,6 +323,8 @@ mod tests {
             complete,
             complete_after_ms: complete.then_some(12_345),
             rate_bytes_per_s: rate,
+            cut_off_from: u32::from(complete) * 7,
+            hard_to_reach: complete,
         };
         StatusDocument {
             format: FORMAT,
@@ -364,6 +379,11 @@ mod tests {
                 line.chars().count()
             );
         }
+        assert!(
+            text.contains("\n  10.0.0.7:40000 is cut off from 7 nodes: "),
+            "{text}"
+        );
+        assert_eq!(text.matches("cut off").count(), 1, "{text}");
         assert!(text.contains("up 1 h 2 min, at most 12.5 MB/s"), "{text}");
         assert!(text.contains("[###################-]  99% "), "{text}");
         assert!(

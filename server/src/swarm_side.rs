@@ -249,6 +249,8 @@ fn entry(swarm: &SwarmStatus, snapshot: &Snapshot, rates: &Rates) -> ImageEntry 
             complete: node.is_complete,
             complete_after_ms: node.complete_after_ms,
             rate_bytes_per_s: rates.of(swarm, node),
+            cut_off_from: node.cut_off_from,
+            hard_to_reach: node.is_hard_to_reach,
         })
         .collect();
     nodes.sort_by(|a, b| a.address.cmp(&b.address));

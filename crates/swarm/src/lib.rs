@@ -51,7 +51,7 @@ mod uploads;
 
 pub use codec::{DecodeError, decode_hello, decode_message, encode_hello, encode_message};
 pub use id::{ConnId, NodeId, Role};
-pub use message::{ChunkRun, Have, Hello, Message, PeerAddress, Revocations};
+pub use message::{ChunkRun, DialOutcome, Have, Hello, Message, PeerAddress, Revocations, Wire};
 pub use node::{ChunkOutcome, CloseReason, Config, Input, Node, Output, UploadOutcome};
 pub use rng::Rng;
 pub use sequence::bounded_sequence;

@@ -246,6 +246,24 @@ pub const REDIAL: Duration = Duration::from_millis(500);
 /// See [`REDIAL`].
 pub const REDIAL_MAX: Duration = Duration::from_secs(15);
 
+/// A dial that has no answer after this is reported to the tracker. A handshake takes two round trips at
+/// most, on links with full queues some 200 ms; a first packet that was lost is repeated after 30 ms.
+pub const UNANSWERED_AFTER: Duration = Duration::from_millis(250);
+
+/// What becomes of dials is collected for so long before it is said.
+pub const DIAL_REPORTS_AFTER: Duration = Duration::from_millis(50);
+
+/// For how long after such a report a node is called whenever it is named to others.
+pub const HARD_TO_REACH: Duration = Duration::from_secs(60);
+
+/// A connection that is younger may have crossed another between the same nodes: one of the two is
+/// superfluous. An older one was known to both when one of them dialed again, so that it is dead. A dial
+/// takes 3 s at most.
+pub const FRESH: Duration = Duration::from_secs(4);
+
+/// Pairs of nodes without a connection that a seed remembers, in both orders: 64 bytes each, 1 MiB.
+pub const CUT_OFF_PAIRS_MAX: usize = 16 * 1024;
+
 /// Dials under way at once.
 pub const DIALS_MAX: usize = 16;
 

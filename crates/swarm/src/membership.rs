@@ -1,7 +1,7 @@
 //! The nodes this one knows of but may not be connected to, and when to dial them.
 
 use crate::id::NodeId;
-use crate::limits::{KNOWN_MAX, REDIAL, REDIAL_MAX};
+use crate::limits::{KNOWN_MAX, REDIAL, REDIAL_MAX, UNANSWERED_AFTER};
 use crate::rng::Rng;
 use crate::time::Instant;
 use std::collections::BTreeMap;
@@ -15,6 +15,23 @@ struct Known {
     dialing: bool,
     failures: u32,
     not_before: Instant,
+    /// It cannot dial this node, as a seed says.
+    called: bool,
+    /// When a dial began.
+    dialed_at: Instant,
+    /// It was reported that there is no answer yet.
+    reported: bool,
+}
+
+/// Which known nodes are worth a dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Those who cannot dial this node and need what it has.
+    Callers,
+    /// Those whom the tracker named.
+    Assigned,
+    /// Those of whom peers spoke too.
+    All,
 }
 
 /// The address book of one node.
@@ -54,6 +71,9 @@ impl Membership {
             dialing: false,
             failures: 0,
             not_before: now,
+            called: false,
+            dialed_at: now,
+            reported: false,
         };
         self.known.insert(node, known);
     }
@@ -70,6 +90,40 @@ impl Membership {
         self.known.remove(&node);
     }
 
+    /// It needs this node and cannot dial it: it is dialed now, if it is not already.
+    pub(crate) fn called(&mut self, node: NodeId, now: Instant) {
+        if let Some(known) = self.known.get_mut(&node) {
+            known.called = true;
+            known.not_before = now;
+        }
+    }
+
+    /// May be dialed again at once.
+    pub(crate) fn retry(&mut self, node: NodeId, now: Instant) {
+        if let Some(known) = self.known.get_mut(&node) {
+            known.failures = 0;
+            known.not_before = now;
+        }
+    }
+
+    /// Those who have not answered a dial in time and were not reported yet, and when there may be more.
+    pub(crate) fn unanswered(&mut self, now: Instant) -> (Vec<NodeId>, Option<Instant>) {
+        let (mut late, mut next) = (Vec::new(), None::<Instant>);
+        for (node, known) in &mut self.known {
+            if !known.dialing || known.reported {
+                continue;
+            }
+            let due = known.dialed_at + UNANSWERED_AFTER;
+            if due <= now {
+                known.reported = true;
+                late.push(*node);
+            } else {
+                next = Some(next.map_or(due, |next| next.min(due)));
+            }
+        }
+        (late, next)
+    }
+
     /// Whether the tracker named this node as a neighbour.
     pub(crate) fn is_assigned(&self, node: NodeId) -> bool {
         self.known.get(&node).is_some_and(|known| known.assigned)
@@ -84,6 +138,7 @@ impl Membership {
     pub(crate) fn dialed(&mut self, node: NodeId) {
         if let Some(known) = self.known.get_mut(&node) {
             self.dialing -= usize::from(std::mem::take(&mut known.dialing));
+            known.called = false;
         }
     }
 
@@ -98,6 +153,7 @@ impl Membership {
     pub(crate) fn failed(&mut self, node: NodeId, now: Instant, rng: &mut Rng) {
         if let Some(known) = self.known.get_mut(&node) {
             self.dialing -= usize::from(std::mem::take(&mut known.dialing));
+            known.called = false;
             let wait = (REDIAL * 2u32.pow(known.failures.min(6))).min(REDIAL_MAX);
             known.failures += 1;
             // Between half and the whole of it, so that many nodes do not knock together.
@@ -106,12 +162,11 @@ impl Membership {
         }
     }
 
-    /// Up to `count` nodes to dial now, assigned ones first, hints only with `hints`; they count
-    /// as being dialed from here on.
+    /// Up to `count` nodes to dial now, assigned ones first; they count as being dialed from here on.
     pub(crate) fn take_due(
         &mut self,
         count: usize,
-        hints: bool,
+        wanted: Wanted,
         now: Instant,
         rng: &mut Rng,
         is_connected: impl Fn(NodeId) -> bool,
@@ -122,7 +177,11 @@ impl Membership {
             .filter(|(node, known)| {
                 !known.dialing
                     && known.not_before <= now
-                    && (known.assigned || hints)
+                    && match wanted {
+                        Wanted::Callers => known.called,
+                        Wanted::Assigned => known.assigned || known.called,
+                        Wanted::All => true,
+                    }
                     && !is_connected(**node)
             })
             .map(|(node, known)| (!known.assigned, rng.next_u64(), *node))
@@ -134,6 +193,8 @@ impl Membership {
         for (_, _, node) in due {
             if let Some(known) = self.known.get_mut(&node) {
                 known.dialing = true;
+                known.dialed_at = now;
+                known.reported = false;
                 chosen.push((node, known.addr));
             }
         }
@@ -160,29 +221,32 @@ mod tests {
         book.learn(id(1), addr(), false, now);
         book.learn(id(2), addr(), true, now);
         assert_eq!(
-            book.take_due(9, false, now, &mut rng, |_| false),
+            book.take_due(9, Wanted::Assigned, now, &mut rng, |_| false),
             [(id(2), addr())]
         );
         assert_eq!(
-            book.take_due(9, false, now, &mut rng, |_| false),
+            book.take_due(9, Wanted::Assigned, now, &mut rng, |_| false),
             [],
             "already dialing"
         );
         assert_eq!(
-            book.take_due(9, true, now, &mut rng, |_| false),
+            book.take_due(9, Wanted::All, now, &mut rng, |_| false),
             [(id(1), addr())]
         );
         assert_eq!(book.dialing(), 2);
         book.failed(id(2), now, &mut rng);
         book.dialed(id(1));
         assert_eq!(book.dialing(), 0);
-        assert_eq!(book.take_due(9, false, now, &mut rng, |_| false), []);
         assert_eq!(
-            book.take_due(9, false, now + REDIAL, &mut rng, |_| false),
+            book.take_due(9, Wanted::Assigned, now, &mut rng, |_| false),
+            []
+        );
+        assert_eq!(
+            book.take_due(9, Wanted::Assigned, now + REDIAL, &mut rng, |_| false),
             [(id(2), addr())]
         );
         assert_eq!(
-            book.take_due(9, true, now + REDIAL, &mut rng, |_| true),
+            book.take_due(9, Wanted::All, now + REDIAL, &mut rng, |_| true),
             [],
             "connected"
         );

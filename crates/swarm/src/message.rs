@@ -4,6 +4,16 @@ use crate::id::NodeId;
 use rootswarm_image::{ChunkIndex, ImageId};
 use std::net::SocketAddr;
 
+/// The versions of WIRE.md that are spoken. TLS settles which one a connection speaks, before its first
+/// frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wire {
+    /// Without the messages that say who can be reached.
+    V3,
+    /// All there is.
+    V4,
+}
+
 /// The first frame in each direction of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -79,6 +89,41 @@ pub enum Message {
     NotNeeded,
     /// From a seed: whose admission was taken back.
     Revoked(Revocations),
+    /// To the tracker: what became of the sender's dials to these. At most
+    /// [`crate::limits::ADDRESSES_MAX`]. Since version 4.
+    Dialed {
+        /// What.
+        outcome: DialOutcome,
+        /// Of whom.
+        nodes: Vec<NodeId>,
+    },
+    /// From the tracker: connect to these, even if nothing is missing here, for they cannot connect to
+    /// the receiver. Since version 4.
+    Call(Vec<PeerAddress>),
+    /// From the tracker: with how many nodes the receiver has no connection, whoever dials. Since
+    /// version 4.
+    CutOff(u32),
+}
+
+impl Message {
+    /// The first version that has this message.
+    pub fn wire(&self) -> Wire {
+        match self {
+            Message::Dialed { .. } | Message::Call(_) | Message::CutOff(_) => Wire::V4,
+            _ => Wire::V3,
+        }
+    }
+}
+
+/// What became of a dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DialOutcome {
+    /// There is no answer yet, later than answers use to come.
+    Unanswered,
+    /// No answer came.
+    GivenUp,
+    /// There is a connection after all, whoever dialed; said of those who were reported as given up.
+    Connected,
 }
 
 /// Whose admission was taken back: the whole list, as it is now.

@@ -3,8 +3,8 @@
 //! This file holds the state, the dispatch and the timers; `interface` has the words for what goes in
 //! and out. What is decided lies in the other parts: `fetching` (what to ask of whom), `announcing` (what
 //! to tell them), `locality` (what to fetch from other racks), `offering` (what to offer whom), `serving`
-//! (uploads and the seed's pushes), `overlay` and `rewiring` (whom to be connected to) and `revocation`
-//! (whom not any more). How bytes travel and where they are kept is the owner's.
+//! (uploads and the seed's pushes), `overlay` and `rewiring` (whom to be connected to), `reaching` (who can
+//! dial whom) and `revocation` (whom not any more). How bytes travel and where they are kept is the owner's.
 
 mod announcing;
 mod fetching;
@@ -12,6 +12,7 @@ mod interface;
 mod locality;
 mod offering;
 mod overlay;
+mod reaching;
 mod revocation;
 mod rewiring;
 mod serving;
@@ -115,6 +116,7 @@ pub struct Node {
     leeches: Leeches,
     tracker: Tracker,
     partings: rewiring::Partings,
+    reaching: reaching::Reaching,
     banned: BTreeSet<NodeId>,
     bans: Vec<Ban>,
     revocations: Revocations,
@@ -144,6 +146,7 @@ impl Node {
             leeches: Leeches::default(),
             tracker: Tracker::default(),
             partings: rewiring::Partings::default(),
+            reaching: reaching::Reaching::default(),
             housekeeping_at: now + HOUSEKEEPING_FIRST,
             rng,
             peers: Peers::default(),
@@ -193,16 +196,19 @@ impl Node {
                 addr,
                 role,
                 dialed,
+                wire,
             } => {
                 self.connected(conn, node, addr, role, dialed, now);
+                if let Some(peer) = self.peers.get_mut(conn) {
+                    peer.wire = wire;
+                }
             }
             Input::Hello { conn, hello } => self.greeted(conn, &hello, now),
             Input::Message { conn, message } => self.told(conn, message, now),
             Input::Disconnected { conn } => self.disconnected(conn, now),
-            Input::DialFailed { node } => {
-                self.membership.failed(node, now, &mut self.rng);
-                self.may_dial = true;
-            }
+            Input::DialFailed { node, answered } => self.dial_failed(node, answered, now),
+            Input::LocalGone { conn } => self.local_gone(conn, now),
+            Input::RemoteMoved { conn } => self.remote_moved(conn, now),
             Input::ChunkStarted { conn, index } => self.chunk_started(conn, index, now),
             Input::ChunkEnded {
                 conn,
@@ -254,6 +260,7 @@ impl Node {
             self.feed_again_at,
             self.offer_again_at,
             self.part_at,
+            self.reaching.due(),
         ]
         .into_iter()
         .flatten()
@@ -326,9 +333,12 @@ impl Node {
                     is_complete: peer.is_complete(),
                     connected_for: now.since(peer.connected_at),
                     complete_after: peer.complete_since.map(|at| at.since(peer.connected_at)),
+                    cut_off_from: self.reaching.blamed(peer.node),
+                    is_hard_to_reach: now < peer.hard_to_reach_until,
                 })
                 .collect(),
             bans: self.bans.clone(),
+            cut_off_from: self.reaching.cut_off_from(),
         }
     }
 
@@ -363,6 +373,9 @@ impl Node {
         if self.part_at.is_some_and(|at| at <= now) {
             self.tell_partings();
         }
+        if self.reaching.due().is_some_and(|at| at <= now) {
+            self.report_dials(now);
+        }
     }
 
     fn told(&mut self, conn: ConnId, message: Message, now: Instant) {
@@ -385,6 +398,7 @@ impl Node {
             }
             Message::Dial(addresses) if from_seed => {
                 for address in addresses {
+                    self.follow(address, now);
                     self.learn(address, true, now);
                 }
             }
@@ -396,7 +410,15 @@ impl Node {
                     self.announce_everything(conn);
                 }
             }
-            Message::Dial(_) | Message::Drop(_) | Message::Revoked(_) | Message::WantHaves(_) => {
+            Message::Dialed { outcome, nodes } => self.told_of_dials(conn, outcome, &nodes, now),
+            Message::Call(addresses) if from_seed => self.called(addresses, now),
+            Message::CutOff(count) if from_seed => self.told_cut_off(count),
+            Message::Dial(_)
+            | Message::Drop(_)
+            | Message::Revoked(_)
+            | Message::WantHaves(_)
+            | Message::Call(_)
+            | Message::CutOff(_) => {
                 self.close(
                     conn,
                     CloseReason::Protocol("a seed's message from a peer"),

@@ -4,6 +4,7 @@ use crate::id::{ConnId, NodeId, Role};
 use crate::limits::{
     BUSY_DOUBLINGS, BUSY_PATIENCE, FAILURE_BACKOFF, FAILURE_BACKOFF_MAX, PEERS_MAX, SEED_PEERS_MAX,
 };
+use crate::message::Wire;
 use crate::time::Instant;
 use rootswarm_image::{Bitfield, ChunkIndex};
 use std::collections::BTreeMap;
@@ -61,6 +62,14 @@ pub(crate) struct Peer {
     pub(crate) rack: Option<String>,
     /// This side dialed.
     pub(crate) dialed: bool,
+    /// What is spoken with it.
+    pub(crate) wire: Wire,
+    /// It sends from another address than the one from which it connected.
+    pub(crate) has_moved: bool,
+    /// Others do not reach it, as they said (seeds only).
+    pub(crate) hard_to_reach_until: Instant,
+    /// With how many nodes it has no connection, as it was told (seeds only).
+    pub(crate) cut_off_told: u32,
     pub(crate) asked_for_peers_at: Option<Instant>,
     /// How often it has asked for peers since the last answer.
     pub(crate) asked_in_vain: u32,
@@ -84,6 +93,10 @@ impl Peer {
             rack: None,
             is_near: false,
             dialed,
+            wire: Wire::V3,
+            has_moved: false,
+            hard_to_reach_until: Instant::ZERO,
+            cut_off_told: 0,
             active: false,
             have: nothing.clone(),
             progress: 0,

@@ -31,6 +31,8 @@ pub struct Report {
     pub peers: Vec<PeerReport>,
     /// The nodes that were banned, in order.
     pub bans: Vec<Ban>,
+    /// With how many nodes this one has no connection, whoever dials, as its seeds say.
+    pub cut_off_from: u32,
 }
 
 /// What a node knows of one connected node.
@@ -52,6 +54,10 @@ pub struct PeerReport {
     pub connected_for: Duration,
     /// From connecting to holding everything, once it does.
     pub complete_after: Option<Duration>,
+    /// With how many nodes it has no connection, whoever dials, and not for their fault (at a seed).
+    pub cut_off_from: u32,
+    /// Others have said that it does not answer them (at a seed).
+    pub is_hard_to_reach: bool,
 }
 
 /// A node that will not be talked to again.

@@ -66,6 +66,14 @@ pub(crate) enum OpenError {
 }
 
 impl OpenError {
+    /// Whether somebody is there who answered, if only to refuse.
+    pub(crate) fn is_answer(&self) -> bool {
+        match self {
+            OpenError::Connect(error) => error.is_refusal(),
+            OpenError::Link(_) | OpenError::OtherNode { .. } => true,
+        }
+    }
+
     /// Whether the other side does not take this node's certificate.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {

@@ -4,8 +4,11 @@
 //! reports to the node and carries out what the node decides. It also counts bytes, because the
 //! node counts chunks. What is decided, and how bytes travel, lies elsewhere.
 
+mod moving;
+mod publishing;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,11 +44,6 @@ const COMMANDS: usize = 256;
 /// Events taken in per wake-up.
 const BATCH: usize = 64;
 
-/// How old a published status may be; with more peers it is made less often.
-const STATUS_EVERY: Duration = Duration::from_millis(100);
-/// See [`STATUS_EVERY`].
-const STATUS_EVERY_LARGE: Duration = Duration::from_secs(1);
-
 /// A dial that takes longer has failed: LAN round trips are below a millisecond.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -53,14 +51,16 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) enum Command {
     /// A connection is ready.
     Attach(Box<Opened>),
-    /// A dial came to nothing.
-    DialFailed(NodeId),
+    /// A dial came to nothing; whether somebody answered.
+    DialFailed(NodeId, bool),
     /// A chunk reached the store by another way.
     Stored(ChunkIndex),
     /// A reader waits for a chunk.
     Want(ChunkIndex),
     /// A seed's admin took admissions back.
     Revoke(Revocations),
+    /// This host's addresses may have changed.
+    AddressesChanged,
     /// The node has a new certificate to dial with.
     Renewed(Dialer),
     /// Start no more uploads; end when those under way have ended, or at the deadline.
@@ -165,6 +165,7 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
         proven: BTreeSet::new(),
         members: BTreeMap::new(),
         handouts: handouts.clone(),
+        marked: false,
         gate: setup.gate,
         next_conn: 0,
         dialer: setup.dialer,
@@ -213,6 +214,8 @@ struct Driver {
     members: BTreeMap<ConnId, (NodeId, u32)>,
     /// The same, for those who are looking for a member.
     handouts: Arc<Handouts>,
+    /// Some of them were marked as hard to reach.
+    marked: bool,
     gate: Gate,
     next_conn: u64,
     dialer: Option<(Endpoint, Dialer)>,
@@ -348,7 +351,9 @@ impl Driver {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Attach(opened) => self.attach(*opened),
-            Command::DialFailed(node) => self.tell(Input::DialFailed { node }),
+            Command::DialFailed(node, answered) => {
+                self.tell(Input::DialFailed { node, answered });
+            }
             Command::Stored(index) => {
                 self.progress_at = Clock::now();
                 self.tell(Input::ChunkStored { index });
@@ -360,6 +365,7 @@ impl Driver {
                     *old = dialer;
                 }
             }
+            Command::AddressesChanged => self.drop_unaddressed(),
             Command::Drain(deadline) => self.draining = Some(deadline),
         }
     }
@@ -382,6 +388,7 @@ impl Driver {
         self.next_conn += 1;
         let (node, addr, role, dialed) = (opened.node, opened.addr, opened.role, opened.dialed);
         tracing::debug!(conn = conn.0, %node, %addr, ?role, dialed, "connected");
+        let wire = tls::wire(&opened.connection);
         let hello = opened.hello.take();
         let greeted = hello.is_some();
         self.links.insert(
@@ -399,6 +406,7 @@ impl Driver {
             addr,
             role,
             dialed,
+            wire,
         });
         if let Some(hello) = hello {
             self.tell(Input::Hello { conn, hello });
@@ -551,54 +559,14 @@ impl Driver {
                 Ok(Ok(opened)) => Command::Attach(Box::new(opened)),
                 Ok(Err(error)) => {
                     tracing::debug!(%node, %addr, %error, "dial failed");
-                    Command::DialFailed(node)
+                    Command::DialFailed(node, error.is_answer())
                 }
                 Err(_) => {
                     tracing::debug!(%node, %addr, "dial timed out");
-                    Command::DialFailed(node)
+                    Command::DialFailed(node, false)
                 }
             };
             let _ = commands.send(command).await;
         });
-    }
-
-    fn status_every(&self) -> Duration {
-        if self.links.len() > 100 {
-            STATUS_EVERY_LARGE
-        } else {
-            STATUS_EVERY
-        }
-    }
-
-    fn publish_if_due(&mut self) {
-        if self.published_at.elapsed() >= self.status_every() {
-            self.publish();
-        }
-    }
-
-    fn publish(&mut self) {
-        self.published_at = Clock::now();
-        let report = self.node.report(self.now());
-        let geometry = self.shared.verifier.manifest().geometry();
-        let missing: u64 = match report.chunks_total - report.chunks_have {
-            0 => 0,
-            _ => self
-                .node
-                .have()
-                .iter_missing()
-                .map(|index| u64::from(geometry.chunk_len(index)))
-                .sum(),
-        };
-        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        status.bytes_have = geometry.length() - missing;
-        status.bytes_from_seed = self.tally.from_seed;
-        status.bytes_from_peers = self.tally.from_peers;
-        status.duplicate_bytes = self.tally.duplicate;
-        status.bytes_uploaded = self.shared.bytes_uploaded.load(Ordering::Relaxed);
-        status.idle_ms = millis(self.progress_at.elapsed());
-        let first_chunk_at = self.tally.first_chunk_at;
-        status.first_chunk_ms = first_chunk_at.map(|at| millis(at.duration_since(self.origin)));
-        status.update(&report);
     }
 }

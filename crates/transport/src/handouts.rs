@@ -5,7 +5,7 @@
 //! so that the number of those who can hand it on triples with each round; who comes while all are
 //! busy waits for the next one that is not. How it travels is `handing_on`'s.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -51,6 +51,8 @@ struct Entry {
     node: NodeId,
     address: SocketAddr,
     busy: u8,
+    /// Others do not get through to it: who is sent there loses time.
+    is_hard_to_reach: bool,
 }
 
 /// Where a newcomer is sent.
@@ -98,6 +100,7 @@ impl Handouts {
             node,
             address,
             busy: 0,
+            is_hard_to_reach: false,
         });
         drop(roll);
         self.changed.notify_one();
@@ -112,6 +115,14 @@ impl Handouts {
         roll.members.swap_remove(place);
         if let Some(moved) = roll.members.get(place).map(|entry| entry.conn) {
             roll.places.insert(moved, place);
+        }
+    }
+
+    /// Which of the members others do not reach now.
+    pub(crate) fn mark(&self, hard_to_reach: &BTreeSet<NodeId>) {
+        let mut roll = self.roll();
+        for entry in &mut roll.members {
+            entry.is_hard_to_reach = hard_to_reach.contains(&entry.node);
         }
     }
 
@@ -141,16 +152,22 @@ impl Handouts {
     fn take(self: &Arc<Handouts>) -> Option<Handout> {
         let mut roll = self.roll();
         let count = roll.members.len();
+        let mut can_wait = count == 0;
         for _ in 0..TRIES.min(count) {
             let place = roll.rng.below(count);
-            let Some(entry) = roll.members.get_mut(place).filter(|it| it.busy < EACH) else {
+            let Some(entry) = roll.members.get_mut(place) else {
                 continue;
             };
+            can_wait |= !entry.is_hard_to_reach;
+            if entry.is_hard_to_reach || entry.busy >= EACH {
+                continue;
+            }
             entry.busy += 1;
             let (holder, conn) = (Holder::Member(entry.node, entry.address), entry.conn);
             return Some(self.handout(holder, Some(conn)));
         }
-        let is_free = roll.own < OWN;
+        // Where nobody can be reached there is nobody to wait for.
+        let is_free = roll.own < OWN || !can_wait;
         roll.own += usize::from(is_free);
         is_free.then(|| self.handout(Holder::Seed, None))
     }
@@ -232,6 +249,36 @@ mod tests {
         assert!(handouts.take().is_none());
         first.pop();
         assert_eq!(handouts.next().await.holder, Holder::Seed);
+    }
+
+    /// Some, all and none of the members can be reached.
+    #[test]
+    fn nobody_is_sent_to_who_cannot_be_reached() {
+        for walled in [0, 1, 3, 4] {
+            let handouts = Handouts::new(1);
+            for number in 0..4 {
+                let (conn, node, address) = member(number);
+                handouts.came(conn, node, address);
+            }
+            let nodes: BTreeSet<NodeId> = (0..walled).map(|number| member(number).1).collect();
+            handouts.mark(&nodes);
+            let mut under_way = Vec::new();
+            while let Some(handout) = handouts.take() {
+                match handout.holder {
+                    Holder::Member(node, _) => assert!(!nodes.contains(&node)),
+                    Holder::Seed => {}
+                }
+                under_way.push(handout);
+                // Where all are, the seed sends to as many as come.
+                if under_way.len() > 100 {
+                    break;
+                }
+            }
+            assert_eq!(under_way.len() > 100, walled == 4, "{walled} of 4");
+            handouts.mark(&BTreeSet::new());
+            under_way.clear();
+            assert!(is_member(&handouts.take().unwrap()));
+        }
     }
 
     #[tokio::test(start_paused = true)]

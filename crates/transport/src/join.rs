@@ -1,6 +1,6 @@
 //! Joining: how a machine that has only a key becomes a member of the swarm.
 //!
-//! On a connection with ALPN `rootswarm-join/3` the newcomer opens one bidirectional stream and
+//! On a connection with ALPN `rootswarm-join/4` (or 3) the newcomer opens one bidirectional stream and
 //! sends a request frame: its public key, the proof that it holds the key (bound to this very
 //! connection), and which image it wants. The seed answers with a frame that grants (certificate,
 //! signed tag) or refuses, and after a grant with one that says where the manifest is to be had:

@@ -21,6 +21,7 @@
 //! - Every queue and every wait has a bound; what exceeds it ends a chunk or a connection, never
 //!   the process.
 
+mod addresses;
 pub mod blocking;
 mod chunk_buffers;
 mod conduct;

@@ -14,12 +14,12 @@ use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rootswarm_image::{ChunkIndex, Verifier};
 use rootswarm_swarm::limits::{CHUNK_SILENCE, FRAME_BYTES_MAX};
 use rootswarm_swarm::{
-    ChunkOutcome, CloseReason, ConnId, Hello, Message, NodeId, Role, UploadOutcome, decode_hello,
-    decode_message, encode_hello, encode_message,
+    ChunkOutcome, CloseReason, ConnId, DecodeError, Hello, Message, NodeId, Role, UploadOutcome,
+    Wire, decode_hello, decode_message, encode_hello, encode_message,
 };
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::chunk_buffers::ChunkBuffers;
 use crate::conduct::Conduct;
@@ -28,7 +28,9 @@ use crate::inbox::Inbox;
 use crate::limiter::RateLimiter;
 use crate::places::Place;
 use crate::reading_pace::{ChunksExchanged, ReadingPace};
+use crate::socket::canonical;
 use crate::store::{ChunkSource, ChunkStore, Ended, PIECE_BYTES, StoreError, Took};
+use crate::tls;
 use crate::upload::Upload;
 
 /// The application code with which a connection is closed for a [`CloseReason`].
@@ -130,7 +132,11 @@ pub(crate) struct Link {
     arrivals: Arc<Mutex<BTreeMap<ChunkIndex, AbortHandle>>>,
     tasks: JoinSet<()>,
     conn: ConnId,
-    address: IpAddr,
+    address: SocketAddr,
+    /// The other side dialed, and may move.
+    was_dialed_to: bool,
+    /// Since when it has been sending from elsewhere; said once.
+    moved: Option<Option<Instant>>,
     exchanged: ChunksExchanged,
     shared: Arc<Shared>,
     /// Held for as long as this is.
@@ -142,14 +148,15 @@ impl Link {
     pub(crate) fn start(conn: ConnId, opened: Opened, greeted: bool, shared: Arc<Shared>) -> Link {
         let (control, queue) = mpsc::channel(CONTROL_QUEUE);
         let (send, receive) = opened.control;
-        let address = opened.addr.ip();
+        let address = opened.addr;
         let exchanged = ChunksExchanged::default();
         let arrivals = Arc::new(Mutex::new(BTreeMap::new()));
         let mut tasks = JoinSet::new();
         tasks.spawn(write_control(send, queue));
         let reader = ControlReader {
             conn,
-            peer: (opened.role == Role::Peer).then_some(address),
+            wire: tls::wire(&opened.connection),
+            peer: (opened.role == Role::Peer).then_some(address.ip()),
             shared: shared.clone(),
             greeted,
             pace: ReadingPace::new(exchanged.clone()),
@@ -175,6 +182,8 @@ impl Link {
             tasks,
             conn,
             address,
+            was_dialed_to: !opened.dialed,
+            moved: None,
             exchanged,
             shared,
             _place: opened.place,
@@ -252,9 +261,30 @@ impl Link {
         }
     }
 
-    /// Where the other side is.
+    /// Where the other side is, or was when it connected.
     pub(crate) fn address(&self) -> IpAddr {
-        self.address
+        self.address.ip()
+    }
+
+    /// The address of this host that the other side dialed.
+    pub(crate) fn local_address(&self) -> Option<IpAddr> {
+        let local = self.connection.local_ip().filter(|_| self.was_dialed_to);
+        local.map(|address| address.to_canonical())
+    }
+
+    /// Whether the other side has been sending from another address than it dialed from for so long. Said
+    /// once.
+    pub(crate) fn has_moved(&mut self, patience: Duration) -> bool {
+        if !self.was_dialed_to || canonical(self.connection.remote_address()) == self.address {
+            return false;
+        }
+        match *self.moved.get_or_insert_with(|| Some(Instant::now())) {
+            Some(since) if since.elapsed() >= patience => {
+                self.moved = Some(None);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// What the other side may have in flight that has not been read.
@@ -347,6 +377,7 @@ async fn write_control(mut stream: SendStream, mut queue: mpsc::Receiver<Vec<u8>
 
 struct ControlReader {
     conn: ConnId,
+    wire: Wire,
     /// Where a peer is. Seeds are vouched for by the swarm key.
     peer: Option<IpAddr>,
     shared: Arc<Shared>,
@@ -383,6 +414,9 @@ impl ControlReader {
         if self.greeted {
             let frame = framing::read_frame(stream, FRAME_BYTES_MAX).await?;
             let message = decode_message(&frame)?;
+            if message.wire() > self.wire {
+                return Err(DecodeError::OtherVersion.into());
+            }
             self.pace.read(&message, frame.len()).await;
             return Ok(Event::Message { conn, message });
         }

@@ -12,9 +12,10 @@ use bytes::Bytes;
 use quinn::Endpoint;
 use rootswarm_image::{Bitfield, ImageId, Manifest, Tag, TagError};
 use rootswarm_swarm::Role;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::addresses::AddressWatch;
 use crate::conduct::Conduct;
 use crate::driver::{self, Command, Setup};
 use crate::endpoint;
@@ -180,7 +181,8 @@ impl JoinError {
 /// A machine that may join swarms.
 pub struct Node {
     pub(crate) endpoint: Endpoint,
-    local_addr: SocketAddr,
+    opened: endpoint::Opened,
+    addresses: AddressWatch,
     pub(crate) key: Arc<NodeKey>,
     pub(crate) trust: SwarmTrust,
     pub(crate) tuning: Tuning,
@@ -226,10 +228,11 @@ impl Node {
             Some(ip) => Bind::Address(SocketAddr::new(ip, config.port)),
             None => Bind::Any { port: config.port },
         };
-        let (endpoint, local_addr) = endpoint::open(bind, &config.tuning, None, None)?;
+        let opened = endpoint::open(bind, &config.tuning, None, None)?;
         Ok(Node {
-            endpoint,
-            local_addr,
+            endpoint: opened.endpoint.clone(),
+            opened,
+            addresses: AddressWatch::begin(),
             key,
             trust: SwarmTrust::new(config.trust),
             tuning: config.tuning,
@@ -239,7 +242,7 @@ impl Node {
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+        self.opened.address
     }
 
     /// Asks each seed once, each a little after the one before it, until one lets this node join.
@@ -317,12 +320,20 @@ impl Node {
             handle.commands.clone(),
         ));
         let endpoint = self.endpoint.clone();
+        let node = Arc::new(self);
+        let (moved, moves) = watch::channel(());
+        tasks.spawn(follow_addresses(
+            node.clone(),
+            handle.commands.clone(),
+            moved,
+        ));
         let mut seeds = SeedKeepers::new(
-            Arc::new(self),
+            node,
             joined.identity,
             joined.request,
             joined.manifest,
             handle.commands.clone(),
+            moves,
         );
         seeds.keep(&joined.seeds, joined.admission);
         Ok(SwarmHandle {
@@ -332,6 +343,23 @@ impl Node {
             seeds,
             tasks,
         })
+    }
+}
+
+/// Tells connections and keepers when this host's addresses may have changed. Which were lost is the
+/// driver's to find out, and where a seed is reached from is its keeper's.
+async fn follow_addresses(
+    node: Arc<Node>,
+    commands: mpsc::Sender<Command>,
+    moved: watch::Sender<()>,
+) {
+    loop {
+        node.addresses.changed().await;
+        node.opened.announce_address();
+        moved.send_replace(());
+        if commands.send(Command::AddressesChanged).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -61,7 +61,10 @@ impl ReadingPace {
     pub(crate) async fn read(&mut self, message: &Message, bytes: usize) {
         let now = Instant::now();
         let units = match message {
-            Message::WantPeers | Message::WantHaves(_) | Message::Progress(_) => SELDOM_UNITS,
+            Message::WantPeers
+            | Message::WantHaves(_)
+            | Message::Progress(_)
+            | Message::Dialed { .. } => SELDOM_UNITS,
             _ => u32::try_from(1 + bytes / UNIT_BYTES).unwrap_or(u32::MAX),
         };
         let earned = self.chunks.0.swap(0, Ordering::Relaxed);

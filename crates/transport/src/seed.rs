@@ -168,8 +168,8 @@ impl Seed {
         let identity = Identity::seed(&ca, config.epoch)?;
         let (server, tracking) = server_configs(&identity, &config.tuning)?;
         let bind = Bind::Address(config.listen);
-        let (endpoint, local_addr) =
-            endpoint::open(bind, &config.tuning, Some(server), Some(resets))?;
+        let opened = endpoint::open(bind, &config.tuning, Some(server), Some(resets))?;
+        let (endpoint, local_addr) = (opened.endpoint, opened.address);
         let inner = Arc::new(Inner {
             endpoint,
             listener: Listener::new(VALIDATE_ABOVE),

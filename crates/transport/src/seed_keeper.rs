@@ -1,17 +1,22 @@
 //! Keeps a node's connections to its seeds: a seed that comes back finds its nodes again, and one that
 //! has moved is found where its name leads now. Looking names up is left to the caller.
+//!
+//! A node whose own address changes connects anew from the new one, at once. The seed names to others the
+//! address from which a connection was made, because that one has been validated; one that a connection
+//! moved to has not.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rootswarm_image::Manifest;
 use rootswarm_swarm::Role;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
+use crate::addresses::source_of;
 use crate::dialing::{self, OpenError};
 use crate::driver::Command;
 use crate::identity::Identity;
@@ -35,6 +40,7 @@ pub(crate) struct SeedKeepers {
     request: JoinRequest,
     manifest: Arc<Manifest>,
     commands: mpsc::Sender<Command>,
+    moves: watch::Receiver<()>,
     running: BTreeMap<SocketAddr, AbortHandle>,
     tasks: JoinSet<()>,
 }
@@ -46,6 +52,7 @@ impl SeedKeepers {
         request: JoinRequest,
         manifest: Arc<Manifest>,
         commands: mpsc::Sender<Command>,
+        moves: watch::Receiver<()>,
     ) -> SeedKeepers {
         SeedKeepers {
             node,
@@ -54,6 +61,7 @@ impl SeedKeepers {
             request,
             manifest,
             commands,
+            moves,
             running: BTreeMap::new(),
             tasks: JoinSet::new(),
         }
@@ -86,6 +94,7 @@ impl SeedKeepers {
                 request: self.request.clone(),
                 manifest: self.manifest.clone(),
                 commands: self.commands.clone(),
+                moves: self.moves.clone(),
             };
             self.running.insert(seed, self.tasks.spawn(keeper.run()));
         }
@@ -104,15 +113,27 @@ pub(crate) struct SeedKeeper {
     request: JoinRequest,
     manifest: Arc<Manifest>,
     commands: mpsc::Sender<Command>,
+    /// Says when this host's addresses may have changed.
+    moves: watch::Receiver<()>,
+}
+
+/// What became of a connection.
+enum Ended {
+    Lost(quinn::ConnectionError),
+    /// It was made from an address that is not the one to use any more.
+    Outdated,
 }
 
 impl SeedKeeper {
     async fn run(mut self) {
         let mut wait = RECONNECT;
         loop {
+            // Asked before: what changes meanwhile is noticed as a change.
+            let source = self.source();
             match timeout(CONNECT_TIMEOUT, self.open()).await {
                 Ok(Ok(opened)) => {
                     let connection = opened.connection.clone();
+                    // It takes the place of an earlier one that is still open.
                     if self
                         .commands
                         .send(Command::Attach(Box::new(opened)))
@@ -122,10 +143,18 @@ impl SeedKeeper {
                         return;
                     }
                     let up = tokio::time::Instant::now();
-                    let closed = connection.closed().await;
-                    tracing::debug!(seed = %self.seed, %closed, "connection to the seed lost");
-                    if tls::refusal(&closed).is_some() {
-                        self.renew().await;
+                    match self.watch(&connection, source).await {
+                        Ended::Lost(closed) => {
+                            tracing::debug!(seed = %self.seed, %closed, "connection to the seed lost");
+                            if tls::refusal(&closed).is_some() {
+                                self.renew().await;
+                            }
+                        }
+                        Ended::Outdated => {
+                            tracing::debug!(seed = %self.seed, "this host's address has changed");
+                            wait = RECONNECT;
+                            continue;
+                        }
                     }
                     if up.elapsed() > RECONNECT_MAX {
                         wait = RECONNECT;
@@ -142,9 +171,46 @@ impl SeedKeeper {
             if self.commands.is_closed() {
                 return;
             }
-            tokio::time::sleep(jittered(wait)).await;
-            wait = (wait * 2).min(RECONNECT_MAX);
+            wait = match self.pause(jittered(wait)).await {
+                true => RECONNECT,
+                false => (wait * 2).min(RECONNECT_MAX),
+            };
         }
+    }
+
+    /// Where this host would send from to the seed now.
+    fn source(&self) -> Option<IpAddr> {
+        source_of(self.seed, self.node.local_addr().ip())
+    }
+
+    /// Until the connection is lost, or should be made anew. While there is no way to the seed it may
+    /// still come back.
+    async fn watch(&mut self, connection: &quinn::Connection, source: Option<IpAddr>) -> Ended {
+        loop {
+            let now = self.source();
+            if now.is_some() && now != source {
+                return Ended::Outdated;
+            }
+            tokio::select! {
+                closed = connection.closed() => return Ended::Lost(closed),
+                Ok(()) = self.moves.changed() => {}
+            }
+        }
+    }
+
+    /// Waits for so long, or until there is a way to the seed that was not there. Says whether there is.
+    async fn pause(&mut self, wait: Duration) -> bool {
+        let before = self.source();
+        let appears = async {
+            while self.moves.changed().await.is_ok() {
+                let now = self.source();
+                if now.is_some() && now != before {
+                    return;
+                }
+            }
+            std::future::pending().await
+        };
+        timeout(wait, appears).await.is_ok()
     }
 
     /// Stays where it was let in, or dials.

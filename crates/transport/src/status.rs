@@ -53,6 +53,8 @@ pub struct SwarmStatus {
     pub banned: Vec<BannedNode>,
     /// The connected nodes.
     pub nodes: Vec<NodeInfo>,
+    /// With how many nodes this one has no connection, whoever dials, as a seed said.
+    pub cut_off_from: u32,
 }
 
 /// A node that is not talked to any more.
@@ -88,6 +90,10 @@ pub struct NodeInfo {
     pub connected_ms: u64,
     /// From connecting to holding everything, in milliseconds, once it does.
     pub complete_after_ms: Option<u64>,
+    /// With how many nodes it has no connection, whoever dials, and not for their fault (at a seed).
+    pub cut_off_from: u32,
+    /// Nodes said of late that it does not answer them; then it is told to dial them (at a seed).
+    pub is_hard_to_reach: bool,
 }
 
 impl SwarmStatus {
@@ -106,6 +112,7 @@ impl SwarmStatus {
         self.chunks_have = report.chunks_have;
         self.declined = report.declined;
         self.failures = report.failures;
+        self.cut_off_from = report.cut_off_from;
         self.peers = report
             .peers
             .iter()
@@ -134,6 +141,8 @@ impl SwarmStatus {
                 is_complete: peer.is_complete,
                 connected_ms: millis(peer.connected_for),
                 complete_after_ms: peer.complete_after.map(millis),
+                cut_off_from: peer.cut_off_from,
+                is_hard_to_reach: peer.is_hard_to_reach,
             })
             .collect();
     }

@@ -4,7 +4,7 @@
 //! decide; what an `Output` costs and how it is carried out is the owner's.
 
 use crate::id::{ConnId, NodeId, Role};
-use crate::message::{Hello, Message, Revocations};
+use crate::message::{Hello, Message, Revocations, Wire};
 use rootswarm_image::{Bitfield, ChunkIndex, Geometry, ImageId};
 use std::net::SocketAddr;
 
@@ -42,6 +42,8 @@ pub enum Input {
         role: Role,
         /// Whether this side dialed.
         dialed: bool,
+        /// What both sides speak on it.
+        wire: Wire,
     },
     /// The first frame came.
     Hello {
@@ -66,6 +68,19 @@ pub enum Input {
     DialFailed {
         /// To whom.
         node: NodeId,
+        /// Somebody answered, who would not have it or was somebody else.
+        answered: bool,
+    },
+    /// This side's address under a connection is none of this host's any more: who dialed it hears
+    /// nothing.
+    LocalGone {
+        /// Which.
+        conn: ConnId,
+    },
+    /// The other side sends from another address than the one from which it connected.
+    RemoteMoved {
+        /// Which.
+        conn: ConnId,
     },
     /// The header of a chunk stream came.
     ChunkStarted {
@@ -224,6 +239,9 @@ pub enum CloseReason {
     /// The tracker rewired the overlay.
     #[error("no longer a neighbour")]
     Rewired,
+    /// One side's address has changed.
+    #[error("an address has changed: connect anew")]
+    Moved,
 }
 
 impl CloseReason {

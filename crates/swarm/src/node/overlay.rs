@@ -3,6 +3,7 @@
 use super::{CloseReason, Node, Output};
 use crate::id::{ConnId, NodeId, Role};
 use crate::limits::{self, ADDRESSES_MAX, DEGREE, DIALS_MAX};
+use crate::membership::Wanted;
 use crate::message::{Have, Hello, Message, PeerAddress};
 use crate::peers::Peer;
 use crate::time::Instant;
@@ -33,7 +34,10 @@ impl Node {
         if let Some(old) = self.peers.conn_of(node) {
             // Both dialed at once: both keep the one that the smaller id dialed. Dialed twice by
             // the same side: the older one is dead, or will be.
-            let crossed = self.peers.get(old).is_some_and(|old| old.dialed != dialed);
+            // And an older one that the other side does not know of any more is dead as well.
+            let crossed = self.peers.get(old).is_some_and(|old| {
+                old.dialed != dialed && now.since(old.connected_at) < limits::FRESH
+            });
             if crossed && dialed != (self.node < node) {
                 return self.refuse(conn, CloseReason::Duplicate);
             }
@@ -112,6 +116,10 @@ impl Node {
                 self.picker.announced(index);
             }
         }
+        match role {
+            Role::Peer => self.reached(node, now),
+            Role::Seed => self.met_seed(now),
+        }
         self.note_completion(conn, now);
         match (self.role, role) {
             (Role::Seed, Role::Peer) => {
@@ -189,6 +197,7 @@ impl Node {
         }
         // A newer connection to the same node may have taken over already.
         if self.role == Role::Seed && self.peers.conn_of(peer.node).is_none() {
+            self.reaching.left(peer.node);
             let rewiring = self.tracker.leave(peer.node);
             self.rewire(rewiring, now);
             if peer.is_fed {
@@ -304,22 +313,31 @@ impl Node {
     /// Dials neighbours: those the tracker named, and others while there are too few.
     pub(super) fn dial_neighbours(&mut self, now: Instant) {
         self.may_dial = false;
-        if self.role == Role::Seed || self.picker.is_complete() {
+        if self.role == Role::Seed {
             return;
         }
+        // A node that has everything dials those who cannot dial it.
+        let is_complete = self.picker.is_complete();
         let room = DIALS_MAX
             .saturating_sub(self.membership.dialing())
             .min(limits::PEERS_MAX.saturating_sub(self.peers.len()));
         if room == 0 {
             return;
         }
-        let short = self.neighbours() + self.membership.dialing() < DEGREE;
+        let wanted = match self.neighbours() + self.membership.dialing() < DEGREE {
+            _ if is_complete => Wanted::Callers,
+            true => Wanted::All,
+            false => Wanted::Assigned,
+        };
         let peers = &self.peers;
         let due = self
             .membership
-            .take_due(room, short, now, &mut self.rng, |node| {
+            .take_due(room, wanted, now, &mut self.rng, |node| {
                 peers.conn_of(node).is_some()
             });
+        if !due.is_empty() {
+            self.watch_dials(now);
+        }
         for (node, addr) in due {
             self.outputs.push_back(Output::Dial { node, addr });
         }
@@ -353,6 +371,9 @@ impl Node {
     pub(super) fn keep_house(&mut self, now: Instant) {
         self.give_up_unconfirmed(now);
         self.part_from_surplus(now);
+        if self.role == Role::Seed {
+            self.tell_cut_off();
+        }
         let complete = self.picker.is_complete();
         let held = self.picker.have().count();
         let seeds: Vec<ConnId> = self

@@ -21,7 +21,11 @@ pub(super) struct Partings {
 
 impl Node {
     pub(super) fn rewire(&mut self, rewiring: Rewiring, now: Instant) {
-        let mut dial = rewiring.dial;
+        let mut dial: Vec<(NodeId, NodeId)> = rewiring
+            .dial
+            .into_iter()
+            .filter_map(|(who, whom)| self.in_need(who, whom))
+            .collect();
         dial.sort_unstable();
         for (who, whom) in &dial {
             // It was broken, and is made again before anybody was told.
@@ -38,6 +42,18 @@ impl Node {
                 self.send(conn, Message::Dial(addresses));
             }
         }
+        // Who does not answer dials has to dial itself, and at the same time: then the packets of either
+        // side are answers to those of the other.
+        let mut calls: Vec<(NodeId, NodeId)> = dial
+            .into_iter()
+            .filter(|(_, whom)| self.is_hard_to_reach(*whom, now))
+            .map(|(who, whom)| (whom, who))
+            .collect();
+        calls.sort_unstable();
+        for edges in calls.chunk_by(|a, b| a.0 == b.0) {
+            let callers: Vec<NodeId> = edges.iter().map(|(_, who)| *who).collect();
+            self.call(edges[0].0, &callers);
+        }
         // Both ends hear of it: the one that dialed would dial again.
         for (who, whom) in rewiring.drop {
             self.partings.edges.extend([(who, whom), (whom, who)]);
@@ -46,6 +62,20 @@ impl Node {
             self.tell_partings();
         } else if !self.partings.edges.is_empty() {
             self.part_at.get_or_insert(now + PARTINGS_AFTER);
+        }
+    }
+
+    /// An edge with the one in front that has something to fetch: a complete node does not dial. Between
+    /// two of them there is none.
+    fn in_need(&self, who: NodeId, whom: NodeId) -> Option<(NodeId, NodeId)> {
+        let is_complete = |node: NodeId| {
+            let peer = self.peers.conn_of(node).and_then(|it| self.peers.get(it));
+            peer.is_some_and(|peer| peer.is_complete())
+        };
+        match (is_complete(who), is_complete(whom)) {
+            (true, true) => None,
+            (true, false) => Some((whom, who)),
+            (false, _) => Some((who, whom)),
         }
     }
 
@@ -71,6 +101,9 @@ impl Node {
     pub(super) fn address_for(&self, who: NodeId, whom: NodeId) -> Option<PeerAddress> {
         let asker = self.peers.get(self.peers.conn_of(who)?)?;
         let target = self.peers.get(self.peers.conn_of(whom)?)?;
+        if target.has_moved {
+            return None;
+        }
         let useful = !target.addr.ip().is_loopback() || asker.addr.ip().is_loopback();
         (useful && who != whom).then_some(PeerAddress {
             node: whom,

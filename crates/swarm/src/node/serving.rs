@@ -268,6 +268,7 @@ mod tests {
                 addr,
                 role: Role::Peer,
                 dialed: false,
+                wire: crate::message::Wire::V4,
             },
         );
         let hello = Hello {

@@ -5,6 +5,7 @@
 mod announcements;
 mod offers;
 mod racks;
+mod reaching;
 mod revocation;
 mod rewiring;
 mod surplus;
@@ -13,7 +14,7 @@ mod wires;
 use super::{ChunkOutcome, CloseReason, Config, Input, Node, Output, UploadOutcome};
 use crate::id::{ConnId, NodeId, Role};
 use crate::limits;
-use crate::message::{ChunkRun, Have, Hello, Message, PeerAddress};
+use crate::message::{ChunkRun, DialOutcome, Have, Hello, Message, PeerAddress, Wire};
 use crate::time::Instant;
 use rootswarm_image::{Bitfield, ChunkIndex, ChunkSize, Geometry, ImageId};
 use std::collections::{BTreeSet, VecDeque};
@@ -100,6 +101,7 @@ impl Bench {
             addr,
             role,
             dialed,
+            wire: Wire::V4,
         })
     }
 
@@ -196,6 +198,15 @@ fn protocol_violations() {
         (Message::Dial(vec![address]), "a seed's message from a peer"),
         (Message::Drop(vec![id(9)]), "a seed's message from a peer"),
         (Message::WantHaves(true), "a seed's message from a peer"),
+        (Message::Call(vec![address]), "a seed's message from a peer"),
+        (Message::CutOff(1), "a seed's message from a peer"),
+        (
+            Message::Dialed {
+                outcome: DialOutcome::GivenUp,
+                nodes: vec![id(9)],
+            },
+            "a report for a seed",
+        ),
     ] {
         let mut bench = Bench::new(Role::Peer, some(&[]));
         bench.meet(1, Role::Peer, Have::Nothing);
@@ -261,6 +272,7 @@ fn duplicate_connections() {
                 addr: addr(other),
                 role: Role::Peer,
                 dialed,
+                wire: Wire::V4,
             })
         };
         connect(100, first_dialed);
@@ -525,7 +537,10 @@ fn the_tracker_introduces() {
     let (node, addr) = (id(1), addr(1));
     assert_eq!(dials, [Output::Dial { node, addr }]);
     assert_eq!(peer.say(100, Message::Dial(vec![address])), [], "once");
-    peer.input(Input::DialFailed { node });
+    peer.input(Input::DialFailed {
+        node,
+        answered: false,
+    });
     peer.say(100, Message::Drop(vec![node]));
     peer.meet(1, Role::Peer, Have::Nothing);
     assert_eq!(

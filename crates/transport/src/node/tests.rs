@@ -143,7 +143,8 @@ async fn a_killed_seed_that_is_back_resets_its_old_connections() {
     let certificate = ca.issue_node(&node_key.public(), 1).unwrap().to_vec();
     let identity = Identity::node(&node_key, certificate, &key.public()).unwrap();
     let bind = Bind::Address(SocketAddr::new(LOOPBACK, 0));
-    let (endpoint, _) = endpoint::open(bind, &Tuning::default(), None, None).unwrap();
+    let opened = endpoint::open(bind, &Tuning::default(), None, None).unwrap();
+    let endpoint = opened.endpoint;
     let dialer = Dialer::data(identity, &Tuning::default());
     let (connection, _) = dialer.connect(&endpoint, addr, Role::Seed).await.unwrap();
     // Without the seed's own end of it: its process is gone.

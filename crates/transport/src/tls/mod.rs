@@ -2,10 +2,14 @@
 //!
 //! | ALPN | dials | listens | certificates |
 //! |---|---|---|---|
-//! | `rootswarm-join/3` | a node that has none yet | a seed | the seed's only |
+//! | `rootswarm-join/4`, `/3` | a node that has none yet | a seed | the seed's only |
 //! | `rootswarm-mirror/2`, `/1` | a mirror, which proves that it has the swarm key | a seed | the seed's only |
 //! | `rootswarm-manifest/1` | a node that has just joined | a node | both sides', always |
-//! | `rootswarm/3` | a node | a node or a seed | both sides', always |
+//! | `rootswarm/4`, `/3` | a node | a node or a seed | both sides', always |
+//!
+//! Where there are two versions, both are offered, and the side that listens takes the newer one that it
+//! knows. `rootswarm-join/4` differs from version 3 in what is spoken on the connection once the newcomer is
+//! a member: `rootswarm/4`.
 //!
 //! A [`Dialer`] connects and says exactly why it did not; a [`Listener`] accepts and refuses a
 //! data connection without a certificate before the caller sees it. The rules for certificates are
@@ -24,7 +28,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, Incoming, VarInt};
 use rootswarm_image::SwarmPublicKey;
-use rootswarm_swarm::Role;
+use rootswarm_swarm::{Role, Wire};
 use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 use rustls::sign::SingleCertAndKey;
@@ -36,7 +40,10 @@ use crate::trust::{self, PeerIdentity, SeedTrust, SwarmTrust, TrustError};
 use crate::tuning::Tuning;
 
 /// Joining: no client certificate. The number is the protocol's version.
-pub const ALPN_JOIN: &[u8] = b"rootswarm-join/3";
+pub const ALPN_JOIN: &[u8] = b"rootswarm-join/4";
+
+/// Joining, as agents and seeds before version 4 do.
+pub const ALPN_JOIN_3: &[u8] = b"rootswarm-join/3";
 
 /// Keeping a second seed in step: no client certificate. The number is the protocol's version.
 pub const ALPN_MIRROR: &[u8] = b"rootswarm-mirror/2";
@@ -49,10 +56,19 @@ pub const ALPN_MIRROR_1: &[u8] = b"rootswarm-mirror/1";
 pub const ALPN_MANIFEST: &[u8] = b"rootswarm-manifest/1";
 
 /// Everything else: mutual TLS. The number is the protocol's version.
-pub const ALPN_DATA: &[u8] = b"rootswarm/3";
+pub const ALPN_DATA: &[u8] = b"rootswarm/4";
+
+/// The same as nodes and seeds before version 4 speak it.
+pub const ALPN_DATA_3: &[u8] = b"rootswarm/3";
 
 /// The application code with which a [`Listener`] closes a connection that it does not trust.
 pub const CLOSE_UNTRUSTED: VarInt = VarInt::from_u32(0x7472);
+
+/// What a seed listens for: of what a client offers it takes what comes first here.
+const SEED_SPEAKS: &[&[u8]] = &[ALPN_DATA, ALPN_DATA_3, ALPN_JOIN, ALPN_JOIN_3, ALPN_MIRROR];
+
+/// What a node listens for.
+const NODE_SPEAKS: &[&[u8]] = &[ALPN_DATA, ALPN_DATA_3, ALPN_MANIFEST];
 
 /// What TLS wants to be told as the server's name. It is not sent (there is no SNI), and the
 /// verifier looks at the role instead.
@@ -189,18 +205,18 @@ type Protocols = &'static [&'static [u8]];
 
 #[derive(Clone, Debug)]
 enum Presents {
-    /// Nothing: a newcomer or a mirror, how it trusts a seed, and its protocols.
+    /// Nothing: a newcomer or a mirror, how it trusts a seed, and its protocols, the newest first.
     Nothing(SwarmTrust, Protocols),
     /// The certificate of a member, on its protocols.
     Certificate(Identity, Protocols),
 }
 
 impl Dialer {
-    /// For `rootswarm-join/3`: only seeds are accepted, as `trust` says.
+    /// For `rootswarm-join/4` or 3: only seeds are accepted, as `trust` says.
     #[must_use]
     pub fn join(trust: SwarmTrust, tuning: &Tuning) -> Dialer {
         Dialer {
-            presents: Presents::Nothing(trust, &[ALPN_JOIN]),
+            presents: Presents::Nothing(trust, &[ALPN_JOIN, ALPN_JOIN_3]),
             transport: tuning.join_transport_config(),
         }
     }
@@ -224,11 +240,11 @@ impl Dialer {
         }
     }
 
-    /// For `rootswarm/3`: presents the certificate of `identity`.
+    /// For `rootswarm/4` or 3: presents the certificate of `identity`.
     #[must_use]
     pub fn data(identity: Identity, tuning: &Tuning) -> Dialer {
         Dialer {
-            presents: Presents::Certificate(identity, &[ALPN_DATA]),
+            presents: Presents::Certificate(identity, &[ALPN_DATA, ALPN_DATA_3]),
             transport: tuning.transport_config(),
         }
     }
@@ -281,6 +297,7 @@ impl Dialer {
         }
     }
 
+    /// The protocols it offers, the newest first.
     fn protocols(&self) -> Protocols {
         match self.presents {
             Presents::Nothing(_, protocols) | Presents::Certificate(_, protocols) => protocols,
@@ -409,12 +426,11 @@ impl Listener {
                 .map_err(|error| TlsError(error.to_string()))?
                 .with_client_cert_verifier(Arc::new(verifier))
                 .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified.clone())));
-        config.alpn_protocols = match identity.role() {
-            Role::Seed => [ALPN_DATA, ALPN_JOIN, ALPN_MIRROR, ALPN_MIRROR_1]
-                .map(<[u8]>::to_vec)
-                .to_vec(),
-            Role::Peer => vec![ALPN_DATA.to_vec(), ALPN_MANIFEST.to_vec()],
+        let protocols = match identity.role() {
+            Role::Seed => SEED_SPEAKS,
+            Role::Peer => NODE_SPEAKS,
         };
+        config.alpn_protocols = protocols.iter().map(|it| it.to_vec()).collect();
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         config.max_early_data_size = 0;
@@ -510,13 +526,21 @@ impl Drop for Count<'_> {
 /// is an error; its caller closes it.
 pub fn purpose(connection: &Connection) -> Result<Purpose, TrustError> {
     match protocol(connection).as_slice() {
-        ALPN_JOIN => Ok(Purpose::Join),
+        ALPN_JOIN | ALPN_JOIN_3 => Ok(Purpose::Join),
         ALPN_MIRROR | ALPN_MIRROR_1 => Ok(Purpose::Mirror),
         ALPN_MANIFEST => peer_identity(connection).map(|_| Purpose::Manifest),
-        ALPN_DATA => peer_identity(connection).map(Purpose::Data),
+        ALPN_DATA | ALPN_DATA_3 => peer_identity(connection).map(Purpose::Data),
         other => Err(TrustError::UnexpectedProtocol {
             found: String::from_utf8_lossy(other).into_owned(),
         }),
+    }
+}
+
+/// Which version of WIRE.md a member's connection speaks, whether it joined on it or came as a member.
+pub(crate) fn wire(connection: &Connection) -> Wire {
+    match protocol(connection).as_slice() {
+        ALPN_DATA | ALPN_JOIN => Wire::V4,
+        _ => Wire::V3,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{CHUNKS, addr, id, node, some};
 use crate::id::{ConnId, Role};
+use crate::message::Wire;
 use crate::node::{ChunkOutcome, Input, Node, Output, UploadOutcome};
 use crate::time::Instant;
 use rootswarm_image::Bitfield;
@@ -45,6 +46,7 @@ impl Wires {
                     addr,
                     role,
                     dialed,
+                    wire: Wire::V4,
                 },
             ));
         }
@@ -120,6 +122,7 @@ impl Wires {
                             addr: addr(other as u64),
                             role: Role::Peer,
                             dialed,
+                            wire: Wire::V4,
                         },
                     ));
                 }

@@ -61,6 +61,10 @@ async fn raw_bytes(
 async fn without_a_certificate_there_is_no_data() {
     let ca = new_ca();
     let mut seed = Server::start(&Identity::seed(&ca, 0).unwrap());
+    let config = raw_client(&ca, &[ALPN_DATA_3], Role::Seed, None);
+    let (bytes, error) = raw_bytes(&seed, config).await;
+    assert_eq!(bytes, 0, "then {error}");
+    assert!(seed.decision().await.is_err());
     let (bytes, error) = raw_bytes(&seed, raw_client(&ca, &[ALPN_DATA], Role::Seed, None)).await;
     assert_eq!(bytes, 0, "then {error}");
     assert!(matches!(
@@ -145,4 +149,40 @@ async fn unknown_protocols_are_named() {
         text.contains("rootswarm-join/3") && text.contains(&node.address.to_string()),
         "{text}"
     );
+}
+
+/// Whoever offers what: the newest version that both know, and both ends know which one it is.
+#[tokio::test]
+async fn the_newer_version_is_spoken_where_both_know_it() {
+    let ca = new_ca();
+    let member = node_of(&ca, 0);
+    let at_seed: [(&[&[u8]], Wire); 6] = [
+        (&[ALPN_JOIN, ALPN_JOIN_3], Wire::V4),
+        (&[ALPN_JOIN_3, ALPN_JOIN], Wire::V4),
+        (&[ALPN_JOIN_3], Wire::V3),
+        (&[ALPN_DATA, ALPN_DATA_3], Wire::V4),
+        (&[ALPN_DATA_3], Wire::V3),
+        (&[b"rootswarm/9", ALPN_DATA_3], Wire::V3),
+    ];
+    // A node lets nobody join.
+    let cases = at_seed.iter().map(|case| (Role::Seed, *case));
+    let cases = cases.chain(at_seed[3..].iter().map(|case| (Role::Peer, *case)));
+    for (role, (offered, expected)) in cases {
+        let identity = match role {
+            Role::Seed => Identity::seed(&ca, 0).unwrap(),
+            Role::Peer => node_of(&ca, 0),
+        };
+        let mut server = Server::start(&identity);
+        let is_join = offered.contains(&ALPN_JOIN_3);
+        let certified = (!is_join).then(|| member.certified.clone());
+        let config = raw_client(&ca, offered, role, certified);
+        let endpoint = client_endpoint();
+        let connecting = endpoint.connect_with(config, server.address, SERVER_NAME);
+        let connection = connecting.unwrap().await.unwrap();
+        let decision = server.decision().await.unwrap().unwrap();
+        assert_eq!(decision == Purpose::Join, is_join, "{role:?} {offered:?}");
+        let accepted = server.connections.recv().await.unwrap();
+        let found = [&connection, &accepted].map(wire);
+        assert_eq!(found, [expected; 2], "{role:?} {offered:?}");
+    }
 }
