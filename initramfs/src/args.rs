@@ -79,8 +79,9 @@ pub struct FetchArgs {
     pub output: PathBuf,
     /// The local address to use.
     pub bind: Option<IpAddr>,
-    /// The local UDP port; 0 is any.
-    pub port: u16,
+    /// The local UDP port; 0 is any. When none is given the usual one is tried, and another one taken if
+    /// it is in use.
+    pub port: Option<u16>,
     /// Go on serving until SIGTERM.
     pub stay: bool,
     /// What this node gives away at most.
@@ -220,7 +221,7 @@ the image to other nodes. Called by the initramfs once the network is up.
 
 kernel command line: rooturl= rootdelay= rootswarm.mode=overlay|ro|copy rootswarm.key=
 rootswarm.token= rootswarm.rack= rootswarm.upload-limit= rootswarm.serve=yes|no
-rootswarm.require-verify rootswarm.require-key rootswarm.http-port=
+rootswarm.require-verify rootswarm.require-key rootswarm.port= rootswarm.http-port=
 ";
 
 const FETCH_HELP: &str = "\
@@ -231,7 +232,7 @@ Fetches an image into FILE: FILE.part while incomplete, renamed when the whole i
   --output FILE          where the image goes
   --key ed25519:HEX      the installation's swarm key [DIR/swarm.pub of --conf]
   --bind IP              local address [any]
-  --port N               local UDP port [any]
+  --port N               local UDP port; 0 is any [7401, or any when it is in use]
   --stay                 go on serving until SIGTERM
   --upload-limit RATE    give away at most this much: 100mbit, 12MB [no limit]
   --timeout SECONDS      give up after so long without progress, whatever the servers answer
@@ -414,7 +415,7 @@ fn parse_fetch(words: Vec<String>) -> Result<Command, ArgsError> {
         rooturl: String::new(),
         output: PathBuf::new(),
         bind: None,
-        port: 0,
+        port: None,
         stay: false,
         upload_limit_bytes_per_s: None,
         key: None,
@@ -435,7 +436,7 @@ fn parse_fetch(words: Vec<String>) -> Result<Command, ArgsError> {
                 "-h" | "--help" => return Ok(Command::Help(FETCH_HELP)),
                 "-o" | "--output" => output = Some(PathBuf::from(words.value()?)),
                 "--bind" => args.bind = Some(words.typed(str::parse)?),
-                "--port" => args.port = words.typed(str::parse)?,
+                "--port" => args.port = Some(words.typed(str::parse)?),
                 "--stay" => args.stay = true,
                 "--upload-limit" => {
                     args.upload_limit_bytes_per_s = Some(words.typed(units::parse_rate)?)
@@ -548,7 +549,7 @@ mod tests {
         assert_eq!(fetch.upload_limit_bytes_per_s, Some(125_000));
         assert_eq!(fetch.timeout, Duration::from_millis(2500));
         assert!(fetch.stay);
-        assert_eq!(fetch.port, 7);
+        assert_eq!(fetch.port, Some(7));
 
         assert_eq!(parse_line("--help"), Ok(Command::Help(HELP)));
         assert_eq!(parse_line("fetch --help"), Ok(Command::Help(FETCH_HELP)));

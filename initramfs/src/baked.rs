@@ -34,6 +34,8 @@ pub struct Settings {
     pub require_verify: Option<bool>,
     /// Whether an image that the baked-in key did not sign is refused.
     pub require_key: Option<bool>,
+    /// The UDP port on which peers are served.
+    pub port: Option<u16>,
     /// The port of the seed's HTTP side.
     pub http_port: Option<u16>,
 }
@@ -52,6 +54,7 @@ impl Settings {
             "serve" => self.serve = Some(read_switch(value)?),
             "require-verify" => self.require_verify = Some(read_switch(value)?),
             "require-key" => self.require_key = Some(read_switch(value)?),
+            "port" => self.port = Some(value.parse().map_err(|_| "a port number is expected")?),
             "http-port" => {
                 self.http_port = Some(value.parse().map_err(|_| "a port number is expected")?)
             }
@@ -250,7 +253,7 @@ mod tests {
     #[test]
     fn a_full_configuration() {
         let text = "# defaults\n\nmode=copy\nrequire-verify = yes\nrequire-key=no\nrack=\"r7\"\nserve=no\n\
-                    upload-limit=1mbit\nrootdelay=30\nhttp-port=80\n";
+                    upload-limit=1mbit\nrootdelay=30\nport=7411\nhttp-port=80\n";
         let settings = parse_conf(text, Path::new("agent.conf")).unwrap();
         assert_eq!(
             settings,
@@ -262,6 +265,7 @@ mod tests {
                 serve: Some(false),
                 require_verify: Some(true),
                 require_key: Some(false),
+                port: Some(7411),
                 http_port: Some(80),
             }
         );

@@ -164,7 +164,12 @@ pub fn plan(text: &str, baked: &Baked) -> Result<BootPlan, CmdlineError> {
             .upload_limit_bytes_per_s
             .or(baked_settings.upload_limit_bytes_per_s),
         bind: None,
-        port: 0,
+        // A node has to come up, with another port if need be.
+        port: line
+            .port
+            .or(baked_settings.port)
+            .unwrap_or(rootswarm_image::NODE_PORT),
+        is_port_required: false,
         http_port: line
             .http_port
             .or(baked_settings.http_port)

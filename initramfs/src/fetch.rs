@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rootswarm_image::{ChunkError, ImageId, RootUrl};
+use rootswarm_image::{ChunkError, ImageId, NODE_PORT, RootUrl};
 use rootswarm_transport::store::StoreError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -345,7 +345,8 @@ fn plan_of(args: &FetchArgs) -> Result<FetchPlan, Failure> {
         rack: args.rack.clone(),
         upload_limit_bytes_per_s: args.upload_limit_bytes_per_s,
         bind: args.bind,
-        port: args.port,
+        port: args.port.unwrap_or(NODE_PORT),
+        is_port_required: args.port.is_some(),
         http_port: args.http_port,
     })
 }

@@ -33,6 +33,8 @@ pub struct FetchPlan {
     pub bind: Option<IpAddr>,
     /// The local UDP port; 0 is any.
     pub port: u16,
+    /// Whether no other port will do when that one is taken.
+    pub is_port_required: bool,
     /// The port of the seed's HTTP side.
     pub http_port: u16,
 }

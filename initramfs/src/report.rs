@@ -90,9 +90,15 @@ impl Reporter {
     }
 
     /// New numbers while serving: the document only.
-    pub fn serving(&mut self, snapshot: Snapshot, banned: Vec<(String, String)>) {
+    pub fn serving(
+        &mut self,
+        snapshot: Snapshot,
+        banned: Vec<(String, String)>,
+        cut_off_from: u32,
+    ) {
         self.document.transfer = snapshot;
         self.document.banned = banned;
+        self.document.cut_off_from = cut_off_from;
         self.write_status();
     }
 

@@ -76,7 +76,7 @@ impl Serving {
                 .into_iter()
                 .map(|ban| (ban.node, ban.reason))
                 .collect();
-            reporter.serving(snapshot, banned);
+            reporter.serving(snapshot, banned, status.cut_off_from);
             tokio::time::sleep(STATUS_INTERVAL).await;
         }
     }

@@ -55,6 +55,10 @@ pub struct Document {
     pub banned: Vec<(String, String)>,
     /// The agent's process.
     pub pid: u32,
+    /// With how many nodes this one has no connection, whoever dials, as the seed says: a firewall here
+    /// drops everything.
+    #[serde(default)]
+    pub cut_off_from: u32,
 }
 
 /// An open status file.
@@ -151,6 +155,13 @@ pub fn describe(d: &Document) -> String {
         size(t.bytes_uploaded),
         t.peers,
     );
+    if d.cut_off_from > 0 {
+        text += &format!(
+            "firewall  no connection with {} nodes, whoever dials: let UDP port {} through here\n",
+            d.cut_off_from,
+            rootswarm_image::NODE_PORT
+        );
+    }
     for (node, reason) in &d.banned {
         text += &format!("banned    {node}: {reason}\n");
     }
@@ -190,7 +201,7 @@ mod tests {
         };
         assert_eq!(
             serde_json::to_string(&document).unwrap(),
-            r#"{"phase":"joining","rooturl":"","image":null,"bytes_total":0,"bytes_have":0,"bytes_from_seed":0,"bytes_from_peers":0,"bytes_from_http":0,"bytes_uploaded":0,"duplicate_bytes":0,"peers":0,"seed_connected":false,"fetch_seconds":null,"first_chunk_seconds":null,"uptime_seconds":0.0,"banned":[],"pid":7}"#
+            r#"{"phase":"joining","rooturl":"","image":null,"bytes_total":0,"bytes_have":0,"bytes_from_seed":0,"bytes_from_peers":0,"bytes_from_http":0,"bytes_uploaded":0,"duplicate_bytes":0,"peers":0,"seed_connected":false,"fetch_seconds":null,"first_chunk_seconds":null,"uptime_seconds":0.0,"banned":[],"pid":7,"cut_off_from":0}"#
         );
     }
 
@@ -208,6 +219,12 @@ mod tests {
         let text = describe(&document);
         assert!(
             text.starts_with("phase     serving (process 0)\n"),
+            "{text}"
+        );
+        assert!(!text.contains("firewall"), "{text}");
+        document.cut_off_from = 3;
+        assert!(
+            describe(&document).contains("\nfirewall  no connection with 3 nodes"),
             "{text}"
         );
         assert!(

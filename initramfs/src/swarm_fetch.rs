@@ -192,7 +192,7 @@ pub async fn fetch(
         upload_limit_bytes_per_s: plan.upload_limit_bytes_per_s,
         tuning: Tuning::for_host(),
     };
-    let node = bind(config, &mut patience, reporter).await?;
+    let node = bind(plan, config, &mut patience, reporter).await?;
     let node = node.since_epoch(plan.minimum.epoch);
     let seeker = Seeker {
         node,
@@ -257,15 +257,33 @@ pub async fn fetch(
     })
 }
 
-/// A socket and a key, as soon as this machine has them to give.
+/// A socket and a key, as soon as this machine has them to give: on the port of the plan, or on another one
+/// where that is taken and none was insisted on.
 async fn bind(
-    config: NodeConfig,
+    plan: &FetchPlan,
+    mut config: NodeConfig,
     patience: &mut Patience,
     reporter: &mut Reporter,
 ) -> Result<Node, FetchError> {
     loop {
         let error = match Node::bind(config.clone()).await {
-            Ok(node) => return Ok(node),
+            Ok(node) => {
+                if config.port != plan.port {
+                    reporter.say(&format!(
+                        "WARNING: UDP port {} is in use by another process: this node takes {} \
+                         instead, which a firewall may not let through",
+                        plan.port,
+                        node.local_addr().port()
+                    ));
+                }
+                return Ok(node);
+            }
+            Err(StartError::Bind(BindError::AddressInUse { .. }))
+                if config.port != 0 && !plan.is_port_required =>
+            {
+                config.port = 0;
+                continue;
+            }
             Err(error) => FetchError::from(SwarmError::Node(error)),
         };
         let Remedy::Wait(pace) = remedy(&error) else {

@@ -47,7 +47,7 @@ pub use id::{ImageId, ImageIdError};
 pub use key::{SwarmKey, SwarmKeyError, SwarmPublicKey, SwarmPublicKeyError};
 pub use manifest::{Manifest, ManifestError};
 pub use name::{ImageName, ImageNameError};
-pub use root_url::{HTTP_PORT, HttpUrl, RootUrl, RootUrlError, SWARM_PORT, WEB_PORT};
+pub use root_url::{HTTP_PORT, HttpUrl, NODE_PORT, RootUrl, RootUrlError, SWARM_PORT, WEB_PORT};
 pub use squashfs::{
     SQUASHFS_HEADER_BYTES, SquashfsError, check_squashfs, is_squashfs, squashfs_len,
 };

@@ -20,6 +20,10 @@ use crate::{ImageId, ImageIdError, ImageName, ImageNameError};
 /// The UDP port of the swarm where a rooturl names none.
 pub const SWARM_PORT: u16 = 7400;
 
+/// The UDP port on which a node serves others and from which it dials, unless told otherwise. A firewall
+/// can let it through by its number.
+pub const NODE_PORT: u16 = 7401;
+
 /// The TCP port at which a seed answers HTTP unless told otherwise.
 ///
 /// Not what `http://HOST/…` without a port means: that is [`WEB_PORT`], as it always was.
