@@ -54,6 +54,13 @@ pub enum Fault {
         /// Their share.
         share: f64,
     },
+    /// These nodes have a firewall.
+    Firewall {
+        /// The share of all nodes.
+        share: f64,
+        /// Whether it lets in what answers the node's own packets; otherwise nothing but the seed's.
+        answers: bool,
+    },
     /// These nodes have slower links.
     Slow {
         /// The share of all nodes.
@@ -74,6 +81,7 @@ pub(crate) enum Happening {
     Close,
     CorruptChunk,
     Dial,
+    FirewalledDial,
     Frozen,
     IdleTimeout,
     Lie,
@@ -102,6 +110,7 @@ const NAMES: [&str; Happening::VanishedWhileFetching as usize + 1] = [
     "close",
     "corrupt chunk",
     "dial",
+    "firewalled dial",
     "frozen",
     "idle timeout",
     "lie",

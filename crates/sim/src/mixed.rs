@@ -45,7 +45,7 @@ pub fn mixed(seed: u64) -> Plan {
     // Faults strike within the time that the swarm needs without them.
     let busy_us = (plan.bound_us() / plan.efficiency * 1.2) as u64 + 20_000;
     let mut faults = Vec::new();
-    for kind in 0..8 {
+    for kind in 0..9 {
         if rng.below(3) != 0 {
             continue;
         }
@@ -76,9 +76,13 @@ pub fn mixed(seed: u64) -> Plan {
                 silent: rng.below(2) == 0,
             },
             6 => Fault::LostDials { share },
-            _ => Fault::Slow {
+            7 => Fault::Slow {
                 share,
                 factor: [0.2, 0.5][rng.below(2)],
+            },
+            _ => Fault::Firewall {
+                share,
+                answers: true,
             },
         });
     }

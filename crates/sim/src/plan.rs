@@ -280,6 +280,7 @@ impl Plan {
             Fault::Corrupt { .. } => "corrupt chunk",
             Fault::Lie { .. } => "lie",
             Fault::LostDials { .. } => "lost dial",
+            Fault::Firewall { .. } => "firewalled dial",
             Fault::Slow { .. } => "slow node",
         });
         struck.chain(lost)

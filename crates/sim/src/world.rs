@@ -10,6 +10,7 @@ mod ahead;
 mod chunk;
 mod dial;
 mod ending;
+mod firewalls;
 mod inbox;
 mod joining;
 mod rack;
@@ -27,6 +28,7 @@ use crate::progress::Progress;
 use crate::slots::Slots;
 use chunk::{Burst, Upload};
 use ending::STALL_CHECK_NS;
+use firewalls::Firewalls;
 use inbox::Inbox;
 use rack::Rack;
 use recovery::Window;
@@ -169,6 +171,7 @@ pub(crate) struct World<'a> {
     pub(crate) sometimes: Sometimes,
     pub(crate) struck: Vec<bool>,
     pub(crate) lost_dials: f64,
+    pub(crate) firewalls: Firewalls,
     /// Nodes that have to finish and have not.
     pub(crate) unfinished: usize,
     pub(crate) trace: Trace,
@@ -230,6 +233,7 @@ impl<'a> World<'a> {
             sometimes: Sometimes::default(),
             struck: vec![false; plan.faults.len()],
             lost_dials: 0.0,
+            firewalls: Firewalls::default(),
             unfinished: plan.nodes,
             trace: Trace(seed),
             progress: Progress::new(plan.bound_us()),
@@ -446,7 +450,7 @@ impl<'a> World<'a> {
             Input::Hello { conn, .. } => (2, conn.0),
             Input::Message { conn, message } => (3, conn.0 << 8 | tag(message)),
             Input::Disconnected { conn } => (4, conn.0),
-            Input::DialFailed { node } => (5, u64::from(node.0[0])),
+            Input::DialFailed { node, .. } => (5, u64::from(node.0[0])),
             Input::ChunkStarted { conn, index } => (6, conn.0 << 32 | u64::from(index.0)),
             Input::ChunkEnded { conn, index, .. } => (7, conn.0 << 32 | u64::from(index.0)),
             Input::ChunkStored { index } | Input::Want { index } => (8, u64::from(index.0)),
@@ -454,6 +458,8 @@ impl<'a> World<'a> {
             Input::Timeout => (10, 0),
             Input::Revoke(list) => (11, list.version),
             Input::UploadStalled { conn, index } => (12, conn.0 << 32 | u64::from(index.0)),
+            Input::LocalGone { conn } => (13, conn.0),
+            Input::RemoteMoved { conn } => (14, conn.0),
         };
         self.trace.add(kind << 56 ^ (host as u64) << 40 ^ value);
     }
@@ -532,6 +538,11 @@ fn tag(message: &Message) -> u64 {
         Message::NoRoom => 11,
         Message::NotNeeded => 12,
         Message::Revoked(list) => list.version << 8 | 13,
+        Message::Dialed { outcome, nodes } => {
+            (*outcome as u64) << 16 | (nodes.len() as u64) << 8 | 14
+        }
+        Message::Call(peers) => (peers.len() as u64) << 8 | 15,
+        Message::CutOff(count) => u64::from(*count) << 8 | 16,
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::PlanError;
 use super::tables::{
-    ArrivalsTable, Chunk, Corrupt, ExpectTable, File, Freeze, HoldersTable, Hosts, Lie, Limits,
-    Links, LostDials, RacksTable, SeedKilled, Slow, Vanish, WhenText,
+    ArrivalsTable, Chunk, Corrupt, ExpectTable, File, Firewall, Freeze, HoldersTable, Hosts, Lie,
+    Limits, Links, LostDials, RacksTable, SeedKilled, Slow, Vanish, WhenText,
 };
 use crate::faults::{Fault, When};
 use crate::plan::{Arrivals, Expect, Holders, Link, Plan, Racks, window_for};
@@ -338,6 +338,13 @@ impl Reader<'_> {
                     share: share(it.share)?,
                 }
             }
+            "firewall" => {
+                let it: Firewall = self.table(table, place)?;
+                Fault::Firewall {
+                    share: share(it.share)?,
+                    answers: it.answers,
+                }
+            }
             "slow" => {
                 let it: Slow = self.table(table, place)?;
                 Fault::Slow {
@@ -347,7 +354,7 @@ impl Reader<'_> {
             }
             other => {
                 let reason = format!(
-                    "found {other:?}, expected seed-killed, vanish, freeze, corrupt, lie, lost-dials or slow"
+                    "found {other:?}, expected seed-killed, vanish, freeze, corrupt, lie, lost-dials, firewall or slow"
                 );
                 return Err(self.refuse(&format!("{place}.kind"), reason));
             }

@@ -178,6 +178,13 @@ pub(super) struct LostDials {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Firewall {
+    pub(super) share: f64,
+    pub(super) answers: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Slow {
     pub(super) share: f64,
     pub(super) factor: f64,

@@ -3,7 +3,7 @@
 use super::wire::Conn;
 use super::{Event, SEED, State, World, chance};
 use crate::faults::Happening;
-use rootswarm_swarm::{Input, NodeId, Role};
+use rootswarm_swarm::{Input, NodeId, Role, Wire};
 use std::net::SocketAddr;
 
 impl World<'_> {
@@ -19,7 +19,11 @@ impl World<'_> {
         if lost {
             self.sometimes.note(Happening::LostDial);
         }
-        let answered = !lost && self.states[to as usize] == State::Alive;
+        let passes = self.firewalls.pass(host as u32, to, self.now_ns);
+        if !passes {
+            self.sometimes.note(Happening::FirewalledDial);
+        }
+        let answered = !lost && passes && self.states[to as usize] == State::Alive;
         let delay_us = if answered {
             let round_trip = 2 * self.plan.latency_us + self.rng.between(0, self.plan.jitter_us);
             self.plan.handshake_us + round_trip
@@ -48,7 +52,13 @@ impl World<'_> {
             self.connect(from, to);
         } else {
             let node = self.hosts[to].id;
-            self.input(from, Input::DialFailed { node });
+            self.input(
+                from,
+                Input::DialFailed {
+                    node,
+                    answered: false,
+                },
+            );
         }
     }
 
@@ -102,6 +112,7 @@ impl World<'_> {
                 addr,
                 role,
                 dialed,
+                wire: Wire::V4,
             },
         );
     }

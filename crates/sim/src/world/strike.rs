@@ -33,6 +33,11 @@ impl World<'_> {
                     }
                 }
                 Fault::LostDials { share } => self.lost_dials = share,
+                Fault::Firewall { share, answers } => {
+                    for host in self.victims(share) {
+                        self.firewalls.put(host as u32, answers);
+                    }
+                }
                 Fault::Slow { share, factor } => {
                     for host in self.victims(share) {
                         let (link, efficiency) = (self.plan.node_link, self.plan.efficiency);
