@@ -19,6 +19,7 @@ pub mod netns;
 pub mod network;
 pub mod packages;
 pub mod process;
+pub mod reaching;
 pub mod scenario;
 pub mod scratch;
 pub mod sieve;

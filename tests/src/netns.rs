@@ -7,6 +7,8 @@
 //!
 //! It leaves to others: what runs inside (see `process`) and what is measured (see `bench`).
 
+mod firewall;
+
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -246,50 +248,6 @@ impl Namespace {
         ];
         self.ip(add.into_iter().chain(at_once))?;
         self.set_up(name, true)
-    }
-
-    /// Drops this share (0.0 to 1.0) of what arrives and of what leaves, at random.
-    /// Replaces what [`Namespace::lose`] or [`Namespace::block_udp`] did before.
-    ///
-    /// # Errors
-    /// When nftables is missing or refuses.
-    pub fn lose(&self, share: f64) -> Result<()> {
-        const SCALE: u32 = 100_000;
-        let limit = (share.clamp(0.0, 1.0) * f64::from(SCALE)).round() as u32;
-        // nftables refuses a comparison that is always true.
-        let drop = match limit {
-            SCALE.. => "drop".to_owned(),
-            limit => format!("numgen random mod {SCALE} < {limit} drop"),
-        };
-        self.filter(
-            &format!("oifname != lo {drop}"),
-            &format!("iifname != lo {drop}"),
-        )
-    }
-
-    /// Drops all UDP, as a site's firewall does.
-    ///
-    /// # Errors
-    /// When nftables is missing or refuses.
-    pub fn block_udp(&self) -> Result<()> {
-        self.filter("meta l4proto udp drop", "meta l4proto udp drop")
-    }
-
-    /// Lets everything through again.
-    ///
-    /// # Errors
-    /// When nftables is missing or refuses.
-    pub fn unblock(&self) -> Result<()> {
-        self.filter("accept", "accept")
-    }
-
-    fn filter(&self, out_rule: &str, in_rule: &str) -> Result<()> {
-        let script = format!(
-            "table inet {PREFIX}\ndelete table inet {PREFIX}\ntable inet {PREFIX} {{\n\
-             chain out {{ type filter hook output priority 0; {out_rule}; }}\n\
-             chain in {{ type filter hook input priority 0; {in_rule}; }}\n}}\n"
-        );
-        output(self.command("nft").arg(script)).map(drop)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -215,14 +215,39 @@ impl Seed {
         images: &[(&str, &Path)],
         options: &[&str],
     ) -> Result<Self> {
+        let listen = place.address.into();
+        Self::launch(programs, place, listen, directory, images, options)
+    }
+
+    /// The same on another address of the place, of either family.
+    ///
+    /// # Errors
+    /// As [`Seed::start`].
+    pub fn start_at(
+        place: Place<'_>,
+        listen: IpAddr,
+        directory: &Path,
+        images: &[(&str, &Path)],
+        options: &[&str],
+    ) -> Result<Self> {
+        Self::launch(programs()?, place, listen, directory, images, options)
+    }
+
+    fn launch(
+        programs: &Binaries,
+        place: Place<'_>,
+        listen: IpAddr,
+        directory: &Path,
+        images: &[(&str, &Path)],
+        options: &[&str],
+    ) -> Result<Self> {
         let state = directory.join("state");
         let address = place.address;
         let mut command = place.command(&programs.server);
         command.arg("serve").arg("--state").arg(&state);
-        command.args(["--listen", &format!("{address}:{SWARM_PORT}")]);
-        command
-            .args(["--http", &format!("{address}:{HTTP_PORT}")])
-            .args(options);
+        let at = |port| SocketAddr::new(listen, port).to_string();
+        command.args(["--listen", &at(SWARM_PORT)]);
+        command.args(["--http", &at(HTTP_PORT)]).args(options);
         for (name, file) in images {
             let mut argument = OsString::from(format!("{name}="));
             argument.push(file);
@@ -344,6 +369,33 @@ impl Agent {
         url: &str,
         options: &[&str],
     ) -> Result<Self> {
+        let bind = place.address.to_string();
+        let options = [["--bind", bind.as_str()].as_slice(), options].concat();
+        Self::launch(programs, place, directory, label, url, &options)
+    }
+
+    /// The same from whatever address the host has, as a node does that boots.
+    ///
+    /// # Errors
+    /// As [`Agent::fetch`].
+    pub fn fetch_unbound(
+        place: Place<'_>,
+        directory: &Path,
+        label: &str,
+        url: &str,
+        options: &[&str],
+    ) -> Result<Self> {
+        Self::launch(programs()?, place, directory, label, url, options)
+    }
+
+    fn launch(
+        programs: &Binaries,
+        place: Place<'_>,
+        directory: &Path,
+        label: &str,
+        url: &str,
+        options: &[&str],
+    ) -> Result<Self> {
         let directory = directory.join(label);
         std::fs::create_dir_all(&directory).map_err(|source| SwarmError::Io {
             path: directory.clone(),
@@ -352,7 +404,7 @@ impl Agent {
         let output = directory.join("image");
         let status = directory.join("status.json");
         let mut command = place.command(&programs.agent);
-        command.args(["fetch", url, "--bind", &place.address.to_string()]);
+        command.args(["fetch", url]);
         command
             .arg("--output")
             .arg(&output)
@@ -369,6 +421,17 @@ impl Agent {
             output,
             status,
         })
+    }
+
+    /// Puts the image where an agent of this label finds it: it has nothing to fetch then.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn provide(directory: &Path, label: &str, image: &Path) -> Result<()> {
+        let path = directory.join(label).join("image.part");
+        let copied = std::fs::create_dir_all(directory.join(label))
+            .and_then(|()| std::fs::copy(image, &path).map(drop));
+        copied.map_err(|source| SwarmError::Io { path, source })
     }
 
     /// The file it leaves once the whole is verified.

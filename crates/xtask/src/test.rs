@@ -28,6 +28,7 @@ const SUITES: &[&str] = &[
     "upgrade",
     "hostile",
     "namespaces",
+    "reach",
     "faults",
 ];
 

@@ -9,8 +9,9 @@ use std::net::SocketAddr;
 
 use rootswarm_image::{Bitfield, ChunkIndex, ChunkSize, Geometry, ImageId};
 use rootswarm_swarm::{
-    ChunkOutcome, ChunkRun, Config, ConnId, Have, Hello, Input, Instant, Message, Node, NodeId,
-    Output, PeerAddress, Role, UploadOutcome, decode_hello, decode_message, limits,
+    ChunkOutcome, ChunkRun, Config, ConnId, DialOutcome, Have, Hello, Input, Instant, Message,
+    Node, NodeId, Output, PeerAddress, Role, UploadOutcome, Wire, decode_hello, decode_message,
+    limits,
 };
 
 const CHUNKS: u32 = 300;
@@ -190,10 +191,17 @@ impl World {
                     });
                 }
             }
-            (12, Some(conn)) => self.disconnect(conn),
+            (12, Some(conn)) => match script.byte() % 8 {
+                0 => self.tell(Input::LocalGone { conn }),
+                1 => self.tell(Input::RemoteMoved { conn }),
+                _ => self.disconnect(conn),
+            },
             (13, _) => {
                 if let Some(node) = self.dialing.pop_first() {
-                    self.tell(Input::DialFailed { node });
+                    self.tell(Input::DialFailed {
+                        node,
+                        answered: script.byte() & 1 == 1,
+                    });
                 }
             }
             (14, _) => {
@@ -224,11 +232,21 @@ impl World {
                 2 => Message::NoRoom,
                 _ => Message::NotNeeded,
             },
-            7 => match script.byte() % 4 {
-                0 => Message::WantPeers,
+            7 => match script.byte() % 8 {
+                0 | 4 => Message::WantPeers,
                 1 => Message::WantHaves(script.byte() & 1 == 1),
                 2 => Message::Progress(u32::from(script.byte()) << (script.byte() % 25)),
-                _ => Message::Drop(vec![id(script.byte())]),
+                3 => Message::Drop(vec![id(script.byte())]),
+                5 => Message::Call(vec![address(script.byte())]),
+                6 => Message::CutOff(u32::from(script.byte())),
+                _ => Message::Dialed {
+                    outcome: match script.byte() % 3 {
+                        0 => DialOutcome::Unanswered,
+                        1 => DialOutcome::GivenUp,
+                        _ => DialOutcome::Connected,
+                    },
+                    nodes: vec![id(script.byte()), id(script.byte())],
+                },
             },
             _ => {
                 let addresses = vec![address(script.byte()), address(script.byte())];
@@ -267,6 +285,7 @@ impl World {
                 Role::Peer
             },
             dialed: flags & 4 == 4 && !self.is_seed,
+            wire: if flags & 8 == 8 { Wire::V3 } else { Wire::V4 },
         });
     }
 

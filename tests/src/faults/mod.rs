@@ -19,6 +19,7 @@ pub mod machines;
 mod memory;
 mod peers;
 pub mod power;
+mod reach;
 mod refusals;
 mod seeds;
 
@@ -112,6 +113,10 @@ pub const ALL: &[Fault] = &[
     peers::VANISHED,
     peers::FROZEN,
     peers::UNPLUGGED,
+    reach::MOVED,
+    reach::FLAPS,
+    reach::FIREWALLS,
+    reach::CLOSED,
     memory::IMAGE_TOO_LARGE,
     disk::SOURCE_REPLACED,
     disk::COPY_DAMAGED,
