@@ -65,7 +65,14 @@ pub const ALPN_DATA_3: &[u8] = b"rootswarm/3";
 pub const CLOSE_UNTRUSTED: VarInt = VarInt::from_u32(0x7472);
 
 /// What a seed listens for: of what a client offers it takes what comes first here.
-const SEED_SPEAKS: &[&[u8]] = &[ALPN_DATA, ALPN_DATA_3, ALPN_JOIN, ALPN_JOIN_3, ALPN_MIRROR];
+const SEED_SPEAKS: &[&[u8]] = &[
+    ALPN_DATA,
+    ALPN_DATA_3,
+    ALPN_JOIN,
+    ALPN_JOIN_3,
+    ALPN_MIRROR,
+    ALPN_MIRROR_1,
+];
 
 /// What a node listens for.
 const NODE_SPEAKS: &[&[u8]] = &[ALPN_DATA, ALPN_DATA_3, ALPN_MANIFEST];
