@@ -217,6 +217,14 @@ impl TestSeed {
 }
 
 impl TestSeed {
+    /// Where it sees the nodes that have the whole image.
+    pub fn complete_at(&self) -> Vec<String> {
+        let status = self.seed.as_ref().expect("a seed").status();
+        let nodes = status.into_iter().flat_map(|image| image.nodes);
+        let complete = nodes.filter(|node| node.is_complete);
+        complete.map(|node| node.addr).collect()
+    }
+
     /// From now on everybody is refused like this, or nobody.
     pub fn refuse(&self, refusal: Option<Refusal>) {
         *self.refusal.lock().expect("no test panics with it") = refusal;
