@@ -211,7 +211,7 @@ fn what_makes_no_sense_is_refused() {
     refused(
         "kind = \"vanish\"",
         "kind = \"sleep\"",
-        ": faults[0].kind: found \"sleep\", expected seed-killed, vanish, freeze, corrupt, lie, lost-dials or slow",
+        ": faults[0].kind: found \"sleep\", expected seed-killed, vanish, freeze, corrupt, lie, lost-dials, firewall or slow",
     );
     refused(
         "kind = \"vanish\"\n",
