@@ -157,7 +157,9 @@ fn the_calls_of_an_old_kernel_are_enough() {
         let filters = SINCE_4_14.map(|(error, missing)| filter(error, missing));
         let (code, _, err) = run(without(&mut boot, filters.into()));
         assert_eq!(code, 0, "{err}");
-        assert!(!err.contains("WARNING"), "{err}");
+        // Other tests of this machine may have the port.
+        let mut warnings = err.lines().filter(|line| line.contains("WARNING"));
+        assert!(warnings.all(|line| line.contains("UDP port")), "{err}");
         assert_eq!(lab.at("root"), "overlay");
         let [pid] = lab.processes()[..] else {
             panic!("one process stays")
