@@ -222,7 +222,7 @@ fn only_the_allow_list_is_served_and_loopback_is_on_it() {
 }
 
 #[test]
-fn with_admission_by_token_images_need_a_reusable_one() {
+fn with_admission_by_token_images_need_one() {
     let state = tempfile::tempdir().unwrap();
     publish(state.path(), "web", &squashfs(1000, 7));
     let once = run_ok(state.path(), &["token", "create"]);
@@ -232,28 +232,32 @@ fn with_admission_by_token_images_need_a_reusable_one() {
     );
     let server = Server::start(state.path(), &["--admission", "token"]);
     let bearer = |token: &str| format!("Bearer {}", token.trim());
-    for (token, status) in [
-        (None, 403),
-        (Some("Bearer wrong".to_owned()), 403),
-        (Some(bearer(&once)), 403),
-        (Some(bearer(&always)), 200),
+    // A one-time token is bound to who came with it first, here by address: the rest of its download is
+    // admitted too, nobody else's.
+    for (token, session, status) in [
+        (None, None, 403),
+        (Some("Bearer wrong".to_owned()), None, 403),
+        (Some(bearer(&once)), None, 200),
+        (Some(bearer(&once)), Some("another"), 403),
+        (Some(bearer(&once)), None, 200),
+        (Some(bearer(&always)), None, 200),
+        (Some(bearer(&always)), Some("another"), 200),
     ] {
-        let headers: Vec<(&str, &str)> = token
-            .iter()
-            .map(|token| ("authorization", token.as_str()))
-            .collect();
+        let token = token.iter().map(|it| ("authorization", it.as_str()));
+        let session = session.iter().map(|it| ("rootswarm-session", *it));
+        let headers: Vec<(&str, &str)> = token.chain(session).collect();
         for _ in 0..2 {
             assert_eq!(
                 server.request("GET", "/images/web", &headers).status,
                 status,
-                "{token:?}"
+                "{headers:?}"
             );
         }
     }
     assert_eq!(
         run_ok(state.path(), &["token", "list"]).lines().count(),
-        3,
-        "HTTP uses no token up"
+        2,
+        "a one-time token is used by its first download"
     );
 }
 
