@@ -489,9 +489,10 @@ fn apply(
     revoked: &RevocationList,
 ) -> Result<Applied, String> {
     let said = |error: &dyn fmt::Display| error.to_string();
-    revoked.adopt(&listing.revoked).map_err(|e| said(&e))?;
-    tokens.adopt(&listing.tokens).map_err(|e| said(&e))?;
     let mut applied = Applied::default();
+    let behind = revoked.adopt(&listing.revoked).map_err(|e| said(&e))?;
+    applied.doubts.extend(behind);
+    tokens.adopt(&listing.tokens).map_err(|e| said(&e))?;
     for bytes in &listing.tags {
         match follow(bytes, state, key) {
             Ok(None) => {}

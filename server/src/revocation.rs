@@ -7,9 +7,16 @@
 //! The file is text, version first: `rootswarm-revoked 1`, then `version V epoch E`, then one line a
 //! node: `NODE WHEN`, NODE the 64 digits of its id, WHEN in seconds since 1970. V grows with each
 //! change, so that of two lists the newer one is known.
+//!
+//! An older file, as a backup brings it back, would let revoked nodes in again, and lock newcomers out:
+//! nodes remember the newest list and epoch, and take nothing of an earlier one. A server that runs has
+//! the newer list in memory and writes it back ([`RevocationList::put_back`]). Where none runs, the tags
+//! tell: they carry the epoch in which they were signed, and a file that is behind them is refused
+//! ([`RevocationList::load_current`]). A mirror says that its first seed's list is behind.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rootswarm_swarm::limits::REVOKED_MAX;
 use rootswarm_swarm::{NodeId, Revocations};
@@ -24,6 +31,9 @@ const HEADER: &str = "rootswarm-revoked 1";
 
 /// A certificate is good in its epoch and the next one, so ending all of them takes two steps.
 const EPOCHS_TO_END_ALL: u32 = 2;
+
+/// How long a server waits for the lock before it puts its list back; it tries again.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a revocation failed.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +51,19 @@ pub enum RevocationError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// An older file was put in its place.
+    #[error("revocation file {} is an older one: it says epoch {found}, and names here were signed in epoch {signed} (stop the server and put the newest copy there, as a mirror has it; if there is none, `rootswarm revoke --all` begins an epoch after both, and each node is let in again at its next boot)", path.display())]
+    Behind {
+        /// The file.
+        path: PathBuf,
+        /// The epoch it says.
+        found: u32,
+        /// The newest one in which the swarm key signed a tag here.
+        signed: u32,
+    },
+    /// Another process goes on to hold the state directory's lock.
+    #[error("another process holds the lock of the state directory")]
+    Locked,
     /// The list is full.
     #[error(
         "{REVOKED_NAMED_MAX} nodes are revoked already, which is the most (`rootswarm revoke --all` ends every admission and empties the list)"
@@ -83,8 +106,8 @@ impl RevocationError {
     pub fn exit(&self) -> Exit {
         match self {
             RevocationError::State(error) => error.exit(),
-            RevocationError::Damaged { .. } => Exit::Damaged,
-            RevocationError::TooMany => Exit::Local,
+            RevocationError::Damaged { .. } | RevocationError::Behind { .. } => Exit::Damaged,
+            RevocationError::TooMany | RevocationError::Locked => Exit::Local,
             RevocationError::Already(_)
             | RevocationError::NotAnId(_)
             | RevocationError::Unknown { .. }
@@ -115,6 +138,19 @@ impl Default for Contents {
 }
 
 impl Contents {
+    /// Whether this list must not take the other's place: what grows has shrunk, or two lists go by one
+    /// number.
+    fn is_behind(&self, other: &Contents) -> bool {
+        self.epoch < other.epoch
+            || self.version < other.version
+            || (self.version == other.version && self != other)
+    }
+
+    /// For lines about two lists.
+    fn numbers(&self) -> String {
+        format!("version {} in epoch {}", self.version, self.epoch)
+    }
+
     /// As the swarm is told.
     pub fn to_wire(&self) -> Revocations {
         Revocations {
@@ -192,6 +228,51 @@ impl RevocationList {
         })
     }
 
+    /// The same where a server or a signature is to rely on it: a list whose epoch is behind the tags' is
+    /// refused.
+    pub fn load_current(&self) -> Result<Contents, RevocationError> {
+        let found = self.load()?;
+        let signed = self.state.newest_epoch_signed()?;
+        match found.epoch < signed {
+            true => Err(RevocationError::Behind {
+                path: self.path(),
+                found: found.epoch,
+                signed,
+            }),
+            false => Ok(found),
+        }
+    }
+
+    /// Called when the file changed under a server that holds `held`: an older file gives way to that list
+    /// again. Returns what holds from now on, and a line where something was put back.
+    pub fn put_back(&self, held: &Contents) -> Result<(Contents, Option<String>), RevocationError> {
+        let found = self.load()?;
+        if !found.is_behind(held) {
+            return Ok((found, None));
+        }
+        let lock = self.state.lock_within(LOCK_PATIENCE)?;
+        let _lock = lock.ok_or(RevocationError::Locked)?;
+        // A command may have been quicker.
+        let found = self.load()?;
+        if !found.is_behind(held) {
+            return Ok((found, None));
+        }
+        let mut newest = held.clone();
+        if found.version > held.version {
+            // Nodes may have either of the two.
+            newest.version = found.version + 1;
+        }
+        self.store(&newest)?;
+        let line = format!(
+            "revocation file {} was replaced by an older one, {}: this server's, {}, is written back \
+             (`rootswarm revoke --undo NODE` lets a node in again, `--list` shows who is on it)",
+            self.path().display(),
+            found.numbers(),
+            newest.numbers()
+        );
+        Ok((newest, Some(line)))
+    }
+
     /// Takes a node's admission back.
     pub fn revoke(&self, node: NodeId, now_unix_s: u64) -> Result<(), RevocationError> {
         self.change(|contents| {
@@ -221,15 +302,18 @@ impl RevocationList {
     /// Ends every admission that was ever given, and returns the epoch that begins. The list is
     /// emptied: none of the certificates it was about is good any more.
     pub fn revoke_all(&self) -> Result<u32, RevocationError> {
+        let signed = self.state.newest_epoch_signed()?;
         self.change(|contents| {
-            contents.epoch = contents.epoch.saturating_add(EPOCHS_TO_END_ALL);
+            // Also past what an older file that was put in its place does not know of.
+            contents.epoch = contents.epoch.max(signed).saturating_add(EPOCHS_TO_END_ALL);
             contents.nodes.clear();
             Ok(contents.epoch)
         })
     }
 
-    /// Takes over the file of the seed that is mirrored, if it is newer.
-    pub fn adopt(&self, text: &[u8]) -> Result<(), RevocationError> {
+    /// Takes over the file of the seed that is mirrored, if it is newer. Returns a line where that one is
+    /// behind.
+    pub fn adopt(&self, text: &[u8]) -> Result<Option<String>, RevocationError> {
         let damaged = |(line, reason)| RevocationError::Damaged {
             path: "of the primary".into(),
             line,
@@ -238,10 +322,21 @@ impl RevocationList {
         let text = str::from_utf8(text).map_err(|_| damaged((1, "expected text")))?;
         let theirs = Contents::parse(text).map_err(damaged)?;
         let _lock = self.state.lock()?;
-        if theirs.version > self.load()?.version {
+        let ours = self.load()?;
+        if theirs.is_behind(&ours) {
+            return Ok(Some(format!(
+                "the first seed's revocations are {}, behind {} which this mirror holds on to: the file \
+                 `revoked` there is an older one (copy {} to that state directory while its server is \
+                 stopped)",
+                theirs.numbers(),
+                ours.numbers(),
+                self.path().display()
+            )));
+        }
+        if theirs != ours {
             self.store(&theirs)?;
         }
-        Ok(())
+        Ok(None)
     }
 
     /// The file for a mirror.
@@ -357,14 +452,67 @@ mod tests {
     fn a_mirror_takes_newer_lists_only() {
         let ((_dir, primary), (_other, mirror)) = (list(), list());
         primary.revoke(ONE, 5).unwrap();
-        mirror.adopt(&primary.to_mirror().unwrap()).unwrap();
+        assert_eq!(mirror.adopt(&primary.to_mirror().unwrap()).unwrap(), None);
         assert_eq!(mirror.load().unwrap(), primary.load().unwrap());
         // It took over, and the primary comes back with what it knew.
         mirror.revoke(TWO, 6).unwrap();
-        mirror.adopt(&primary.to_mirror().unwrap()).unwrap();
+        let line = mirror.adopt(&primary.to_mirror().unwrap()).unwrap();
+        let words = "revocations are version 1 in epoch 1, behind version 2 in epoch 1";
+        assert!(line.unwrap().contains(words));
         assert_eq!(mirror.load().unwrap().nodes.len(), 2);
+        // Epochs never go back, however often the primary's list has changed.
+        mirror.revoke_all().unwrap();
+        for _ in 0..3 {
+            primary.undo(ONE).unwrap();
+            primary.revoke(ONE, 7).unwrap();
+        }
+        assert!(
+            mirror
+                .adopt(&primary.to_mirror().unwrap())
+                .unwrap()
+                .is_some()
+        );
+        assert_eq!(mirror.load().unwrap().epoch, 3);
         for bad in [&b""[..], b"\xff", b"rootswarm-revoked 1\nversion 9\n"] {
             assert!(mirror.adopt(bad).is_err());
+        }
+    }
+
+    #[test]
+    fn an_older_file_gives_way_to_what_is_held() {
+        let id = |node: NodeId| node_hex(&node);
+        let held = Contents {
+            version: 5,
+            epoch: 3,
+            nodes: vec![(ONE, 5)],
+        };
+        let text = |version: u64, epoch: u32, node: NodeId| {
+            format!(
+                "{HEADER}\nversion {version} epoch {epoch}\n{} 5\n",
+                id(node)
+            )
+        };
+        // What is found, and the version, epoch and node that hold afterwards.
+        for (found, expected, put_back) in [
+            (Some(text(5, 3, ONE)), (5, 3, ONE), false),
+            (Some(text(6, 3, TWO)), (6, 3, TWO), false),
+            (Some(text(9, 5, TWO)), (9, 5, TWO), false),
+            (Some(text(4, 3, TWO)), (5, 3, ONE), true),
+            (Some(text(1, 1, TWO)), (5, 3, ONE), true),
+            (Some(text(5, 3, TWO)), (5, 3, ONE), true),
+            (Some(text(8, 1, TWO)), (9, 3, ONE), true),
+            (Some(text(2, 7, TWO)), (5, 3, ONE), true),
+            (None, (5, 3, ONE), true),
+        ] {
+            let (dir, list) = list();
+            let file = dir.path().join("revoked");
+            if let Some(found) = &found {
+                fs::write(&file, found).unwrap();
+            }
+            let (holds, line) = list.put_back(&held).unwrap();
+            let numbers = (holds.version, holds.epoch, holds.nodes[0].0);
+            assert_eq!((numbers, line.is_some()), (expected, put_back), "{found:?}");
+            assert_eq!(list.load().unwrap(), holds, "{found:?}");
         }
     }
 

@@ -26,7 +26,7 @@ use crate::network::{advertised_host, root_url};
 use crate::policy::{PolicyError, Remembered};
 use crate::progress;
 use crate::publish::{self, PublishError, Unchanged};
-use crate::revocation::{RevocationError, RevocationList};
+use crate::revocation::{Contents, RevocationError, RevocationList};
 use crate::state::{StateDir, StateError};
 use crate::status::{self, FORMAT, StatusDocument};
 use crate::swarm_side::SwarmSide;
@@ -297,7 +297,8 @@ fn report(damages: &[Damage]) {
 }
 
 /// Tells the swarm of revocations as soon as the admin, or the mirror, has written them down.
-async fn follow_revocations(revoked: RevocationList, swarm: Arc<SwarmSide>) {
+/// `held` is what the swarm was told at start: an older file does not take its place.
+async fn follow_revocations(revoked: RevocationList, mut held: Contents, swarm: Arc<SwarmSide>) {
     // Watched by what a rename changes; one that was written before the first look was read at start,
     // and once more is harmless.
     let stamp = |list: &RevocationList| {
@@ -305,23 +306,38 @@ async fn follow_revocations(revoked: RevocationList, swarm: Arc<SwarmSide>) {
         Some((found.ino(), found.mtime(), found.mtime_nsec()))
     };
     let mut seen = None;
+    let mut told = String::new();
     let mut poll = tokio::time::interval(REVOCATION_POLL);
     poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         poll.tick().await;
-        let list = revoked.clone();
+        let (list, before) = (revoked.clone(), held.clone());
         let look = move || {
             let now = stamp(&list);
-            (now != seen).then(|| (now, list.load()))
+            (now != seen).then(|| (now, list.put_back(&before)))
         };
         // A disk that hangs holds this up, and nothing else.
         let Ok(Some((now, loaded))) = tokio::task::spawn_blocking(look).await else {
             continue;
         };
-        seen = now;
         match loaded {
-            Ok(contents) => swarm.revoke(contents.to_wire()).await,
-            Err(error) => tracing::error!("the last revocations go on to hold: {error}"),
+            Ok((contents, line)) => {
+                if let Some(line) = line {
+                    tracing::error!("{line}");
+                }
+                held = contents;
+                seen = now;
+                told = String::new();
+                swarm.revoke(held.to_wire()).await;
+            }
+            // Looked at again, as a lock that is held passes; said once.
+            Err(error) => {
+                let line = format!("the last revocations go on to hold: {error}");
+                if line != told {
+                    tracing::error!("{line}");
+                }
+                told = line;
+            }
         }
     }
 }
@@ -380,15 +396,28 @@ impl Server {
         }
         let admission = Arc::new(admission);
         let revoked = RevocationList::new(state.clone());
-        let list = revoked.load()?.to_wire();
+        let held = match revoked.load_current() {
+            // Its first seed has the newer list, as soon as it answers.
+            Err(behind @ RevocationError::Behind { .. }) if mirror.is_some() => {
+                tracing::error!("{behind}");
+                revoked.load()?
+            }
+            found => found?,
+        };
         let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Start)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Start)?;
         http.set_nonblocking(true).map_err(ServeError::Start)?;
         let http = tokio::net::TcpListener::from_std(http).map_err(ServeError::Start)?;
         let http_address = http.local_addr().map_err(ServeError::Start)?;
 
-        let swarm =
-            SwarmSide::bind(&settings, key, catalogue.clone(), admission.clone(), list).await?;
+        let swarm = SwarmSide::bind(
+            &settings,
+            key,
+            catalogue.clone(),
+            admission.clone(),
+            held.to_wire(),
+        )
+        .await?;
         let swarm = Arc::new(swarm);
         let listen = SocketAddr::new(settings.listen.ip(), swarm.local_addr().port());
         let host = settings
@@ -434,7 +463,7 @@ impl Server {
         server.follow(&Snapshot::default()).await;
 
         let mut beside = tokio::task::JoinSet::new();
-        beside.spawn(follow_revocations(revoked, swarm.clone()));
+        beside.spawn(follow_revocations(revoked, held, swarm.clone()));
         beside.spawn(admission.clone().follow_interfaces());
         let of = mirror.as_ref().map(|mirror| Box::new(mirror.of().clone()));
         let (ended, mut mirror_ended) = tokio::sync::oneshot::channel();

@@ -463,7 +463,7 @@ impl StateDir {
 
     /// The epoch in which certificates and tags are signed now.
     pub fn epoch(&self) -> Result<u32, StateError> {
-        match RevocationList::new(self.clone()).load() {
+        match RevocationList::new(self.clone()).load_current() {
             Ok(contents) => Ok(contents.epoch),
             Err(RevocationError::State(error)) => Err(error),
             Err(error) => Err(StateError::Epoch(error.to_string())),
@@ -495,6 +495,30 @@ impl StateDir {
             renewed += 1;
         }
         Ok(renewed)
+    }
+
+    /// The newest epoch in which this installation's key signed a tag that is still here, of a removed name
+    /// as well; 0 if there is none.
+    pub fn newest_epoch_signed(&self) -> Result<u32, StateError> {
+        // Not by `key`, which takes the lock: it is asked with the lock held as well.
+        let Some(pkcs8) = SWARM_KEY.read(&self.root)? else {
+            return Ok(0);
+        };
+        let key = SwarmKey::from_pkcs8(&pkcs8).map_err(|source| StateError::KeyContents {
+            path: self.root.join(SWARM_KEY.name),
+            source,
+        })?;
+        let key = key.public();
+        let current = self
+            .read_tags()?
+            .into_iter()
+            .filter_map(|(_, tag)| tag.ok());
+        Ok(current
+            .chain(self.read_retired())
+            .filter_map(|tag| tag.verify(&key, &tag.unverified().name).ok())
+            .map(|tag| tag.epoch)
+            .max()
+            .unwrap_or(0))
     }
 
     /// The newest version that was ever seen here of a name, and the newest epoch of its tags; a name that

@@ -261,3 +261,61 @@ async fn after_revoke_all_seeds_have_a_new_key_as_well() {
     let same = lab.node().await.since_epoch(5);
     assert!(same.join(&[lab.server.swarm], &request(None)).await.is_ok());
 }
+
+/// An older `revoked` that comes back from a backup: a server that runs writes its own back, and goes on
+/// to let newcomers in and the revoked ones out; one that starts says what to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_list_from_a_backup_locks_nobody_out() {
+    let lab = Lab::new(&[]);
+    let file = lab.state().join("revoked");
+    let revoke = |node: u8| run_ok(&lab.state(), &["revoke", &format!("{node:02x}").repeat(32)]);
+    let joins = async || {
+        let node = lab.node().await;
+        node.join(&[lab.server.swarm], &request(None)).await
+    };
+    revoke(0x11);
+    let first = fs::read(&file).unwrap();
+    run_ok(&lab.state(), &["revoke", "--all"]);
+    let all = fs::read(&file).unwrap();
+    revoke(0x22);
+    let newest = fs::read(&file).unwrap();
+    // One node has learnt of the epoch: it believes no earlier one.
+    let member = lab.holder(None).await;
+    for backup in [Some(&first), Some(&all), None] {
+        // The server has seen the newest one by then.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        match backup {
+            Some(backup) => fs::write(&file, backup).unwrap(),
+            None => fs::remove_file(&file).unwrap(),
+        }
+        lab.server.error("was replaced by an older one");
+        assert!(fs::read(&file).unwrap() == newest, "it is back");
+        let joined = joins().await.unwrap();
+        assert_eq!(joined.seed().unwrap().epoch, Some(3));
+    }
+    assert!(!is_alone(&member));
+
+    let Lab { dir, server, .. } = lab;
+    assert_eq!(server.stop(), Some(0));
+    let state = dir.path().join("state");
+    let words = format!(
+        "revocation file {} is an older one: it says epoch 1, and names here were signed in epoch 3",
+        file.display()
+    );
+    for backup in [Some(&first), None] {
+        match backup {
+            Some(backup) => fs::write(&file, backup).unwrap(),
+            None => fs::remove_file(&file).unwrap(),
+        }
+        refuse(&state, SERVE, 9, &words);
+        // Nothing is signed in it either.
+        let image = dir.path().join("image").display().to_string();
+        refuse(&state, &["publish", "-q", "web2", &image], 9, &words);
+    }
+    // As the line says: the newest copy, or past both.
+    fs::write(&file, &newest).unwrap();
+    assert_eq!(Server::start(&state, &[]).stop(), Some(0));
+    fs::write(&file, &first).unwrap();
+    assert_eq!(run_ok(&state, &["revoke", "--all"]), "epoch 5\n");
+    assert_eq!(Server::start(&state, &[]).stop(), Some(0));
+}
