@@ -5,8 +5,7 @@ use std::time::Duration;
 use rootswarm_tests::crowd::Crowd;
 use rootswarm_tests::scenario::scenario;
 
-/// What a member may cost: ten thousand within 500 MB. Measured are 30 to 40 kB; what an allocator
-/// does not give back is in it.
+/// What a member may cost: ten thousand within 500 MB. What an allocator does not give back is in it.
 const MEMBER_BYTES_MAX: u64 = 50_000;
 
 #[allow(clippy::print_stdout)] // The figures, for whoever asks with --nocapture.
