@@ -29,14 +29,14 @@ fn build() -> Result<Binaries, String> {
     let place = target_directory().join("last-landed");
     let source = place.join(COMMIT);
     unpack(&source)?;
+    // A directory of its own: cargo names what it makes of a workspace's members by their place within the
+    // workspace, and would take the files of one version for those of the other.
     let target = place.join("target");
     let mut command = cargo::command();
     command
         .args(["build", "--quiet", "--locked", "--package", "rootswarm"])
         .args(["--package", "rootswarm-agent", "--target-dir"])
         .arg(&target)
-        // The crates that both versions depend on are built once (cargo 1.91; an older one builds them again).
-        .env("CARGO_BUILD_BUILD_DIR", target_directory())
         .current_dir(&source);
     run(command, "the last landed version does not build")?;
     Ok(Binaries {
