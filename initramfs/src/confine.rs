@@ -76,6 +76,9 @@ pub fn confine(root: io::Result<File>, writable: &Writable) -> Vec<StepError> {
     };
     step("enter the new root", root.and_then(|root| enter(&root)));
     step("limit resources", limit_resources());
+    for socket in &writable.signals {
+        step("give a pair of sockets its name", name_for_good(*socket));
+    }
     // Of this thread, and of those it starts. Without it a program that is run could at most get
     // back what its file gives, and none can be run.
     step("empty the bounding set", empty_bounding_set());
@@ -93,6 +96,30 @@ fn enter(root: &File) -> io::Result<()> {
     rustix::process::fchdir(root)?;
     rustix::process::chroot(".")?;
     Ok(rustix::process::chdir("/")?)
+}
+
+/// A local socket without a name could be given one later, which makes a file, and a filter of system calls
+/// does not see which. One that has a name keeps it (unix(7)): here it is a number that the kernel chooses.
+/// Sockets of other kinds are left alone.
+fn name_for_good(socket: RawFd) -> io::Result<()> {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut address: libc::sockaddr = unsafe { std::mem::zeroed() };
+    let size = size_of::<libc::sockaddr>() as libc::socklen_t;
+    let mut length = size;
+    // SAFETY: the kernel writes no more than `length` says there is room for.
+    let done = unsafe { libc::getsockname(socket, &raw mut address, &raw mut length) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let family_alone = size_of::<libc::sa_family_t>() as libc::socklen_t;
+    if i32::from(address.sa_family) != libc::AF_UNIX || length > family_alone {
+        return Ok(());
+    }
+    // SAFETY: the kernel reads the family, and nothing behind it.
+    match unsafe { libc::bind(socket, &raw const address, family_alone) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn limit_resources() -> io::Result<()> {

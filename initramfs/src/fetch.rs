@@ -18,7 +18,7 @@ use crate::baked;
 use crate::cmdline;
 use crate::console;
 use crate::exit::{Classified, Exit, Failure, exit_of_local_io};
-use crate::http::HttpError;
+use crate::http_error::HttpError;
 use crate::http_fetch;
 use crate::minimum::{Minimum, OldTag};
 use crate::network::NetworkError;
@@ -188,6 +188,20 @@ pub fn part_of(path: &Path) -> PathBuf {
 /// A file that the operator named.
 struct OutputFile(PathBuf);
 
+/// The image takes the place of what is there: of `/dev/null`, too, if root asks for it.
+fn check_replaceable(output: &Path) -> Result<(), Failure> {
+    let is = match std::fs::symlink_metadata(output).map(|there| there.file_type()) {
+        Ok(kind) if kind.is_dir() => "a directory",
+        Ok(kind) if kind.is_symlink() => "a symbolic link",
+        Ok(kind) if !kind.is_file() => "no regular file",
+        // What is not there, or cannot be looked at, is told when it is written.
+        _ => return Ok(()),
+    };
+    let output = output.display();
+    let message = format!("--output {output} is {is}: expected a new file, or one to replace");
+    Err(Failure::new(Exit::BadInput, message))
+}
+
 impl Destination for OutputFile {
     fn prepare(&mut self, length: Option<u64>, _: &mut Reporter) -> Result<PathBuf, Failure> {
         let part = part_of(&self.0);
@@ -223,6 +237,7 @@ impl Destination for OutputFile {
 /// `rootswarm-agent fetch`.
 pub fn run(args: &FetchArgs) -> Result<(), Failure> {
     let plan = plan_of(args)?;
+    check_replaceable(&args.output)?;
     let runtime = runtime()?;
     runtime.block_on(async {
         let mut stop = Stop::listen()?;

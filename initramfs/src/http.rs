@@ -12,18 +12,19 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::Empty;
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderValue};
 use rootswarm_image::{Host, HostPort, HttpUrl};
+use rootswarm_transport::http_proof;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::exit::{Classified, Exit};
+use crate::http_error::HttpError;
+use crate::http_response::{Connection, Response, text_of};
 use crate::plan::FetchPlan;
-use crate::resolve::{ResolveError, Resolver};
+use crate::resolve::Resolver;
 
 /// What a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,110 +89,17 @@ impl std::fmt::Display for Target {
     }
 }
 
-/// Why a request failed.
-#[derive(Debug, thiserror::Error)]
-pub enum HttpError {
-    /// The host has no address.
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
-    /// No connection.
-    #[error("cannot connect to {server}: {source}")]
-    Connect {
-        /// Where to.
-        server: String,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// Something took too long.
-    #[error("{url}: no {what} within {} s", limit.as_secs_f32())]
-    Timeout {
-        /// What was asked for.
-        url: String,
-        /// What did not come.
-        what: &'static str,
-        /// How long it had.
-        limit: Duration,
-    },
-    /// The server broke the protocol or the connection.
-    #[error("{url}: {source}")]
-    Protocol {
-        /// What was asked for.
-        url: String,
-        /// What is wrong.
-        source: hyper::Error,
-    },
-    /// An answer that is no file.
-    #[error("{url}: the server answers {status}")]
-    Status {
-        /// What was asked for.
-        url: String,
-        /// Its answer.
-        status: hyper::StatusCode,
-        /// When it asks to come again (`Retry-After` in seconds).
-        retry_after: Option<Duration>,
-    },
-    /// A redirect that cannot be followed.
-    #[error("{url}: cannot follow the redirect to \"{location}\": {reason}")]
-    Redirect {
-        /// What was asked for.
-        url: String,
-        /// Where it points.
-        location: String,
-        /// Why not.
-        reason: &'static str,
-    },
-    /// A body of the wrong length.
-    #[error("{url}: the body ends after {found} of {expected} bytes")]
-    CutOff {
-        /// What was asked for.
-        url: String,
-        /// By its headers.
-        expected: u64,
-        /// What came.
-        found: u64,
-    },
-    /// A body that goes on for too long.
-    #[error("{url}: the body has more than {limit} bytes")]
-    TooLong {
-        /// What was asked for.
-        url: String,
-        /// The most that makes sense.
-        limit: u64,
-    },
-    /// Another part than asked for.
-    #[error("{url}: asked for the bytes from {asked}, the server sends {found}")]
-    OtherRange {
-        /// What was asked for.
-        url: String,
-        /// The first byte asked for.
-        asked: u64,
-        /// The Content-Range, or "the whole".
-        found: String,
-    },
-}
+/// What a small document's bytes come at, at least, after the headers' time.
+const DOCUMENT_BYTES_PER_S: u64 = 32 * 1024;
 
-impl Classified for HttpError {
-    fn exit(&self) -> Exit {
-        match self {
-            HttpError::Status { status, .. } => match status.as_u16() {
-                404 | 410 => Exit::NoSuchImage,
-                401 | 403 => Exit::Refused,
-                _ => Exit::Network,
-            },
-            HttpError::Resolve(ResolveError::BadName { .. }) => Exit::BadInput,
-            _ => Exit::Network,
-        }
-    }
-}
-
-/// How long each step may take. A body may take for ever as long as something arrives.
+/// How long each step may take. A body may take for ever as long as enough of it arrives.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
     /// To connect.
     pub connect: Duration,
     /// From the request to the end of the headers.
     pub header: Duration,
-    /// Between two pieces of a body.
+    /// Between two pieces of a body, and for [`LEAST_BYTES`](crate::http_response::LEAST_BYTES) of it.
     pub idle: Duration,
 }
 
@@ -217,13 +125,18 @@ pub struct HttpClient {
     pub timeouts: Timeouts,
     /// An admission token, shown to the server that is asked and to none that it redirects to.
     pub token: Option<String>,
+    /// Who shows the token, if this machine has a node's key.
+    pub session: Option<String>,
+    /// What shows that the swarm has let this node in.
+    pub member: Option<String>,
 }
 
 /// A file that stays the same is often behind one redirect; more than a few are a loop.
 const MAX_REDIRECTS: u32 = 5;
 
-/// Names this run's downloads to a seed, which binds a one-time token to it: 128 random bits, known to
-/// nobody else. Empty without randomness; the seed then goes by the address.
+/// Names this run's downloads to a seed where there is no node's key, in `rooturl=http://…`: a one-time token is
+/// bound to it. 128 random bits, known to nobody else. Empty without randomness; the seed then goes by the
+/// address.
 static SESSION: LazyLock<String> = LazyLock::new(|| {
     let mut random = [0; 16];
     match getrandom::fill(&mut random) {
@@ -256,9 +169,9 @@ impl HttpClient {
         let mut target = target.clone();
         for _ in 0..=MAX_REDIRECTS {
             let (response, connection) = {
-                let token = self.token.as_deref();
-                let token = token.filter(|_| (&target.host, target.port) == (&asked.0, asked.1));
-                self.get_once(&target, range.as_ref(), if_range, token)
+                let is_asked = (&target.host, target.port) == (&asked.0, asked.1);
+                let shown = is_asked.then_some(self);
+                self.get_once(&target, range.as_ref(), if_range, shown)
                     .await?
             };
             let url = target.to_string();
@@ -296,12 +209,26 @@ impl HttpClient {
 
     /// A small document as a whole, at most `limit` bytes.
     pub async fn get_small(&self, target: &Target, limit: u64) -> Result<Vec<u8>, HttpError> {
+        let header = self.timeouts.header;
+        let deadline = header + Duration::from_secs(limit / DOCUMENT_BYTES_PER_S);
+        timeout(deadline, self.get_whole(target, limit))
+            .await
+            .unwrap_or_else(|_| {
+                Err(HttpError::Timeout {
+                    url: target.to_string(),
+                    what: "end",
+                    limit: deadline,
+                })
+            })
+    }
+
+    async fn get_whole(&self, target: &Target, limit: u64) -> Result<Vec<u8>, HttpError> {
         let mut response = self.get(target, None, None).await?;
         let mut document = Vec::new();
         while let Some(piece) = response.next().await? {
             if document.len() as u64 + piece.len() as u64 > limit {
                 return Err(HttpError::TooLong {
-                    url: response.url.clone(),
+                    url: response.url().to_owned(),
                     limit,
                 });
             }
@@ -315,7 +242,7 @@ impl HttpClient {
         target: &Target,
         range: Option<&Range<u64>>,
         if_range: Option<&str>,
-        token: Option<&str>,
+        shown: Option<&HttpClient>,
     ) -> Result<(hyper::Response<Incoming>, Connection), HttpError> {
         let url = target.to_string();
         let stream = self.connect(target).await?;
@@ -340,13 +267,18 @@ impl HttpClient {
             )
             .header(header::CONNECTION, "close");
         // What cannot stand in a header is no token.
+        let token = shown.and_then(|it| it.token.as_deref());
         let bearer = token.and_then(|it| HeaderValue::try_from(format!("Bearer {it}")).ok());
         if let Some(mut bearer) = bearer {
             bearer.set_sensitive(true);
             request = request.header(header::AUTHORIZATION, bearer);
-            if !SESSION.is_empty() {
-                request = request.header("rootswarm-session", SESSION.as_str());
+            let session = self.session.as_ref().unwrap_or(&SESSION);
+            if !session.is_empty() {
+                request = request.header(http_proof::SESSION, session.as_str());
             }
+        }
+        if let Some(member) = shown.and_then(|it| it.member.as_deref()) {
+            request = request.header(http_proof::MEMBER, member);
         }
         if let Some(range) = range {
             // Open-ended when nobody knows how long the file is.
@@ -420,136 +352,6 @@ impl HttpClient {
 /// What hyper reads ahead at most: enough for a fast link, little enough for a small node.
 const MAX_BUFFER_BYTES: usize = 256 * 1024;
 
-/// The task that drives the socket; it ends with its owner.
-#[derive(Debug)]
-struct Connection(JoinHandle<()>);
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// A successful answer, its body still to be read.
-#[derive(Debug)]
-pub struct Response {
-    url: String,
-    /// Where the body begins in the file: 0 unless the server honoured a range.
-    pub start: u64,
-    /// How long the body is, when the server says so.
-    pub length: Option<u64>,
-    /// How long the whole file is, when the server says so.
-    pub total: Option<u64>,
-    /// The file's identity for a later `if_range`: a strong ETag or a date.
-    pub validator: Option<String>,
-    body: Incoming,
-    received: u64,
-    idle: Duration,
-    _connection: Connection,
-}
-
-impl Response {
-    fn new(
-        url: String,
-        response: hyper::Response<Incoming>,
-        connection: Connection,
-        asked: Option<Range<u64>>,
-        idle: Duration,
-    ) -> Result<Response, HttpError> {
-        let headers = response.headers();
-        let length = text_of(headers, header::CONTENT_LENGTH).and_then(|n| n.parse().ok());
-        let strong_etag = text_of(headers, header::ETAG).filter(|tag| !tag.starts_with("W/"));
-        let validator = strong_etag.or_else(|| text_of(headers, header::LAST_MODIFIED));
-        let validator = validator.map(str::to_owned);
-        let (mut start, mut total) = (0, length);
-        if response.status() == hyper::StatusCode::PARTIAL_CONTENT {
-            let text = text_of(headers, header::CONTENT_RANGE).unwrap_or_default();
-            let asked = asked.map_or(0, |range| range.start);
-            match parse_content_range(text) {
-                Some((first, whole)) if first == asked => (start, total) = (first, whole),
-                _ => {
-                    let found = format!("\"{text}\"");
-                    return Err(HttpError::OtherRange { url, asked, found });
-                }
-            }
-        }
-        let body = response.into_body();
-        let _connection = connection;
-        Ok(Response {
-            url,
-            start,
-            length,
-            total,
-            validator,
-            body,
-            received: 0,
-            idle,
-            _connection,
-        })
-    }
-
-    /// What was answered, after redirects.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// The next piece of the body; `None` at its end. A body that is shorter than announced is an
-    /// error, not an end.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, HttpError> {
-        loop {
-            let frame =
-                timeout(self.idle, self.body.frame())
-                    .await
-                    .map_err(|_| HttpError::Timeout {
-                        url: self.url.clone(),
-                        what: "data",
-                        limit: self.idle,
-                    })?;
-            match frame {
-                Some(Ok(frame)) => {
-                    // Trailers are no data.
-                    let Ok(piece) = frame.into_data() else {
-                        continue;
-                    };
-                    self.received += piece.len() as u64;
-                    return Ok(Some(piece));
-                }
-                Some(Err(source)) => {
-                    // hyper's own words do not say how far it came, which is what helps.
-                    return Err(match self.length {
-                        Some(expected) if self.received < expected => HttpError::CutOff {
-                            url: self.url.clone(),
-                            expected,
-                            found: self.received,
-                        },
-                        _ => HttpError::Protocol {
-                            url: self.url.clone(),
-                            source,
-                        },
-                    });
-                }
-                None => return Ok(None),
-            }
-        }
-    }
-}
-
-fn text_of(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
-    headers.get(name)?.to_str().ok()
-}
-
-/// `bytes 100-199/1000` into the first byte and the whole length, if that is known.
-pub fn parse_content_range(text: &str) -> Option<(u64, Option<u64>)> {
-    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-    let total = match total {
-        "*" => None,
-        total => Some(total.parse().ok()?),
-    };
-    (first <= last && total.is_none_or(|total| last < total)).then_some((first, total))
-}
-
 /// A TCP stream in hyper's terms.
 struct Stream(TcpStream);
 
@@ -589,22 +391,6 @@ impl hyper::rt::Write for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn content_ranges() {
-        for (text, expected) in [
-            ("bytes 0-0/1", Some((0, Some(1)))),
-            ("bytes 100-199/1000", Some((100, Some(1000)))),
-            ("bytes 100-199/*", Some((100, None))),
-            ("bytes 100-99/1000", None),
-            ("bytes 100-1000/1000", None),
-            ("bytes */1000", None),
-            ("items 0-1/2", None),
-            ("", None),
-        ] {
-            assert_eq!(parse_content_range(text), expected, "{text}");
-        }
-    }
 
     #[test]
     fn redirects() {

@@ -12,7 +12,8 @@ use rootswarm_image::{ChunkIndex, Manifest};
 use rootswarm_transport::store::{ChunkStore, Ended, Took, Written};
 
 use crate::fetch::FetchError;
-use crate::http::{HttpClient, HttpError, Target};
+use crate::http::{HttpClient, Target};
+use crate::http_error::HttpError;
 use crate::progress::Snapshot;
 
 /// Where chunks go.

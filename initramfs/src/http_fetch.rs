@@ -14,9 +14,11 @@ use rootswarm_transport::store::ChunkStore;
 
 use crate::exit::Classified;
 use crate::fetch::{Destination, FetchError, Fetched, part_of};
-use crate::http::{HttpClient, HttpError, Response, Target};
+use crate::http::{HttpClient, Target};
 use crate::http_chunks::{self, ChunkSink, StoreSink};
+use crate::http_error::HttpError;
 use crate::http_image;
+use crate::http_response::{LEAST_BYTES, Response};
 use crate::patience::Patience;
 use crate::plan::{self, FetchPlan, Trust};
 use crate::progress::Snapshot;
@@ -57,7 +59,12 @@ pub async fn fetch(
                 .ok()
                 .and_then(|bytes| Manifest::decode(&bytes, pin).ok());
             if let Some(manifest) = manifest {
-                return by_chunks(plan, &client, &target, manifest, destination, reporter).await;
+                // A seed's name may mean another image by now; the pinned one has a path of its own.
+                let blob = match plan::name_at_seed(url) {
+                    Some(_) => target.sibling(format!("/blobs/{pin}")),
+                    None => target,
+                };
+                return by_chunks(plan, &client, &blob, manifest, destination, reporter).await;
             }
         }
         None => reporter.say(&format!(
@@ -67,6 +74,7 @@ pub async fn fetch(
     }
     let patience = Patience::new(plan.patience);
     let (client, target, place, stream, refused) = (&client, &target, None, None, None);
+    let came = 0;
     Whole {
         client,
         target,
@@ -76,6 +84,7 @@ pub async fn fetch(
         patience,
         place,
         stream,
+        came,
         refused,
     }
     .run()
@@ -171,6 +180,8 @@ struct Whole<'a> {
     /// Where the whole goes, once the destination has been asked.
     place: Option<PathBuf>,
     stream: Option<Stream>,
+    /// Bytes since patience was last full: a few are no progress.
+    came: u64,
     /// What came whole and was another image than the pinned one.
     refused: Option<Refused>,
 }
@@ -316,8 +327,10 @@ impl Whole<'_> {
         while let Some(piece) = response.next().await? {
             stream.write(&piece, &part)?;
             // Once refused, it is not bytes that are waited for but the right ones.
-            if self.refused.is_none() {
+            self.came += piece.len() as u64;
+            if self.refused.is_none() && self.came >= LEAST_BYTES {
                 self.patience.progressed();
+                self.came = 0;
             }
             received += piece.len() as u64;
             let transfer = Snapshot {

@@ -1,10 +1,11 @@
 //! What a seed's HTTP side says about an image, believed only as far as pin or signature reach:
-//! the signed tag at /tags/NAME, the manifest at /manifests/HEX, the bytes at /blobs/HEX.
+//! the signed tag at /tags/NAME (of an earlier generation at /tags/NAME@HEX), the manifest at
+//! /manifests/HEX, the bytes at /blobs/HEX.
 
 use std::sync::Arc;
 
 use rootswarm_image::limits::{MAX_MANIFEST_BYTES, MAX_SIGNED_TAG_BYTES};
-use rootswarm_image::{HostPort, ImageId, ImageName, Manifest, SignedTag};
+use rootswarm_image::{HostPort, ImageId, ImageName, Manifest, SignedTag, SwarmPublicKey, Tag};
 
 use crate::fetch::FetchError;
 use crate::http::{HttpClient, Target};
@@ -75,22 +76,22 @@ pub async fn find_at(
         // The key decides, and a pin only among what the key vouches for: otherwise whoever writes
         // the command line could pin an image of his own.
         Trust::Key { key, pin } => {
-            let target = server.sibling(format!("/tags/{name}"));
-            let bytes = client
-                .get_small(&target, MAX_SIGNED_TAG_BYTES as u64)
-                .await?;
-            let signed = SignedTag::decode(&bytes).map_err(|e| bad(&target, e.to_string()))?;
-            let tag = signed
-                .verify(key, name)
-                .map_err(|e| bad(&target, e.to_string()))?;
+            let mut target = server.sibling(format!("/tags/{name}"));
+            let mut tag = tag_at(client, &target, key, name).await?;
             if let Some(pinned) = pin
                 && *pinned != tag.id
             {
-                return Err(FetchError::WrongImage {
+                let wrong = FetchError::WrongImage {
                     url: target.to_string(),
                     pinned: Box::new(*pinned),
                     found: Box::new(tag.id),
-                });
+                };
+                // The name has come to mean another image, and the one before is kept for a while.
+                target = server.sibling(format!("/tags/{name}@{pinned}"));
+                tag = match tag_at(client, &target, key, name).await {
+                    Ok(tag) if tag.id == *pinned => tag,
+                    _ => return Err(wrong),
+                };
             }
             if pin.is_none() {
                 plan.minimum.check(&tag, &target.to_string())?;
@@ -109,6 +110,22 @@ pub async fn find_at(
         }
         Trust::Unverified => Err(bad(server, "nothing to hold the image to".to_owned())),
     }
+}
+
+async fn tag_at(
+    client: &HttpClient,
+    target: &Target,
+    key: &SwarmPublicKey,
+    name: &ImageName,
+) -> Result<Tag, FetchError> {
+    let bad = |reason: String| {
+        let url = target.to_string();
+        FetchError::Document { url, reason }
+    };
+    let limit = MAX_SIGNED_TAG_BYTES as u64;
+    let bytes = client.get_small(target, limit).await?;
+    let signed = SignedTag::decode(&bytes).map_err(|e| bad(e.to_string()))?;
+    signed.verify(key, name).map_err(|e| bad(e.to_string()))
 }
 
 async fn manifest_bytes(

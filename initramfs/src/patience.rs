@@ -72,6 +72,11 @@ impl Patience {
         self.wait = FIRST_WAIT;
     }
 
+    /// Something arrived by another way: patience is full again, and whoever is asked here is asked no sooner.
+    pub fn progressed_elsewhere(&mut self) {
+        self.last_progress = Instant::now();
+    }
+
     /// Whether the limit has passed.
     pub fn is_exhausted(&self) -> bool {
         self.last_progress.elapsed() >= self.limit

@@ -16,7 +16,7 @@ use rootswarm_transport::node::{JoinError, Refusal, StartError};
 use rootswarm_transport::socket::BindError;
 
 use crate::fetch::FetchError;
-use crate::http::HttpError;
+use crate::http_error::HttpError;
 use crate::network::NetworkError;
 use crate::patience::Pace;
 use crate::resolve::ResolveError;

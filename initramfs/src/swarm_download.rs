@@ -5,12 +5,14 @@
 //! [`crate::serving`]'s, which goes on with the same [`Swarm`]. Which chunk comes from whom is decided
 //! in the transport crate's node.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rootswarm_image::{ChunkIndex, HostPort};
+use rootswarm_image::{ChunkIndex, Host, HostPort};
 use rootswarm_transport::node::{Joined, Node, SwarmHandle, SwarmStatus};
 use rootswarm_transport::store::ChunkStore;
+use rootswarm_transport::tuning::for_chunks_of;
 use tokio::time::Instant;
 
 use crate::exit::Exit;
@@ -31,6 +33,10 @@ const ISOLATED_AFTER: Duration = Duration::from_secs(5);
 /// How long nothing new may come before that is said, and HTTP helps out where no seed is connected.
 /// Longer than a peer that froze holds a chunk up (`limits.rs` in rootswarm-swarm).
 const STALLED_AFTER: Duration = Duration::from_secs(10);
+/// After how long the HTTP side of a connected seed is asked, too; that and [`STALLED_AFTER`] for chunks of the
+/// usual length, as what has come of one does not count. Before that it would send no more than it does by the
+/// swarm: it may have thousands to feed, and each of them would have to get all of it.
+const ITS_HTTP_AFTER: Duration = Duration::from_secs(60);
 /// How often a running download is looked at.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -97,13 +103,15 @@ impl Swarm {
         hosts: &[HostPort],
         reporter: &mut Reporter,
     ) -> Result<(), FetchError> {
-        let client = HttpClient::of_plan(plan);
+        let mut client = HttpClient::of_plan(plan);
         let mut patience = Patience::of_transfer(plan.patience);
         // The swarm was started a moment ago.
         let began = reporter.elapsed();
         let mut have = 0;
         let mut connected = Instant::now();
         let mut moved = Instant::now();
+        let mut progressed = Instant::now();
+        let chunk_bytes = self.store.manifest().geometry().chunk_size().bytes();
         let mut cause = "neither seed nor peers send anything".to_owned();
         loop {
             let completed = tokio::time::timeout(TICK, self.handle.completed()).await;
@@ -125,6 +133,7 @@ impl Swarm {
                 have = snapshot.bytes_have;
                 patience.progressed();
                 moved = Instant::now();
+                progressed = moved;
             }
             if patience.is_exhausted() {
                 return Err(FetchError::GaveUp {
@@ -144,22 +153,31 @@ impl Swarm {
                 continue;
             };
             reporter.retry(&cause, patience.left());
-            if status.seed_connected {
-                // Its HTTP side would send no more than it does. Said again when as much time passed.
-                moved = Instant::now();
-                continue;
-            }
-            for host in hosts {
+            // It may have been let in anew; a token may have been used up long ago.
+            client.member = self.handle.http_member().or(client.member);
+            let stands_for = |usual| progressed.elapsed() >= for_chunks_of(chunk_bytes, usual);
+            let helps = |host: &&HostPort| {
+                !status.seed_connected
+                    || stands_for(ITS_HTTP_AFTER)
+                    || (stands_for(STALLED_AFTER) && is_elsewhere(host, &status))
+            };
+            for host in hosts.iter().filter(helps) {
                 // By its id: the name may mean another image by now.
                 let manifest = Arc::clone(self.store.manifest());
                 let image = HttpImage::at(host, plan.http_port, manifest);
                 match self.fill_by_http(&client, &image, reporter).await {
                     Ok(()) => break,
                     Err(error) if remedy(&error) == Remedy::Operator => return Err(error),
-                    Err(error) => cause = format!("{cause}; by http: {error}"),
+                    Err(error) => {
+                        reporter.retry(&error, patience.left());
+                        cause = format!("{cause}; by http: {error}");
+                    }
                 }
             }
-            if !self.store.is_complete() {
+            if status.seed_connected {
+                // Said again when as much time has passed.
+                moved = Instant::now();
+            } else if !self.store.is_complete() {
                 tokio::select! {
                     _ = patience.wait(Pace::Silent) => {}
                     () = moves_again(&self.handle) => {}
@@ -175,10 +193,11 @@ impl Swarm {
         image: &HttpImage,
         reporter: &mut Reporter,
     ) -> Result<(), FetchError> {
-        reporter.say(&format!(
-            "the swarm is out of reach: fetching over {}",
-            image.blob
-        ));
+        let swarm = match self.handle.status().seed_connected {
+            true => "sends nothing",
+            false => "is out of reach",
+        };
+        reporter.say(&format!("the swarm {swarm}: fetching over {}", image.blob));
         let (handle, store) = (&self.handle, &self.store);
         let mut sink = OfferSink {
             handle,
@@ -196,6 +215,22 @@ impl Swarm {
     }
 }
 
+/// Whether this is known to be another host than those whose seeds are connected: what it may have for HTTP
+/// is nothing that they would send.
+fn is_elsewhere(host: &HostPort, status: &SwarmStatus) -> bool {
+    let mut seeds = status.nodes.iter().filter(|node| node.is_seed);
+    let ip: IpAddr = match host.host {
+        Host::V4(ip) => ip.into(),
+        Host::V6(ip) => ip.into(),
+        // Where it leads may be where they are.
+        Host::Name(_) => return false,
+    };
+    !seeds.any(|seed| {
+        let at: Option<SocketAddr> = seed.addr.parse().ok();
+        at.is_none_or(|at| at.ip().to_canonical() == ip.to_canonical())
+    })
+}
+
 /// Returns when the swarm does what it did not: a seed or one more peer is there, or bytes come.
 async fn moves_again(handle: &SwarmHandle) {
     let received = |status: &SwarmStatus| status.bytes_from_seed + status.bytes_from_peers;
@@ -203,7 +238,7 @@ async fn moves_again(handle: &SwarmHandle) {
     loop {
         tokio::time::sleep(TICK).await;
         let status = handle.status();
-        if status.seed_connected
+        if (status.seed_connected && !before.seed_connected)
             || status.peers > before.peers
             || received(&status) > received(&before)
         {

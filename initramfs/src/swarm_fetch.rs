@@ -215,7 +215,7 @@ pub async fn fetch(
 
     let way_in = tokio::select! {
         joined = join(&seeker, patience, &start) => Some(joined?),
-        done = all_by_http(plan, hosts, name, &start) => { done?; None }
+        done = all_by_http(plan, hosts, name, &seeker.node, &start) => { done?; None }
     };
     if let Some(joined) = &way_in {
         let tag = &joined.tag;
@@ -366,9 +366,13 @@ async fn join(
         if began {
             http_began = true;
             patience = Patience::of_transfer(patience.limit());
+            if !goes_on {
+                // Not waited yet: whoever refused a moment ago is not asked again at once.
+                patience.wait(pace).await;
+            }
         } else if bytes > http_bytes {
             http_bytes = bytes;
-            patience.progressed();
+            patience.progressed_elsewhere();
         } else if !goes_on {
             return Err(gave_up(
                 &error,
@@ -418,10 +422,13 @@ async fn all_by_http(
     plan: &FetchPlan,
     hosts: &[HostPort],
     name: &ImageName,
+    node: &Node,
     start: &RefCell<Start<'_>>,
 ) -> Result<(), FetchError> {
     tokio::time::sleep(FALLBACK_AFTER.min(plan.patience / 2)).await;
-    let client = HttpClient::of_plan(plan);
+    let mut client = HttpClient::of_plan(plan);
+    // A seed lets in the same node, once it comes by the swarm.
+    client.session = plan.token.as_deref().map(|token| node.http_session(token));
     // Its own end never comes: giving up is the join's to say.
     let mut patience = Patience::new(FOREVER);
     let mut begun: Option<(HttpImage, StoreSink)> = None;

@@ -250,3 +250,40 @@ fn a_status_that_is_not_there() {
     assert_eq!(code, 9);
     check_lines(&err, "is no status document");
 }
+
+/// The image would take the place of a device or of a directory's name.
+#[test]
+fn only_a_file_is_replaced() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir(at("directory")).expect("a directory");
+    std::fs::write(at("file"), "").expect("a file");
+    std::os::unix::fs::symlink(at("file"), at("link")).expect("a link");
+    std::os::unix::fs::symlink("nowhere", at("loose")).expect("a link");
+    rustix::fs::mkfifoat(rustix::fs::CWD, at("fifo"), 0o600.into()).expect("a fifo");
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
+    for (output, is) in [
+        (at("directory"), "a directory"),
+        (at("link"), "a symbolic link"),
+        (at("loose"), "a symbolic link"),
+        (at("fifo"), "no regular file"),
+        (at("socket"), "no regular file"),
+    ] {
+        let before = std::fs::symlink_metadata(&output)
+            .expect("there")
+            .file_type();
+        let url = "http://127.0.0.1:9/image";
+        let (code, _, err) = run(agent()
+            .args(["fetch", url, "--timeout", "0", "--conf"])
+            .arg(dir.path())
+            .arg("--output")
+            .arg(&output));
+        let words = format!("--output {} is {is}: expected", output.display());
+        assert!(code == 2 && err.contains(&words), "{code}: {err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+        let after = std::fs::symlink_metadata(&output)
+            .expect("there")
+            .file_type();
+        assert!(before == after, "{}", output.display());
+    }
+}

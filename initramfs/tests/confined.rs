@@ -19,7 +19,9 @@ use lab::{Lab, ends_within, kill};
 use rustix::process::Signal;
 use seed::{Published, TestSeed};
 use support::{eventually, in_mount_namespace, noise, run};
-use takeover::{Attempt, descriptors, leave_its_place, shared_mappings, write_what_it_holds};
+use takeover::{
+    Attempt, descriptors, is_confined, leave_its_place, shared_mappings, write_what_it_holds,
+};
 
 /// How a machine came to its root, and the root that it has.
 struct Variant {
@@ -82,10 +84,7 @@ fn booted(check: impl Fn(&Lab, i32)) {
         let [pid] = lab.processes()[..] else {
             panic!("one process stays")
         };
-        eventually("the filter", || {
-            fs::read_to_string(format!("/proc/{pid}/status"))
-                .is_ok_and(|status| status.contains("Seccomp:\t2"))
-        });
+        eventually("the filters", || is_confined(pid).expect("/proc"));
         check(&lab, pid);
         // It goes on as if nothing had been, and listens to nobody but its own loop.
         let before = lab.status()["uptime_seconds"].as_f64();

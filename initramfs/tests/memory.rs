@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rootswarm_image::{ChunkSize, hash_file};
 use seed::{Published, TestSeed};
-use support::{agent, in_mount_namespace, manifest_in, noise};
+use support::{Running, agent, in_mount_namespace, manifest_in, noise};
 
 /// What is promised (server/SECURITY.md), stacks of threads and the allocator's reserves included.
 const MEMORY_BYTES: u64 = 64 << 20;
@@ -35,7 +35,7 @@ fn within_bounds(command: &mut Command) -> &mut Command {
     }
 }
 
-fn fetch(url: &str, dir: &Path, name: &str, more: &[&str]) -> Child {
+fn fetch(url: &str, dir: &Path, name: &str, more: &[&str]) -> Running {
     let mut command = agent();
     command
         .args(["fetch", url, "--timeout", "60", "--status"])
@@ -44,9 +44,8 @@ fn fetch(url: &str, dir: &Path, name: &str, more: &[&str]) -> Child {
         .arg(dir.join(name))
         .args(more)
         .stdout(Stdio::null());
-    within_bounds(&mut command)
-        .spawn()
-        .expect("the agent starts")
+    let child = within_bounds(&mut command).spawn();
+    Running(child.expect("the agent starts"))
 }
 
 fn have(dir: &Path, name: &str) -> u64 {
@@ -82,7 +81,7 @@ fn watch(child: &mut Child, dir: &Path, name: &str, until: u64, limit: Duration)
     }
 }
 
-fn end(mut child: Child) {
+fn end(mut child: Running) {
     let pid = rustix::process::Pid::from_child(&child);
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     child.wait().expect("an end");
@@ -142,40 +141,104 @@ fn memory_does_not_grow_with_the_chunks() {
     }
 }
 
+/// A node that others fetch from, all at the same time, over IPv6 as well: in the shortest chunks, in the
+/// longest ones, and of an image that is shorter than one chunk.
+#[test]
+fn memory_does_not_grow_with_those_who_are_served() {
+    for (host, log2, length, others) in [
+        ("[::1]", 24, 90_000_001, 4),
+        ("127.0.0.1", 16, 30_000_007, 3),
+        ("[::1]", 22, 3_000_000, 5),
+    ] {
+        let case = format!("{others} over {host}, chunks of 2^{log2}");
+        let image = noise(length);
+        let chunks = ChunkSize::from_log2(log2).expect("a size");
+        let manifest = manifest_in(&image, chunks);
+        let published = Published::with(image, manifest);
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path();
+        let listen = format!("{host}:0").parse().expect("an address");
+        let seed = TestSeed::at(&published, listen, None, None);
+        let pin = published.manifest.id();
+        let url = format!("swarm://{}/root@blake3:{pin}", seed.addr);
+        let whole = published.image.len() as u64;
+        let mut holder = fetch(&url, dir, "holder", &["--stay"]);
+        watch(&mut holder, dir, "holder", whole, LIMIT);
+        let names: Vec<String> = (0..others).map(|n| format!("node-{n}")).collect();
+        let mut nodes: Vec<Running> = names.iter().map(|n| fetch(&url, dir, n, &[])).collect();
+        let mut most = 0;
+        for (node, name) in nodes.iter_mut().zip(&names) {
+            // Whoever takes more than the limit has ended without success.
+            most = most.max(watch(node, dir, name, u64::MAX, LIMIT));
+            let fetched = fs::read(dir.join(name)).expect("the image");
+            assert!(fetched == published.image, "{case}: {name}");
+        }
+        most = most.max(anonymous_bytes(holder.id()));
+        assert!(holder.try_wait().expect("a child").is_none(), "{case}");
+        assert!(most < MEMORY_BYTES, "{case}: {most}");
+        end(holder);
+        drop(seed);
+    }
+}
+
 /// An image of 20 GB that is one hole: 1,193 chunks of 16 MiB. As much of it is fetched as there is room
 /// for in a test.
 #[test]
 fn an_image_of_20_gb_takes_no_more() {
     in_mount_namespace("an_image_of_20_gb_takes_no_more", || {
-        let dir = tempfile::tempdir().expect("a directory");
-        let dir = dir.path();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=60g", "tmpfs"])
-            .arg(dir)
-            .status();
-        assert!(mounted.expect("mount").success());
         let length = 20_000_012_345;
-        let path = dir.join("sparse");
-        let file = File::create_new(&path).expect("a file");
-        file.set_len(length).expect("a length");
-        let file = File::open(&path).expect("a file");
-        let chunks = ChunkSize::for_length(length);
-        assert_eq!(chunks, ChunkSize::MAX);
-        let two = NonZeroUsize::new(2).expect("two");
-        let manifest = hash_file(&file, chunks, two, &|_| {}).expect("a hash");
-        let published = Published::with(Vec::new(), manifest);
-        let seed = TestSeed::of_file(&published, &path);
-        let pin = published.manifest.id();
-        let url = format!("swarm://127.0.0.1:{}/root@blake3:{pin}", seed.addr.port());
-        let mut child = fetch(&url, dir, "node", &[]);
-        let until = 700_000_000;
-        let most = watch(&mut child, dir, "node", until, 2 * LIMIT);
-        assert!(have(dir, "node") >= until);
-        end(child);
-        // Shown with --nocapture.
-        #[allow(clippy::print_stderr)]
-        {
-            eprintln!("20 GB in chunks of {chunks}: {} MiB", most >> 20);
+        assert_eq!(ChunkSize::for_length(length), ChunkSize::MAX);
+        a_hole(length, ChunkSize::MAX, "127.0.0.1", 700_000_000);
+    });
+}
+
+/// Others that are one hole, over IPv6 too: in many short chunks, whose manifest is long, and in a few long
+/// ones.
+#[test]
+fn other_long_images_take_no_more() {
+    in_mount_namespace("other_long_images_take_no_more", || {
+        for (length, log2, host) in [
+            (4_290_000_001, 16, "[::1]"),
+            (2_000_000_000, 20, "127.0.0.1"),
+            (1_100_000_000, 23, "[::1]"),
+        ] {
+            let chunks = ChunkSize::from_log2(log2).expect("a size");
+            a_hole(length, chunks, host, 300_000_000);
         }
     });
+}
+
+/// A node fetches so many bytes of an image of zeros, within the bounds.
+fn a_hole(length: u64, chunks: ChunkSize, host: &str, until: u64) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir.path();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=60g", "tmpfs"])
+        .arg(dir)
+        .status();
+    assert!(mounted.expect("mount").success());
+    let path = dir.join("sparse");
+    let file = File::create_new(&path).expect("a file");
+    file.set_len(length).expect("a length");
+    let file = File::open(&path).expect("a file");
+    let two = NonZeroUsize::new(2).expect("two");
+    let manifest = hash_file(&file, chunks, two, &|_| {}).expect("a hash");
+    drop(file);
+    let published = Published::with(Vec::new(), manifest);
+    let listen = format!("{host}:0").parse().expect("an address");
+    let seed = TestSeed::of_file(&published, listen, &path);
+    let pin = published.manifest.id();
+    let url = format!("swarm://{}/root@blake3:{pin}", seed.addr);
+    let mut child = fetch(&url, dir, "node", &[]);
+    let most = watch(&mut child, dir, "node", until, 2 * LIMIT);
+    assert!(have(dir, "node") >= until);
+    end(child);
+    drop(seed);
+    let unmounted = Command::new("umount").arg("-l").arg(dir).status();
+    assert!(unmounted.expect("umount").success());
+    // Shown with --nocapture.
+    #[allow(clippy::print_stderr)]
+    {
+        eprintln!("{length} bytes in chunks of {chunks}: {} MiB", most >> 20);
+    }
 }

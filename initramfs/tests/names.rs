@@ -7,7 +7,7 @@ mod seed;
 mod support;
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -59,18 +59,22 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Answers every question about an IPv4 address with this one.
-fn name_server(listen: &str, answer: [u8; 4]) {
+/// Answers every question about an address of this family with this one.
+fn name_server(listen: &str, answer: IpAddr) {
     let socket = UdpSocket::bind((listen, 53)).expect("port 53, as root");
+    let (kind, answer) = match answer {
+        IpAddr::V4(answer) => (1, answer.octets().to_vec()),
+        IpAddr::V6(answer) => (28, answer.octets().to_vec()),
+    };
     std::thread::spawn(move || {
         let mut buffer = [0; 512];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
             let mut message = buffer[..length].to_vec();
             message[2] = 0x81;
-            if message[length - 3] == 1 {
+            if message[length - 3] == kind {
                 message[7] = 1;
-                message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4]);
-                message.extend(answer);
+                message.extend([0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 9, 0, answer.len() as u8]);
+                message.extend(&answer);
             }
             let _ = socket.send_to(&message, from);
         }
@@ -95,20 +99,53 @@ fn who_came_by_http_joins_by_name_after_the_handoff() {
             fs::write(etc.join("resolve/stub"), "nameserver 127.0.0.53\n").expect("a file");
             symlink("/etc/resolve/stub", etc.join("resolv.conf")).expect("a link");
         };
-        name_server("127.0.0.53", [127, 0, 0, 6]);
-        for (boots_with, says, seed_is_at) in [
-            ("127.0.0.1 seed.lab\n", nothing, "127.0.0.1"),
-            ("127.0.0.1 seed.lab\n", hosts, "127.0.0.5"),
-            ("127.0.0.1 seed.lab\n", resolv, "127.0.0.6"),
-            ("127.0.0.1 seed.lab\n::1 seed.lab\n", nothing, "::1"),
+        // Through links of its own root, at a server of IPv6 behind one that is silent.
+        let relative: Say = |etc| {
+            let run = etc.join("../run/resolve");
+            fs::create_dir_all(&run).expect("a directory");
+            let servers = "search lab\nnameserver 127.0.0.99\nnameserver ::1\n";
+            fs::write(run.join("stub"), servers).expect("a file");
+            symlink("../run/resolve/stub", etc.join("resolv.conf")).expect("a link");
+        };
+        name_server("127.0.0.53", [127, 0, 0, 6].into());
+        name_server("::1", IpAddr::from(Ipv6Addr::LOCALHOST));
+        let one = "seed.lab:PORT";
+        for (boots_with, says, seed_is_at, seeds, mode) in [
+            ("127.0.0.1 seed.lab\n", nothing, "127.0.0.1", one, "overlay"),
+            ("127.0.0.1 seed.lab\n", hosts, "127.0.0.5", one, "overlay"),
+            ("127.0.0.1 seed.lab\n", resolv, "127.0.0.6", one, "overlay"),
+            (
+                "127.0.0.1 seed.lab\n::1 seed.lab\n",
+                nothing,
+                "::1",
+                one,
+                "overlay",
+            ),
+            ("127.0.0.1 seed.lab\n", relative, "::1", one, "overlay"),
+            // Two seeds, the first of which has no address, then or now; and roots of other kinds.
+            (
+                "127.0.0.1 seed.lab\n",
+                hosts,
+                "127.0.0.5",
+                "gone.lab:PORT,seed.lab:PORT",
+                "copy rootswarm.serve=yes",
+            ),
+            (
+                "127.0.0.1 other.lab\n127.0.0.1 seed.lab\n",
+                nothing,
+                "127.0.0.1",
+                "seed.lab:PORT,other.lab:PORT",
+                "ro",
+            ),
         ] {
             let lab = Lab::new();
             let published = Published::new(lab.image());
             let (port, http) = (seed::free_udp_port(), published.http(Duration::ZERO));
             fs::write(lab.path("conf/swarm.pub"), published.key_text() + "\n").expect("a file");
             let initramfs = Hosts::new(&lab.path("conf"), boots_with);
+            let seeds = seeds.replace("PORT", &port.to_string());
             let cmdline = format!(
-                "rooturl=swarm://seed.lab:{port}/root rootswarm.http-port={}",
+                "rooturl=swarm://{seeds}/root rootswarm.http-port={} rootswarm.mode={mode}",
                 http.addr.port()
             );
             let (code, _, err) = run(&mut lab.boot(&cmdline));

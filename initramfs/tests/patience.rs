@@ -202,13 +202,14 @@ fn once_is_every_way_once() {
     let seed = TestSeed::start(&published, 0);
     seed.refuse(Some(Refusal::UnknownImage));
     let http_port = http.addr.port().to_string();
+    let refuses = seed.addr.port();
     for (port, http_port, code, part) in [
-        // One way works.
-        (nobody, http_port.as_str(), 0, ""),
-        (seed.addr.port(), http_port.as_str(), 0, ""),
-        // Neither does.
+        // Neither way works.
         (nobody, "9", 4, "by http: cannot connect"),
-        (seed.addr.port(), "9", 6, "no image of that name"),
+        (refuses, "9", 6, "no image of that name"),
+        // One does.
+        (nobody, http_port.as_str(), 0, ""),
+        (refuses, http_port.as_str(), 0, ""),
     ] {
         let url = format!("swarm://127.0.0.1:{port}/root");
         let words = ["--key", &key, "--timeout", "0", "--http-port", http_port];
@@ -216,8 +217,11 @@ fn once_is_every_way_once() {
         assert_eq!(found, code, "{err}");
         let last = err.lines().last().unwrap_or_default();
         assert!(last.contains(part), "expected \"{part}\" in: {err}");
+        // While HTTP brings the image the swarm is tried on the side: how often is the wait's to say.
+        if (port, code) == (refuses, 6) {
+            assert_eq!(seed.asked(), 1, "once is once");
+        }
     }
-    assert!(seed.asked() <= 2, "{} times", seed.asked());
 }
 
 /// Web servers that do not have the image yet.
@@ -330,4 +334,80 @@ fn a_damaged_host_is_left_for_the_next() {
         let (_, out) = Fetch::new(&url, &words).check(&published.image);
         assert!(out.contains(" 300000 by http"), "{out}");
     }
+}
+
+/// While the image comes by HTTP, a seed that says no is asked ever more rarely, as without it.
+#[test]
+fn what_comes_by_http_does_not_have_a_refusal_asked_for_again_and_again() {
+    let published = Published::new(noise(300_000));
+    let key = published.key_text();
+    let http = published.http(Duration::from_millis(800));
+    let seed = TestSeed::start(&published, 0);
+    seed.refuse(Some(Refusal::NotAdmitted("not from here".to_owned())));
+    let url = format!("swarm://127.0.0.1:{}/root", seed.addr.port());
+    let port = http.addr.port().to_string();
+    let words = ["--key", &key, "--timeout", LONG, "--http-port", &port];
+    let (_, out) = Fetch::new(&url, &words).check(&published.image);
+    assert!(out.contains(" 300000 by http"), "{out}");
+    // The waits double from a quarter of a second, and again when HTTP begins: 5 s and 15 s are some five each.
+    assert!(seed.asked() <= 14, "{} times", seed.asked());
+}
+
+/// Whoever sends a byte now and then, at whatever point, keeps nobody from the next host.
+#[test]
+fn a_host_that_drips_is_left_for_the_next() {
+    let published = Published::new(noise(300_000));
+    let key = published.key_text();
+    let good = published.http(Duration::ZERO);
+    let (port, nobody) = (good.addr.port(), free_udp_port());
+    std::thread::scope(|scope| {
+        for (number, drips) in ["tags", "manifests", "blobs"].into_iter().enumerate() {
+            let (published, key) = (&published, &key);
+            let (tag, manifest) = (published.tag.encode(), published.manifest.encode());
+            let image = published.image.clone();
+            let address = [127, 0, 0, 2 + number as u8];
+            let server = Server::start_at((address, port).into(), move |request, _| {
+                let part = request.path.split('/').nth(1).unwrap_or_default();
+                let reply = match part {
+                    "tags" => Reply::new("200 OK", tag.clone()),
+                    "manifests" => Reply::new("200 OK", manifest.clone()),
+                    _ => Reply::file(request, &image),
+                };
+                if part == drips {
+                    reply.dripping()
+                } else {
+                    reply
+                }
+            });
+            scope.spawn(move || {
+                let url = format!(
+                    "swarm://{}:{nobody},127.0.0.1:{nobody}/root",
+                    server.addr.ip()
+                );
+                let port = port.to_string();
+                let words = ["--key", key, "--timeout", LONG, "--http-port", &port];
+                let (_, out) = Fetch::new(&url, &words).check(&published.image);
+                assert!(out.contains(" 300000 by http"), "{drips}: {out}");
+            });
+        }
+    });
+}
+
+/// Where there is no other host, patience ends.
+#[test]
+fn a_drip_is_no_progress() {
+    let image = noise(300_000);
+    let pin = format!("@blake3:{}", blake3::hash(&image));
+    let server = Server::start(move |request, _| Reply::file(request, &image).dripping());
+    std::thread::scope(|scope| {
+        for pin in ["", &pin] {
+            let url = server.url(&format!("/root{pin}"));
+            scope.spawn(move || {
+                let (code, _, err) = Fetch::new(&url, &["--timeout", "2"]).run();
+                assert_eq!(code, 4, "{err}");
+                let last = err.lines().last().unwrap_or_default();
+                assert!(last.contains("no 16 KiB of data within 15 s"), "{err}");
+            });
+        }
+    });
 }

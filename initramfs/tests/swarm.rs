@@ -5,11 +5,11 @@ mod seed;
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use seed::{Published, TestSeed, free_udp_port};
-use support::{Reply, Server, agent, noise, run};
+use support::{Reply, Running, Server, agent, noise, run};
 
 /// A fetch into a directory of its own.
 struct Fetch {
@@ -96,16 +96,6 @@ fn check_file(path: &Path, image: &[u8]) {
         std::fs::read(path).expect("the image") == image,
         "another image"
     );
-}
-
-/// Ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 fn start(fetch: &Fetch) -> Running {
@@ -376,6 +366,34 @@ fn http_helps_when_the_swarm_is_lost() {
         });
         assert_eq!(parts.sum::<u64>(), 3_000_000, "{out}");
     });
+}
+
+/// One seed is connected and sends next to nothing; the other one can be reached over HTTP only.
+#[test]
+fn http_helps_when_a_seed_is_there_and_sends_nothing() {
+    for (chunks, mixed) in [(40, false), (7, true)] {
+        let published = Published::new(noise(chunks * 65_536));
+        let port = free_udp_port();
+        let listen = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        let _stalls = TestSeed::at(&published, listen, None, Some(1));
+        let other = std::net::SocketAddr::from(([127, 0, 0, 2], 0));
+        let http = Server::start_at(other, {
+            let answer = published.http_answer(Duration::ZERO);
+            move |request, _| answer(request)
+        });
+        let at = http.addr.port().to_string();
+        let mut fetch = Fetch::keyed(port, &published, &["--http-port", &at]);
+        let dead = free_udp_port();
+        fetch.url = match mixed {
+            true => format!("swarm://127.0.0.2:{dead},127.0.0.1:{port}/root"),
+            false => format!("swarm://127.0.0.1:{port},127.0.0.2:{dead}/root"),
+        };
+        let (_, err) = fetch.check(&published.image);
+        assert!(
+            err.contains("the swarm sends nothing: fetching over"),
+            "{err}"
+        );
+    }
 }
 
 #[test]

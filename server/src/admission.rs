@@ -151,6 +151,11 @@ impl Admission {
         self
     }
 
+    /// What is kept of tokens here.
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
     fn policy(&self) -> Option<Policy> {
         self.remembered.as_ref().and_then(Remembered::policy)
     }

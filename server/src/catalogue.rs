@@ -4,167 +4,62 @@
 //! built from what a directory listing said, never from a request. A copy that is not what its
 //! directory says is left out and reported. Readers take a [`Snapshot`] and keep it: a download
 //! that began on one image ends on it, whatever is published meanwhile.
+//!
+//! **Checking.** What is there when the server starts is hashed before it is served, and "loading" until
+//! then. What is published later was hashed a moment ago by whoever published it: it is served at once and
+//! checked meanwhile. Who hashes, and how many at a time, is the server's part ([`Catalogue::next_unchecked`],
+//! [`Catalogue::checked`]).
+//!
+//! **Leaving.** A copy that nothing names any more can be had by its id until the server lets go of it
+//! ([`Catalogue::release`]): a boot that began with it ends with it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use rootswarm_image::{
-    ImageId, ImageName, Manifest, ManifestError, SignedTag, SwarmPublicKey, TagError,
-};
-use rootswarm_transport::store::{FileStore, StoreError};
+use rootswarm_image::{ImageId, ImageName, SignedTag, SwarmPublicKey};
+use rootswarm_transport::store::StoreError;
 
+use crate::copy::FileStamp;
+pub use crate::copy::{Copy, DamageError, Download};
+use crate::limits::SERVED_MANIFESTS_BYTES_MAX;
+pub use crate::snapshot::{Found, Published, Snapshot};
 use crate::state::{StateDir, StateError};
-
-/// Why a published copy is not served.
-#[derive(Debug, thiserror::Error)]
-pub enum DamageError {
-    /// The tag cannot be read.
-    #[error(transparent)]
-    Tag(#[from] StateError),
-    /// The tag is not ours, or not about this name.
-    #[error(transparent)]
-    Signature(#[from] TagError),
-    /// A file of the copy cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
-    /// The manifest is not that of the image.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// The tag and the manifest disagree.
-    #[error("its tag says {tag} bytes, its manifest {manifest}")]
-    Disagree {
-        /// What the tag says.
-        tag: u64,
-        /// What the manifest says.
-        manifest: u64,
-    },
-    /// The copy has another length, or other bytes.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
 
 /// A name whose copy is not served, and why.
 #[derive(Debug, thiserror::Error)]
-#[error("image {name} is damaged and not served: {reason} (publish {name} again)")]
+#[error("image {name}{} is {}", older(*.version), not_served(.name, .reason))]
 pub struct Damage {
     /// The name in `tags/`.
     pub name: String,
+    /// Of an older generation, its version.
+    pub version: Option<u64>,
     /// What is wrong.
     pub reason: DamageError,
 }
 
-/// One published copy, open and mapped.
-#[derive(Debug)]
-pub struct Copy {
-    id: ImageId,
-    manifest: Arc<Manifest>,
-    encoded_manifest: Bytes,
-    store: FileStore,
-    stamp: FileStamp,
+fn older(version: Option<u64>) -> String {
+    version.map_or_else(String::new, |version| format!(", older version {version},"))
 }
 
-impl Copy {
-    /// The image's id.
-    pub fn id(&self) -> &ImageId {
-        &self.id
-    }
-
-    /// Its manifest.
-    pub fn manifest(&self) -> &Arc<Manifest> {
-        &self.manifest
-    }
-
-    /// The manifest's bytes.
-    pub fn encoded_manifest(&self) -> &Bytes {
-        &self.encoded_manifest
-    }
-
-    /// Its bytes, mapped.
-    pub fn store(&self) -> &FileStore {
-        &self.store
-    }
-
-    /// How long the image is.
-    pub fn length(&self) -> u64 {
-        self.manifest.geometry().length()
-    }
-
-    fn open(directory: &Path, id: &ImageId) -> Result<Copy, DamageError> {
-        let read = |path: &Path| {
-            let path = path.to_owned();
-            move |source| DamageError::Read { path, source }
-        };
-        let manifest_path = directory.join("manifest");
-        let encoded = fs::read(&manifest_path).map_err(read(&manifest_path))?;
-        let manifest = Arc::new(Manifest::decode(&encoded, id)?);
-        let path = directory.join("image");
-        let stamp = FileStamp::of(&path).map_err(read(&path))?;
-        let store = FileStore::open(&path, manifest.geometry())?;
-        Ok(Copy {
-            id: *id,
-            manifest,
-            encoded_manifest: encoded.into(),
-            store,
-            stamp,
-        })
+fn not_served(name: &str, reason: &DamageError) -> String {
+    match reason {
+        DamageError::ManifestRoom { .. } => format!(
+            "not served: {reason} (`rootswarm remove` an image, keep fewer generations with --keep, or \
+             publish with a larger --chunk-size)"
+        ),
+        _ => format!("damaged and not served: {reason} (publish {name} again)"),
     }
 }
 
-/// What a name means now.
-#[derive(Debug, Clone)]
-pub struct Published {
-    /// The signed statement.
-    pub tag: SignedTag,
-    /// Its bytes.
-    pub encoded_tag: Bytes,
-    /// The copy it names.
-    pub copy: Arc<Copy>,
-}
-
-/// The catalogue at one moment.
-#[derive(Debug, Default)]
-pub struct Snapshot {
-    names: BTreeMap<ImageName, Published>,
-    copies: HashMap<ImageId, Arc<Copy>>,
-    boot: BTreeMap<String, PathBuf>,
-}
-
-impl Snapshot {
-    /// What `name` means.
-    pub fn image(&self, name: &ImageName) -> Option<&Published> {
-        self.names.get(name)
-    }
-
-    /// All names.
-    pub fn images(&self) -> impl Iterator<Item = &Published> {
-        self.names.values()
-    }
-
-    /// A copy by its id.
-    pub fn copy(&self, id: &ImageId) -> Option<&Arc<Copy>> {
-        self.copies.get(id)
-    }
-
-    /// All copies.
-    pub fn copies(&self) -> impl Iterator<Item = &Arc<Copy>> {
-        self.copies.values()
-    }
-
-    /// Where the boot file of this name is; only files that the directory listing showed are known.
-    pub fn boot_file(&self, name: &str) -> Option<&Path> {
-        self.boot.get(name).map(PathBuf::as_path)
-    }
+/// What is known of a copy's bytes.
+#[derive(Clone, Debug)]
+enum Check {
+    Good,
+    Bad(String),
 }
 
 /// The catalogue of one state directory.
@@ -175,6 +70,23 @@ pub struct Catalogue {
     verify: bool,
     current: RwLock<Arc<Snapshot>>,
     seen: Mutex<Option<Watermark>>,
+    checks: Mutex<HashMap<FileStamp, Check>>,
+    /// Copies to hash: those of current tags first, small ones before large ones.
+    unchecked: Mutex<Vec<Arc<Copy>>>,
+    /// Whether all that was there at the start has been checked.
+    is_started: AtomicBool,
+    /// Names that are being published by the server itself.
+    publishing: Mutex<BTreeSet<ImageName>>,
+}
+
+/// What is left for manifests beside those of copies that are open. Of what was served until now, none is
+/// let go of before its swarm is.
+fn free(old: &Snapshot, opened: &HashMap<ImageId, Arc<Copy>>) -> usize {
+    let others = old.copies.iter().chain(&old.leaving);
+    let others = others.filter(|(id, _)| !opened.contains_key(*id));
+    let taken = opened.iter().chain(others);
+    let taken: usize = taken.map(|(_, copy)| copy.encoded_manifest().len()).sum();
+    SERVED_MANIFESTS_BYTES_MAX.saturating_sub(taken)
 }
 
 /// A change within this time of the last look may carry the same time stamp as what was seen then
@@ -197,6 +109,10 @@ impl Catalogue {
             verify,
             current: RwLock::default(),
             seen: Mutex::default(),
+            checks: Mutex::default(),
+            unchecked: Mutex::default(),
+            is_started: AtomicBool::new(!verify),
+            publishing: Mutex::default(),
         }
     }
 
@@ -241,8 +157,8 @@ impl Catalogue {
         Watermark { modified, racy }
     }
 
-    /// Reads the state directory again and returns what cannot be served. Blocks: it opens files
-    /// and hashes new copies.
+    /// Reads the state directory again and returns what cannot be served. Blocks on files and on the
+    /// state directory's lock, and hashes nothing.
     pub fn reload(&self) -> Result<Vec<Damage>, StateError> {
         let watermark = self.watermark();
         let old = self.snapshot();
@@ -254,38 +170,184 @@ impl Catalogue {
             let _lock = self.state.lock()?;
             for (name, tag) in self.state.read_tags()? {
                 match self.open_copy(&name, tag, &old, &mut opened) {
-                    Ok(published) => found.push((name, published)),
-                    Err(reason) => damages.push(Damage { name, reason }),
+                    Ok(published) => found.push((published, None)),
+                    Err(reason) => damages.push(Damage {
+                        name,
+                        version: None,
+                        reason,
+                    }),
+                }
+            }
+            for tag in self.state.all_generations()? {
+                let (name, version) = (tag.unverified().name.to_string(), tag.unverified().version);
+                match self.open_copy(&name, Ok(tag), &old, &mut opened) {
+                    Ok(published) => found.push((published, Some(version))),
+                    Err(reason) => damages.push(Damage {
+                        name,
+                        version: Some(version),
+                        reason,
+                    }),
                 }
             }
         }
         let mut next = Snapshot {
             boot: self.list_boot_files(),
+            loading_names: self.publishing().clone(),
             ..Snapshot::default()
         };
-        for (name, published) in found {
-            let copy = &published.copy;
-            let known = [&*old, &next]
-                .iter()
-                .any(|s| s.copies.get(&copy.id).is_some_and(|c| Arc::ptr_eq(c, copy)));
-            // Two names of one damaged copy are both checked: each is reported with what is wrong.
-            if self.verify
-                && !known
-                && let Err(reason) = copy.store.verify(&copy.manifest)
-            {
-                damages.push(Damage {
-                    name,
-                    reason: reason.into(),
-                });
-                continue;
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_started = self.is_started.load(Ordering::Relaxed);
+        let mut unchecked: Vec<(bool, Arc<Copy>)> = Vec::new();
+        for (published, version) in found {
+            let copy = published.copy.clone();
+            let name = published.tag.unverified().name.clone();
+            match checks.get(&copy.stamp()) {
+                _ if !self.verify => {}
+                Some(Check::Good) => {}
+                Some(Check::Bad(reason)) => {
+                    damages.push(Damage {
+                        name: name.to_string(),
+                        version,
+                        reason: DamageError::Contents(reason.clone()),
+                    });
+                    continue;
+                }
+                None => {
+                    unchecked.push((version.is_some(), copy.clone()));
+                    if !is_started {
+                        next.loading_copies.insert(*copy.id());
+                        if version.is_none() {
+                            next.loading_names.insert(name);
+                        }
+                        continue;
+                    }
+                }
             }
-            next.copies.insert(copy.id, copy.clone());
-            next.names
-                .insert(published.tag.unverified().name.clone(), published);
+            next.copies.insert(*copy.id(), copy);
+            match version {
+                None => {
+                    next.loading_names.remove(&name);
+                    next.names.insert(name, published);
+                }
+                Some(_) => next.older.entry(name).or_default().push(published),
+            }
         }
+        let wanted: HashSet<FileStamp> = opened.values().map(|copy| copy.stamp()).collect();
+        checks.retain(|stamp, _| wanted.contains(stamp));
+        drop(checks);
+        unchecked.sort_by_key(|(is_older, copy)| (*is_older, copy.length()));
+        *self.unchecked() = unchecked.into_iter().map(|(_, copy)| copy).collect();
+        next.leaving = [&old.copies, &old.leaving]
+            .into_iter()
+            .flatten()
+            .filter(|(id, _)| !next.copies.contains_key(id) && !opened.contains_key(id))
+            .map(|(id, copy)| (*id, copy.clone()))
+            .collect();
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(watermark);
         Ok(damages)
+    }
+
+    /// Takes in copies that nothing names, which an earlier server was still sending when it ended.
+    ///
+    /// # Errors
+    /// The state directory cannot be read.
+    pub fn take_in_unnamed(&self) -> Result<(), StateError> {
+        let unnamed = {
+            let _lock = self.state.lock()?;
+            self.state.unnamed_copies()?
+        };
+        let mut free = SERVED_MANIFESTS_BYTES_MAX;
+        // One that cannot be opened goes with the next tidying.
+        let opened = unnamed.into_iter().filter_map(|id| {
+            let copy = Copy::open(&self.state.copy(&id), &id, free).ok()?;
+            free -= copy.encoded_manifest().len();
+            Some((id, Arc::new(copy)))
+        });
+        let leaving: HashMap<_, _> = opened.collect();
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        // The reload that follows carries them over.
+        *current = Arc::new(Snapshot {
+            leaving,
+            ..Snapshot::default()
+        });
+        Ok(())
+    }
+
+    /// Lets go of a copy that is leaving.
+    pub fn release(&self, id: &ImageId) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.leaving.contains_key(id) {
+            let mut next = current.as_ref().clone();
+            next.leaving.remove(id);
+            *current = Arc::new(next);
+        }
+    }
+
+    /// Removes copies that nothing names and that are not leaving from the disk. Blocks.
+    ///
+    /// # Errors
+    /// One cannot be removed.
+    pub fn tidy(&self) -> Result<(), StateError> {
+        let _lock = self.state.lock()?;
+        let mut tidied = Ok(());
+        for id in self.state.unnamed_copies()? {
+            if !self.snapshot().leaving.contains_key(&id) {
+                // One that stays keeps no other from going.
+                tidied = tidied.and(self.state.discard_directory(&self.state.copy(&id)));
+            }
+        }
+        tidied
+    }
+
+    /// The next copy to be hashed, which `is_busy` does not say is being hashed already.
+    pub fn next_unchecked(&self, is_busy: impl Fn(&Arc<Copy>) -> bool) -> Option<Arc<Copy>> {
+        self.unchecked().iter().find(|copy| !is_busy(copy)).cloned()
+    }
+
+    /// Whether everything has been checked.
+    pub fn is_checked(&self) -> bool {
+        self.unchecked().is_empty()
+    }
+
+    /// What hashing a copy came to; [`Catalogue::reload`] brings it into effect.
+    pub fn checked(&self, copy: &Arc<Copy>, result: Result<(), StoreError>) {
+        let check = match result {
+            Ok(()) => Check::Good,
+            Err(reason) => Check::Bad(reason.to_string()),
+        };
+        self.checks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(copy.stamp(), check);
+        self.unchecked().retain(|it| it.stamp() != copy.stamp());
+    }
+
+    /// From now on what is new is served before it is checked.
+    pub fn start(&self) {
+        self.is_started.store(true, Ordering::Relaxed);
+    }
+
+    /// Says that the server is publishing this name itself, or that it has ended to; until then whoever
+    /// asks for it is told to come again. [`Catalogue::reload`] brings it into effect.
+    pub fn publishing_name(&self, name: &ImageName, is_under_way: bool) {
+        let mut publishing = self.publishing();
+        match is_under_way {
+            true => publishing.insert(name.clone()),
+            false => publishing.remove(name),
+        };
+    }
+
+    fn publishing(&self) -> MutexGuard<'_, BTreeSet<ImageName>> {
+        self.publishing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unchecked(&self) -> MutexGuard<'_, Vec<Arc<Copy>>> {
+        self.unchecked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open_copy(
@@ -303,12 +365,11 @@ impl Catalogue {
             Some(copy) => copy.clone(),
             None => {
                 let known = old
-                    .copies
-                    .get(&tag.id)
+                    .copy(&tag.id)
                     .filter(|copy| copy.is_still_at(&directory));
                 match known {
                     Some(copy) => copy.clone(),
-                    None => Arc::new(Copy::open(&directory, &tag.id)?),
+                    None => Arc::new(Copy::open(&directory, &tag.id, free(old, opened))?),
                 }
             }
         };
@@ -344,32 +405,5 @@ impl Catalogue {
                 (plain && !name.starts_with('.') && path.is_file()).then_some((name, path))
             })
             .collect()
-    }
-}
-
-/// What tells whether a path still leads to the same, unchanged file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileStamp {
-    device: u64,
-    inode: u64,
-    length: u64,
-    modified: (i64, i64),
-}
-
-impl FileStamp {
-    fn of(path: &Path) -> io::Result<FileStamp> {
-        let metadata = fs::metadata(path)?;
-        Ok(FileStamp {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            length: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        })
-    }
-}
-
-impl Copy {
-    fn is_still_at(&self, directory: &Path) -> bool {
-        FileStamp::of(&directory.join("image")).is_ok_and(|stamp| stamp == self.stamp)
     }
 }

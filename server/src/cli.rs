@@ -1,5 +1,6 @@
 //! The command line. Only its shape: what a command does is in [`crate::commands`].
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use rootswarm_image::{ChunkSize, HostPort, ImageName};
 
 use crate::admission::AdmissionMode;
-use crate::config::{ConfigError, ConfigFile, Settings, parse_chunk_size};
+use crate::config::{ConfigError, ConfigFile, Settings, parse_chunk_size, parse_keep};
+use crate::generations::Which;
 use crate::mirror::MirrorOf;
 use crate::network::Cidr;
 use crate::pxe::machines::Mac;
@@ -61,6 +63,8 @@ pub enum Command {
     Remove(RemoveArgs),
     /// Give a published image another name, and print its rooturl
     Tag(TagArgs),
+    /// Make an older image of a name what it means again, under a new version, and print its rooturl
+    Rollback(RollbackArgs),
     /// Show the swarm of the server that runs on this host
     Status(StatusArgs),
     /// Write what a stock dnsmasq, pxelinux, iPXE and GRUB boot an image from
@@ -120,7 +124,15 @@ pub struct ServeArgs {
     /// Chunk size of what is published, as in 256KiB [default: by the image's length]
     #[arg(long, value_name = "SIZE", value_parser = parse_chunk_size, env = "ROOTSWARM_CHUNK_SIZE")]
     pub chunk_size: Option<ChunkSize>,
-    /// Publish FILE as NAME first; nothing happens if it is published already
+    /// How many images of a name are kept, this one among them, unless another number was given with
+    /// that name: machines that hold the pin of an older one still boot it [default: 3]
+    #[arg(long, value_name = "N", value_parser = parse_keep, env = "ROOTSWARM_KEEP")]
+    pub keep: Option<usize>,
+    /// Publish what no node can boot too
+    #[arg(long)]
+    pub force: bool,
+    /// Publish FILE as NAME; nothing happens if it is published already, or if NAME was rolled back from
+    /// what is in it
     #[arg(value_name = "NAME=FILE", value_parser = parse_name_and_file)]
     pub images: Vec<(ImageName, PathBuf)>,
 }
@@ -143,6 +155,14 @@ pub struct PublishArgs {
     /// Chunk size, as in 256KiB [default: by the image's length]
     #[arg(long, value_name = "SIZE", value_parser = parse_chunk_size, env = "ROOTSWARM_CHUNK_SIZE")]
     pub chunk_size: Option<ChunkSize>,
+    /// How many images of this name are kept from now on, this one among them: machines that hold the
+    /// pin of an older one still boot it [default: what was given last with this name, else `keep` of the
+    /// configuration file, else 3]
+    #[arg(long, value_name = "N", value_parser = parse_keep, env = "ROOTSWARM_KEEP")]
+    pub keep: Option<usize>,
+    /// Publish it although no node can boot it
+    #[arg(long)]
+    pub force: bool,
     /// Print no progress
     #[arg(long, short)]
     pub quiet: bool,
@@ -165,10 +185,31 @@ pub struct TagArgs {
     /// Where nodes reach this host.
     #[command(flatten)]
     pub host: HostArgs,
+    /// How many images of NAME are kept from now on, the current one among them; without it none is given
+    /// up
+    #[arg(long, value_name = "N", value_parser = parse_keep, env = "ROOTSWARM_KEEP")]
+    pub keep: Option<usize>,
     /// The name to give
     pub name: ImageName,
     /// The name that the image has already
     pub existing: ImageName,
+}
+
+/// `rollback`
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    /// Where nodes reach this host.
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// How many images of NAME are kept from now on, the current one among them; without it none is given
+    /// up
+    #[arg(long, value_name = "N", value_parser = parse_keep, env = "ROOTSWARM_KEEP")]
+    pub keep: Option<usize>,
+    /// The name
+    pub name: ImageName,
+    /// How many images to go back, or the first digits of the id of one, at least eight
+    #[arg(value_name = "N|ID", default_value = "1")]
+    pub which: Which,
 }
 
 /// `status`
@@ -223,6 +264,10 @@ pub struct PxeArgs {
     /// --subnet, or of the default route]
     #[arg(long, value_name = "IP", env = "ROOTSWARM_PXE_HOST")]
     pub host: Option<IpAddr>,
+    /// Another seed that nodes are told of, as a mirror of this one; repeat or separate with commas. By its
+    /// address, unless nodes have a name server (--dns)
+    #[arg(long = "seed", value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub seeds: Vec<HostPort>,
     /// Interface of the boot network
     #[arg(long, value_name = "IF")]
     pub interface: Option<String>,
@@ -294,7 +339,8 @@ pub struct TokenArgs {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("whom").required(true))]
 pub struct RevokeArgs {
-    /// The node: the first digits of its id as `rootswarm status` shows it, or all 64
+    /// The node: the first digits of its id or its address, as `rootswarm status` shows them, or all 64
+    /// digits
     #[arg(value_name = "NODE", group = "whom")]
     pub node: Option<String>,
     /// Let a revoked NODE in again
@@ -381,23 +427,43 @@ impl Cli {
                 file.mirror = args.mirror.clone().or(file.mirror);
                 file.verify = args.verify.or(file.verify);
                 file.chunk_size = args.chunk_size.or(file.chunk_size);
+                file.keep = args.keep.or(file.keep);
                 if !args.allow.is_empty() {
                     file.allow = Some(args.allow.clone());
+                }
+                let mut names = BTreeSet::new();
+                if let Some((name, _)) = args.images.iter().find(|(name, _)| !names.insert(name)) {
+                    let line = format!("{name} is given twice: expected one file for each name");
+                    return Err(ConfigError::CommandLine(line));
                 }
                 file.images.extend(args.images.iter().cloned());
             }
             Command::Publish(args) => {
                 args.host.apply(&mut file);
                 file.chunk_size = args.chunk_size.or(file.chunk_size);
+                file.keep = args.keep.or(file.keep);
             }
-            Command::Tag(args) => args.host.apply(&mut file),
+            Command::Tag(args) => {
+                args.host.apply(&mut file);
+                file.keep = args.keep.or(file.keep);
+            }
+            Command::Rollback(args) => {
+                args.host.apply(&mut file);
+                file.keep = args.keep.or(file.keep);
+            }
             Command::Pxe(args) => {
                 file.listen = args.listen.or(file.listen);
                 file.http = args.http_listen.or(file.http);
             }
             _ => {}
         }
-        Ok(file.into())
+        let mut settings = Settings::from(file);
+        settings.force = match &self.command {
+            Command::Serve(args) => args.force,
+            Command::Publish(args) => args.force,
+            _ => false,
+        };
+        Ok(settings)
     }
 }
 
@@ -473,6 +539,9 @@ mod tests {
             "rootswarm serve --allow 10.0.0.0/33",
             "rootswarm serve --listen 7400",
             "rootswarm publish --chunk-size 3KiB a b",
+            "rootswarm publish --keep 0 a b",
+            "rootswarm rollback web 0",
+            "rootswarm rollback web abc",
             "rootswarm token create --lifetime never",
         ] {
             match settings(line) {

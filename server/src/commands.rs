@@ -3,38 +3,40 @@
 //! Standard output is for what scripts read; progress, warnings and the one line of a failure go to
 //! standard error.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rootswarm_image::{HostPort, SwarmKey, Tag};
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
+use rootswarm_image::{SwarmKey, Tag};
 
+use crate::advertised::{self, Told};
 use crate::cli::{
-    Cli, Command, PublishArgs, PxeArgs, RevokeArgs, StatusArgs, TagArgs, TokenCommand,
+    Cli, Command, PublishArgs, PxeArgs, RemoveArgs, RevokeArgs, RollbackArgs, StatusArgs, TagArgs,
+    TokenCommand,
 };
 use crate::config::Settings;
 use crate::exit::Failure;
-use crate::network::{advertised_host, root_url};
-use crate::node_name::{node_hex, parse_node};
+use crate::log;
+use crate::network::root_url;
+use crate::node_name::node_hex;
 use crate::progress::{self, Quiet};
 use crate::publish::{self, Unchanged};
 use crate::pxe;
-use crate::revocation::{self, RevocationList};
+use crate::revocation::{self, RevocationError, RevocationList};
 use crate::serve;
 use crate::state::{StateDir, StateError};
 use crate::status;
 use crate::token::{Tokens, Use, now_unix_s};
 use crate::units::{Bytes, format_utc};
+use crate::waiting;
+use crate::which_node;
 
 /// Runs the command line and returns the process's exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    start_log();
+    log::start();
     let outcome = Cli::parse_line(args).map_err(Failure::from).and_then(run);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -43,7 +45,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "rootswarm: {failure}");
+            let line = log::one_line(&failure.to_string());
+            let _ = writeln!(io::stderr(), "rootswarm: {line}");
             failure.exit().into()
         }
     }
@@ -55,15 +58,15 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(_) => Ok(serve::serve(settings)?),
         Command::Publish(args) => publish(&settings, args),
         Command::Images => images(&settings),
-        Command::Remove(args) => Ok(own_state(&settings)?.remove(&args.name)?),
+        Command::Remove(args) => remove(&settings, args),
+        Command::Rollback(args) => rollback(&settings, args),
         Command::Tag(args) => tag(&settings, args),
         Command::Status(args) => show_status(&settings, args),
         Command::Pxe(args) => write_boot_files(&settings, args),
         Command::Token(args) => token(&settings, &args.command),
         Command::Revoke(args) => revoke(&settings, args),
         Command::Key(args) => {
-            let state = StateDir::open(&settings.state)?;
-            let key = state.key()?;
+            let (state, key) = key_to_read(&settings)?;
             match args.minimum {
                 true => minimum(&state),
                 false => print(&key.public()),
@@ -72,14 +75,36 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
+/// The key that is there, for which nothing need be writable; else a new one.
+fn key_to_read(settings: &Settings) -> Result<(StateDir, SwarmKey), StateError> {
+    if let Ok(state) = StateDir::open_existing(&settings.state)
+        && let Some(key) = state.existing_key()?
+    {
+        return Ok((state, key));
+    }
+    let state = StateDir::open(&settings.state)?;
+    let key = state.key()?;
+    Ok((state, key))
+}
+
 /// What an initrd that is built now need not take any more: `swarm.minimum`, beside `swarm.pub`.
 fn minimum(state: &StateDir) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     writeln!(out, "rootswarm-minimum 1\nepoch {}", state.epoch()?)?;
+    let mut names = BTreeSet::new();
     for (_, found) in state.read_tags()? {
-        let tag = found?.unverified().clone();
-        let (version, _) = state.newest(&tag.name);
-        writeln!(out, "version {} {version}", tag.name)?;
+        names.insert(found?.unverified().name.clone());
+    }
+    // Of removed names too: their old tags are still signed.
+    names.extend(
+        state
+            .read_retired()
+            .iter()
+            .map(|tag| tag.unverified().name.clone()),
+    );
+    for name in names {
+        let (version, _) = state.newest(&name);
+        writeln!(out, "version {name} {version}")?;
     }
     Ok(out.flush()?)
 }
@@ -92,11 +117,16 @@ fn print(line: &dyn fmt::Display) -> Result<(), Failure> {
 
 fn publish(settings: &Settings, args: &PublishArgs) -> Result<(), Failure> {
     let (state, key) = open_with_key(settings)?;
+    let state = match args.keep {
+        Some(keep) => state.keeping_said(keep),
+        None => state,
+    };
     let request = publish::Request {
         name: &args.name,
         source: &args.file,
         chunk_size: settings.chunk_size,
         unchanged: Unchanged::NewVersion,
+        force: settings.force,
     };
     let published = if args.quiet {
         publish::publish(&state, &key, &request, &Quiet)?
@@ -108,24 +138,44 @@ fn publish(settings: &Settings, args: &PublishArgs) -> Result<(), Failure> {
             &*progress::to_stderr(args.name.as_str()),
         )?
     };
-    if published.not_squashfs {
-        tracing::warn!(
-            "{} is no squashfs: it can be fetched, and no node can boot it",
-            args.file.display()
-        );
+    for remark in published.remarks(&args.file) {
+        tracing::warn!("{remark}");
     }
     print_root_url(settings, &state, &published.tag)
 }
 
+fn remove(settings: &Settings, args: &RemoveArgs) -> Result<(), Failure> {
+    let state = own_state(settings)?;
+    state.remove(&args.name)?;
+    Ok(waiting::until_gone(&state, &args.name)?)
+}
+
+fn rollback(settings: &Settings, args: &RollbackArgs) -> Result<(), Failure> {
+    let (state, key) = open_with_key(settings)?;
+    let state = giving_up_only_what_was_said(state, args.keep);
+    let signed = state.rollback(&args.name, &args.which, &key)?;
+    print_root_url(settings, &state, signed.unverified())
+}
+
 fn tag(settings: &Settings, args: &TagArgs) -> Result<(), Failure> {
     let (state, key) = open_with_key(settings)?;
+    let state = giving_up_only_what_was_said(state, args.keep);
     let signed = state.retag(&args.name, &args.existing, &key)?;
     print_root_url(settings, &state, signed.unverified())
 }
 
+/// Unasked, only publishing makes place: what is kept here may be what somebody wants to go back to next.
+fn giving_up_only_what_was_said(state: StateDir, said: Option<usize>) -> StateDir {
+    match said {
+        Some(keep) => state.keeping_said(keep),
+        None => state.keeping_all(),
+    }
+}
+
 fn open_with_key(settings: &Settings) -> Result<(StateDir, SwarmKey), StateError> {
-    let state = StateDir::open(&settings.state)?;
+    let state = StateDir::open(&settings.state)?.keeping(settings.keep);
     refuse_mirror(&state)?;
+    mend_revocations(&state);
     let key = state.key()?;
     Ok((state, key))
 }
@@ -134,7 +184,16 @@ fn open_with_key(settings: &Settings) -> Result<(StateDir, SwarmKey), StateError
 fn own_state(settings: &Settings) -> Result<StateDir, StateError> {
     let state = StateDir::open_existing(&settings.state)?;
     refuse_mirror(&state)?;
+    mend_revocations(&state);
     Ok(state)
+}
+
+/// Nothing is signed or changed by an older list of revocations. What else is wrong with the file is said by
+/// who needs it.
+fn mend_revocations(state: &StateDir) {
+    if let Ok(Some(line)) = RevocationList::new(state.clone()).mend() {
+        tracing::warn!("{line}");
+    }
 }
 
 /// What is changed in a mirror would be undone a second later.
@@ -159,94 +218,109 @@ fn revoke(settings: &Settings, args: &RevokeArgs) -> Result<(), Failure> {
         }
         return Ok(out.flush()?);
     }
-    let state = own_state(settings)?;
+    // Tags are signed anew, and nothing is given up for that.
+    let state = own_state(settings)?.keeping_all();
     let list = RevocationList::new(state.clone());
     let Some(node) = &args.node else {
         let key = state.key()?;
-        let epoch = list.revoke_all()?;
+        let epoch = list.revoke_all().map_err(RevocationError::not_done)?;
+        // Nor does a download by HTTP go on with what admitted it.
+        Tokens::new(state.clone()).end_used(now_unix_s())?;
         state.renew_tags(&key)?;
-        return print(&format!("epoch {epoch}"));
+        print(&format!("epoch {epoch}"))?;
+        let change = format!("epoch {epoch} has begun");
+        return Ok(waiting::until_it_holds(&state, &list.load()?, &change)?);
     };
-    let node = if args.undo {
+    let (node, done) = if args.undo {
         let revoked = list.load()?.nodes.into_iter().map(|(node, _)| node);
         let node = revocation::resolve(node, "revoked", revoked)?;
         list.undo(node)?;
-        node
+        (node, "let in again")
     } else {
-        // Without a server nobody is connected.
-        let images = status::ask(&state.control_socket()).map_or(Vec::new(), |found| found.images);
-        let connected = images.iter().flat_map(|image| &image.nodes);
-        let connected = connected.filter_map(|node| parse_node(&node.id));
-        let node = revocation::resolve(node, "connected", connected)?;
-        list.revoke(node, now_unix_s())?;
-        node
+        let node = which_node::connected(&state, node)?;
+        let revoked = list.revoke(node, now_unix_s());
+        revoked.map_err(RevocationError::not_done)?;
+        (node, "revoked")
     };
-    print(&node_hex(&node))
+    let id = node_hex(&node);
+    print(&id)?;
+    let change = format!("node {} is {done}", &id[..12]);
+    Ok(waiting::until_it_holds(&state, &list.load()?, &change)?)
 }
 
+/// Prints what a node is told to boot, once it can: when the server that runs serves it. When it is
+/// published and the server does not, both are said.
 fn print_root_url(settings: &Settings, state: &StateDir, tag: &Tag) -> Result<(), Failure> {
-    print(&root_url(
-        &host_for_nodes(settings, state),
-        &tag.name,
-        Some(tag.id),
-    ))
+    let served = waiting::until_served(state, tag);
+    let told = told_to_nodes(settings, state);
+    if let Some(doubt) = told.doubt {
+        tracing::warn!("{doubt}");
+    }
+    print(&root_url(&told.host, &tag.name, Some(tag.id)))?;
+    Ok(served?)
 }
 
 /// What was configured; else what the server that runs on this state directory tells its nodes;
 /// else what it would.
-fn host_for_nodes(settings: &Settings, state: &StateDir) -> HostPort {
-    let from_server = || status::ask(&state.control_socket()).ok()?.host.parse().ok();
-    settings
-        .host
-        .clone()
-        .or_else(|| {
-            settings
-                .listen
-                .ip()
-                .is_unspecified()
-                .then(from_server)
-                .flatten()
+fn told_to_nodes(settings: &Settings, state: &StateDir) -> Told {
+    let from_server = || {
+        let document = status::ask(&state.control_socket()).ok()?;
+        Some(Told {
+            host: document.host.parse().ok()?,
+            doubt: document.no_address,
         })
-        .unwrap_or_else(|| advertised_host(settings.listen))
+    };
+    let is_open = settings.host.is_none() && settings.listen.ip().is_unspecified();
+    is_open
+        .then(from_server)
+        .flatten()
+        .unwrap_or_else(|| advertised::told(settings.host.as_ref(), settings.listen))
 }
 
 fn images(settings: &Settings) -> Result<(), Failure> {
-    let tags = StateDir::open_existing(&settings.state)?.read_tags()?;
+    let state = StateDir::open_existing(&settings.state)?;
+    let tags = state.read_tags()?;
     let mut out = io::stdout().lock();
-    let width = tags
-        .iter()
-        .map(|(name, _)| name.len())
-        .max()
-        .unwrap_or(0)
-        .max("NAME".len());
+    let longest = tags.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    // An older generation is NAME~1, NAME~2: what `rollback NAME 1` goes back to.
+    let width = (longest + "~99".len()).max("NAME".len());
     writeln!(
         out,
         "{:width$}  {:>9}  {:>7}  {:16}  ID",
         "NAME", "SIZE", "VERSION", "PUBLISHED (UTC)"
     )?;
-    let mut damaged = None;
+    let mut line = |shown: &str, tag: &Tag, path: &std::path::Path| {
+        let published = published_at(path).map_or_else(|| "-".to_owned(), format_utc);
+        writeln!(
+            out,
+            "{shown:width$}  {:>9}  {:>7}  {published:16}  {}",
+            Bytes(tag.length),
+            tag.version,
+            tag.id
+        )
+    };
+    let mut damaged = Vec::new();
     for (name, tag) in tags {
         match tag {
             Ok(signed) => {
                 let tag = signed.unverified();
-                let path = settings.state.join("tags").join(tag.name.as_str());
-                let published = published_at(&path).map_or_else(|| "-".to_owned(), format_utc);
-                writeln!(
-                    out,
-                    "{name:width$}  {:>9}  {:>7}  {published:16}  {}",
-                    Bytes(tag.length),
-                    tag.version,
-                    tag.id
-                )?;
+                let path = state.tags_directory().join(tag.name.as_str());
+                line(&name, tag, &path)?;
+                for (back, older) in (1..).zip(state.generations(&tag.name)?) {
+                    let older = older.unverified();
+                    let path = state.generation_file(&older.name, older.version);
+                    line(&format!("{name}~{back}"), older, &path)?;
+                }
             }
-            Err(error) => {
-                writeln!(out, "{name:width$}  damaged")?;
-                damaged.get_or_insert(error);
-            }
+            Err(error) => damaged.push((name, error)),
         }
     }
+    for (name, _) in &damaged {
+        writeln!(out, "{name:width$}  damaged")?;
+    }
     out.flush()?;
-    damaged.map_or(Ok(()), |error| Err(error.into()))
+    let first = damaged.into_iter().next();
+    first.map_or(Ok(()), |(_, error)| Err(error.into()))
 }
 
 fn published_at(path: &std::path::Path) -> Option<u64> {
@@ -328,13 +402,14 @@ fn token(settings: &Settings, command: &TokenCommand) -> Result<(), Failure> {
         }
         TokenCommand::List => {
             let tokens = Tokens::new(StateDir::open_existing(&settings.state)?);
-            let records = tokens.list(now_unix_s())?;
+            let records = tokens.good(now_unix_s())?;
             let mut out = io::stdout().lock();
             writeln!(out, "{:8}  {:8}  {:16}  NOTE", "ID", "USE", "EXPIRES (UTC)")?;
             for record in records {
-                let usage = match record.usage {
-                    Use::OneTime => "one-time",
-                    Use::Reusable => "reusable",
+                let usage = match (record.usage, record.used) {
+                    (_, Some(_)) => "in use",
+                    (Use::OneTime, None) => "one-time",
+                    (Use::Reusable, None) => "reusable",
                 };
                 let expires = record
                     .expires_unix_s
@@ -347,47 +422,8 @@ fn token(settings: &Settings, command: &TokenCommand) -> Result<(), Failure> {
             }
             Ok(out.flush()?)
         }
-        TokenCommand::Revoke { id } => Ok(Tokens::new(own_state(settings)?).revoke(id)?),
-    }
-}
-
-/// Log lines look like the rest of what goes to standard error; a journal adds time and unit.
-struct LogLine;
-
-impl<S, N> FormatEvent<S, N> for LogLine
-where
-    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &tracing::Event<'_>,
-    ) -> fmt::Result {
-        writer.write_str("rootswarm: ")?;
-        match *event.metadata().level() {
-            tracing::Level::ERROR => writer.write_str("error: ")?,
-            tracing::Level::WARN => writer.write_str("warning: ")?,
-            _ => {}
+        TokenCommand::Revoke { id } => {
+            Ok(Tokens::new(own_state(settings)?).revoke(id, now_unix_s())?)
         }
-        context.format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
     }
-}
-
-/// `ROOTSWARM_LOG` is error, warn, info (the default), debug or trace.
-fn start_log() {
-    let level = std::env::var("ROOTSWARM_LOG")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(LevelFilter::INFO);
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .event_format(LogLine)
-        .finish();
-    // Only fails if a log was started before, as in a test that calls `main` twice.
-    let _ = tracing::subscriber::set_global_default(subscriber);
 }

@@ -6,17 +6,19 @@
 //! line: a misspelt `alow` must not open a seed to everybody.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use rootswarm_image::{ChunkSize, HTTP_PORT, HostPort, ImageName, SWARM_PORT};
+use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use crate::admission::AdmissionMode;
 use crate::exit::Exit;
+use crate::generations::{DEFAULT_KEEP, MAX_KEEP};
 use crate::mirror::MirrorOf;
 use crate::network::Cidr;
 use crate::state::DEFAULT_STATE_DIRECTORY;
@@ -87,6 +89,9 @@ pub struct ConfigFile {
     /// The chunk size of what is published.
     #[serde(default, deserialize_with = "chunk_size")]
     pub chunk_size: Option<ChunkSize>,
+    /// How many images of a name are kept.
+    #[serde(default, deserialize_with = "keep")]
+    pub keep: Option<usize>,
     /// What a server publishes when it starts.
     #[serde(default, deserialize_with = "images")]
     pub images: BTreeMap<ImageName, PathBuf>,
@@ -97,7 +102,7 @@ impl ConfigFile {
     pub fn read(path: Option<&Path>) -> Result<ConfigFile, ConfigError> {
         let (path, must_exist) =
             path.map_or((Path::new(DEFAULT_CONFIG_FILE), false), |path| (path, true));
-        let text = match fs::read_to_string(path) {
+        let text = match read_regular(path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound && !must_exist => {
                 return Ok(ConfigFile::default());
@@ -158,6 +163,12 @@ where
     T: std::str::FromStr<Err: std::fmt::Display>,
 {
     let texts = Vec::<String>::deserialize(deserializer)?;
+    if texts.is_empty() {
+        return Err(D::Error::custom(
+            "an empty list: expected at least one network (take the line out for those of this host's \
+             interfaces; [\"127.0.0.0/8\"] lets in nobody else)",
+        ));
+    }
     texts
         .iter()
         .map(|text| text.parse())
@@ -170,6 +181,43 @@ fn chunk_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Chunk
     parse_chunk_size(&String::deserialize(deserializer)?)
         .map(Some)
         .map_err(D::Error::custom)
+}
+
+fn keep<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    let keep = u64::deserialize(deserializer)?;
+    parse_keep(&keep.to_string())
+        .map(Some)
+        .map_err(D::Error::custom)
+}
+
+/// The longest configuration, in bytes.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// The text of a file that is one: a pipe that nobody writes to would be waited for.
+fn read_regular(path: &Path) -> io::Result<String> {
+    // Not waiting for a writer: what a regular file does not care about.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("expected a regular file"));
+    }
+    let mut text = String::new();
+    file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text)?;
+    match text.len() as u64 > CONFIG_BYTES_MAX {
+        true => Err(io::Error::other("expected at most 1 MiB")),
+        false => Ok(text),
+    }
+}
+
+/// How many images of a name to keep.
+pub fn parse_keep(text: &str) -> Result<usize, String> {
+    let keep = text
+        .parse()
+        .ok()
+        .filter(|keep| (1..=MAX_KEEP).contains(keep));
+    keep.ok_or_else(|| {
+        format!("bad number {text:?}: expected 1 to {MAX_KEEP} images to keep of a name")
+    })
 }
 
 fn images<'de, D: Deserializer<'de>>(
@@ -210,6 +258,10 @@ pub struct Settings {
     pub verify: bool,
     /// The chunk size of what is published; `None`: by its length.
     pub chunk_size: Option<ChunkSize>,
+    /// How many images of a name are kept, the current one among them.
+    pub keep: usize,
+    /// Whether what no node can boot is published too.
+    pub force: bool,
     /// What a server publishes when it starts.
     pub images: Vec<(ImageName, PathBuf)>,
 }
@@ -228,6 +280,8 @@ impl From<ConfigFile> for Settings {
             mirror: file.mirror,
             verify: file.verify.unwrap_or(true),
             chunk_size: file.chunk_size,
+            keep: file.keep.unwrap_or(DEFAULT_KEEP),
+            force: false,
             images: file.images.into_iter().collect(),
         }
     }
@@ -240,7 +294,7 @@ mod tests {
     fn read(text: &str) -> Result<ConfigFile, ConfigError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rootswarm.toml");
-        fs::write(&path, text).unwrap();
+        std::fs::write(&path, text).unwrap();
         ConfigFile::read(Some(&path))
     }
 
@@ -267,6 +321,7 @@ mod tests {
             mirror = "swarm://boot2.example"
             verify = false
             chunk-size = "1MiB"
+            keep = 5
             [images]
             web = "/srv/web.squashfs"
             "#,
@@ -287,6 +342,7 @@ mod tests {
             "swarm://boot2.example"
         );
         assert_eq!(settings.chunk_size.unwrap().bytes(), 1 << 20);
+        assert_eq!(settings.keep, 5);
         assert_eq!(settings.images[0].0.as_str(), "web");
     }
 
@@ -318,10 +374,18 @@ mod tests {
             ),
             ("listen = 7400\n", 1, ""),
             ("allow = [\"10.0.0.0/33\"]\n", 1, "bad network"),
+            (
+                "allow = []\n",
+                1,
+                "an empty list: expected at least one network",
+            ),
             ("admission = \"closed\"\n", 1, "unknown variant"),
             ("mirror = \"10.0.0.1\"\n", 1, "bad seed"),
             ("mirror = \"swarm://10.0.0.1/web\"\n", 1, "host"),
             ("chunk-size = \"3KiB\"\n", 1, ""),
+            ("keep = 0\n", 1, "1 to 100"),
+            ("keep = 101\n", 1, "1 to 100"),
+            ("keep = \"3\"\n", 1, ""),
             ("[images]\nWEB = \"x\"\n", 1, "image name"),
             ("state = \n", 1, ""),
         ] {

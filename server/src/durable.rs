@@ -129,6 +129,19 @@ impl Lock {
         Lock::try_file(File::open(path)?)
     }
 
+    /// Whether somebody holds the lock file at `path`. It is taken for an instant to find out.
+    pub fn is_held(path: &Path) -> bool {
+        match File::open(path) {
+            Ok(file) => Lock::try_shared(&file).is_err(),
+            // Without a file nobody holds it; what cannot be opened is another user's.
+            Err(e) => e.kind() != io::ErrorKind::NotFound,
+        }
+    }
+
+    fn try_shared(file: &File) -> io::Result<()> {
+        retry_interrupted(|| flock(file, FlockOperation::NonBlockingLockShared))
+    }
+
     fn try_file(file: File) -> io::Result<Option<Lock>> {
         match retry_interrupted(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
             Ok(()) => Ok(Some(Lock { _file: file })),
@@ -201,7 +214,10 @@ mod tests {
         let path = dir.path().join("lock");
         let held = Lock::exclusive(&path, None).unwrap();
         assert!(Lock::try_exclusive(&path, None).unwrap().is_none());
+        assert!(Lock::is_held(&path));
         drop(held);
+        assert!(!Lock::is_held(&path));
+        assert!(!Lock::is_held(&dir.path().join("none")));
         assert!(Lock::try_exclusive(&path, None).unwrap().is_some());
     }
 }

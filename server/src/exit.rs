@@ -13,6 +13,7 @@ use crate::serve::ServeError;
 use crate::state::StateError;
 use crate::status::StatusError;
 use crate::token::TokenError;
+use crate::waiting::NotServed;
 
 /// Why the process ended, as a number that scripts can test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,9 @@ pub enum Failure {
     /// Asking a running server.
     #[error(transparent)]
     Status(#[from] StatusError),
+    /// A running server does not do what it should.
+    #[error(transparent)]
+    NotServed(#[from] NotServed),
     /// Standard output went away or cannot be written.
     #[error("cannot write to standard output: {0}")]
     Output(#[from] std::io::Error),
@@ -88,6 +92,7 @@ impl Failure {
             Failure::Revocation(e) => e.exit(),
             Failure::Pxe(e) => e.exit(),
             Failure::Status(e) => e.exit(),
+            Failure::NotServed(_) => Exit::Network,
             Failure::Output(_) => Exit::Local,
         }
     }

@@ -56,6 +56,12 @@ pub(crate) const REVOKED: GuardedFile = GuardedFile {
     max_bytes: 1 << 20,
 };
 
+/// A second copy of it ([`crate::revocation`]).
+pub(crate) const NEWEST_REVOKED: GuardedFile = GuardedFile {
+    name: "revoked.newest",
+    ..REVOKED
+};
+
 /// Some networks. No secret, so all may read it.
 pub(crate) const POLICY: GuardedFile = GuardedFile {
     name: "policy",

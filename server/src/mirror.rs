@@ -7,9 +7,13 @@
 //! it up as usual, and so that the mirror is a whole seed whenever the primary is gone.
 //!
 //! **Tokens.** A one-time token must not admit two machines, so while the primary can be reached the
-//! mirror leaves them to it. While it cannot, the mirror admits by them, keeps who used which, and
+//! mirror leaves them to it, also while it is too busy to answer, or while something is wrong here
+//! ([`Reach`]). While it cannot, the mirror admits by them, keeps who used which, and
 //! tells the primary when it is back. What cannot be excluded is a network that is cut in two with a
 //! seed and a bearer of the same token on either side.
+//!
+//! **Faults here.** What cannot be read or written here is said, and holds up nothing else: tokens,
+//! revocations, admission and tags are taken over each for itself.
 //!
 //! **Admission.** The mirror lets in nobody whom its primary would not ([`crate::policy`]), and nobody at
 //! all before it knows. A primary of a release that does not tell (`rootswarm-mirror/1`) is taken to ask
@@ -20,13 +24,15 @@
 //! **Doubt.** Only what the primary says it removed is removed, and no tag is replaced by an older one:
 //! a primary that lost its state does not take the mirror's with it.
 
+mod following;
+mod reach;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rootswarm_image::{HostPort, ImageId, Manifest, SWARM_PORT, SignedTag, SwarmKey};
@@ -37,12 +43,15 @@ use rootswarm_transport::store::{ChunkStore, StoreError};
 use rootswarm_transport::tuning::Tuning;
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use self::following::apply;
+pub use self::reach::Reach;
+use self::reach::{SyncError, verdict};
 use crate::address_race::{first_that_answers, interleave};
 use crate::admission::Admission;
 use crate::policy::{Allow, Remembered};
 use crate::publish::Workspace;
 use crate::revocation::RevocationList;
-use crate::state::{StateDir, StateError};
+use crate::state::StateDir;
 use crate::token::{self, Tokens};
 
 /// How often the primary is asked.
@@ -81,53 +90,6 @@ impl fmt::Display for MirrorOf {
     }
 }
 
-/// Whether the primary can be reached, as far as is known; shared with admission.
-#[derive(Clone, Debug)]
-pub struct Reach(Arc<AtomicBool>);
-
-impl Default for Reach {
-    /// Until an attempt has failed, it can.
-    fn default() -> Reach {
-        Reach(Arc::new(AtomicBool::new(true)))
-    }
-}
-
-impl Reach {
-    /// Whether one-time tokens are the primary's to take.
-    pub fn is_there(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// What the last attempt came to.
-    pub(crate) fn set(&self, there: bool) {
-        self.0.store(there, Ordering::Relaxed);
-    }
-}
-
-/// Why the mirror is not in step at the moment.
-#[derive(Debug, thiserror::Error)]
-enum SyncError {
-    #[error("host {host} has no address: {source}")]
-    Resolve { host: String, source: io::Error },
-    #[error(transparent)]
-    Start(#[from] StartError),
-    #[error(transparent)]
-    Primary(#[from] MirrorError),
-    #[error("{0}")]
-    Local(String),
-    #[error("it is this very seed")]
-    Itself,
-}
-
-/// What the failures at all of a primary's addresses come to: another swarm key only if nothing else was
-/// found anywhere, because it is final.
-fn verdict(mut failed: Vec<SyncError>) -> SyncError {
-    let is_network =
-        |error: &SyncError| !matches!(error, SyncError::Primary(MirrorError::Trust { .. }));
-    let place = failed.iter().rposition(is_network).unwrap_or(0);
-    failed.swap_remove(place)
-}
-
 /// Keeps a state directory in step.
 pub struct Mirror {
     of: MirrorOf,
@@ -145,6 +107,8 @@ pub struct Mirror {
     said: Option<String>,
     /// What the seed of this very process goes by.
     itself: Option<NodeId>,
+    /// The primary's addresses, as its name was last resolved.
+    addresses: Vec<SocketAddr>,
 }
 
 impl Mirror {
@@ -172,6 +136,7 @@ impl Mirror {
             failed: BTreeMap::new(),
             said: None,
             itself: None,
+            addresses: Vec::new(),
         }
     }
 
@@ -190,18 +155,17 @@ impl Mirror {
     /// # Errors
     /// Only when it answered and holds another swarm key: nothing will ever come of that. One that
     /// is not there may come later.
-    pub async fn meet(&self) -> Result<(), MirrorError> {
+    pub async fn meet(&mut self) -> Result<(), MirrorError> {
         let met = async {
             let primary = self.connect().await?;
             let listing = self.ask(&primary).await?;
             primary.close();
-            self.learn(listing, primary.version()).await
+            self.learn(&Arc::new(listing), primary.version()).await
         };
         match met.await {
-            Ok(_) => {}
+            Ok(()) => {}
             Err(SyncError::Primary(error @ MirrorError::Trust { .. })) => return Err(error),
             Err(error) => {
-                self.reach.set(false);
                 tracing::warn!("{} cannot be mirrored yet: {error}", self.of);
                 self.conclude_alone().await;
             }
@@ -246,7 +210,6 @@ impl Mirror {
                 Err(SyncError::Itself) => return,
                 Err(error) => error,
             };
-            self.reach.set(false);
             self.say(Some(format!(
                 "{} is not mirrored at the moment: {error}",
                 self.of
@@ -272,19 +235,36 @@ impl Mirror {
         self.bind.filter(|bind| bind.is_ipv4() == seed.is_ipv4())
     }
 
-    async fn connect(&self) -> Result<Primary, SyncError> {
-        let name = self.of.0.host.to_string();
-        let bare = name
+    /// Connects anew, which alone tells whether the primary can be reached: a connection that breaks, or
+    /// a question without an answer, may mean that it is busy.
+    async fn connect(&mut self) -> Result<Primary, SyncError> {
+        let connected = self.dial().await;
+        self.reach.learn(&connected);
+        connected
+    }
+
+    /// The primary's addresses; the last ones while no name is resolved here.
+    async fn resolve(&mut self) -> Result<Vec<SocketAddr>, SyncError> {
+        let host = self.of.0.host.to_string();
+        let bare = host
             .trim_start_matches('[')
             .trim_end_matches(']')
             .to_owned();
         let port = self.of.0.port_or(SWARM_PORT);
-        let unresolved = move |source| SyncError::Resolve { host: name, source };
-        let found = tokio::net::lookup_host((bare, port)).await;
-        let addresses = interleave(found.map_err(unresolved.clone())?);
-        if addresses.is_empty() {
-            return Err(unresolved(io::ErrorKind::NotFound.into()));
+        let found = tokio::net::lookup_host((bare, port)).await.map(interleave);
+        match found {
+            Ok(found) if !found.is_empty() => self.addresses = found,
+            _ if !self.addresses.is_empty() => {}
+            failed => {
+                let source = failed.err().unwrap_or(io::ErrorKind::NotFound.into());
+                return Err(SyncError::Resolve { host, source });
+            }
         }
+        Ok(self.addresses.clone())
+    }
+
+    async fn dial(&mut self) -> Result<Primary, SyncError> {
+        let addresses = self.resolve().await?;
         let dialed = first_that_answers(&addresses, |seed| {
             let (bind, key) = (self.bind_towards(seed), self.key.clone());
             let limit = self.upload_limit_bytes_per_s;
@@ -305,35 +285,33 @@ impl Mirror {
     /// Asks for everything, and tells which one-time tokens were used here.
     async fn ask(&self, primary: &Primary) -> Result<Listing, SyncError> {
         let tokens = self.tokens.clone();
-        let report = blocking(move || tokens.report_used()).await?;
-        Ok(primary.listing(report).await?)
+        // Tokens that cannot be read are said where they are to be taken over.
+        let report = blocking(move || tokens.report_used()).await;
+        Ok(primary.listing(report.unwrap_or_default()).await?)
     }
 
-    /// Remembers whom the primary lets in, as far as it tells; returns the listing.
-    async fn learn(&self, listing: Listing, version: MirrorVersion) -> Result<Listing, SyncError> {
+    /// Remembers whom the primary lets in, as far as it tells.
+    async fn learn(&self, listing: &Arc<Listing>, version: MirrorVersion) -> Result<(), SyncError> {
         let (remembered, tokens) = (self.remembered.clone(), self.tokens.clone());
+        let listing = listing.clone();
         let learnt = blocking(move || {
             let said = |error: &dyn fmt::Display| error.to_string();
-            let changed = match &listing.policy {
-                Some(text) => remembered.adopt(text).map_err(|e| said(&e))?,
+            match &listing.policy {
+                Some(text) => remembered.adopt(text).map_err(|e| said(&e)),
                 None => {
                     let text = String::from_utf8_lossy(&listing.tokens);
                     let has_tokens = token::parse(&text).is_ok_and(|found| !found.is_empty())
                         || !tokens.is_empty().map_err(|e| said(&e))?;
-                    remembered.conclude(has_tokens).map_err(|e| said(&e))?
+                    remembered.conclude(has_tokens).map_err(|e| said(&e))
                 }
-            };
-            Ok((listing, changed))
+            }
         });
         let was_told = self.remembered.policy().is_some_and(|it| it.was_told());
         if was_told && version < MirrorVersion::Two {
-            return Err(SyncError::Local(format!(
-                "it speaks an earlier version of mirroring than it did before, in which it does not \
-                 prove that it is the seed (if it was put back to an earlier release: remove {})",
-                self.state.root().join("policy").display()
-            )));
+            let policy = self.state.root().join("policy");
+            return Err(SyncError::EarlierVersion { policy });
         }
-        let (listing, changed) = learnt.await?;
+        let changed = learnt.await?;
         if changed && let Some(policy) = self.remembered.policy() {
             let from = match &policy.allow {
                 Allow::Listed(networks) => format!(" from {} networks", networks.len()),
@@ -342,7 +320,7 @@ impl Mirror {
             };
             tracing::info!("{} has admission {}{from}", self.of, policy.mode);
         }
-        Ok(listing)
+        Ok(())
     }
 
     /// What is to be said of admission here, if anything.
@@ -370,16 +348,24 @@ impl Mirror {
     ) -> Result<std::convert::Infallible, SyncError> {
         let primary = Arc::new(self.connect().await?);
         loop {
-            let listing = self.ask(&primary).await?;
-            let listing = self.learn(listing, primary.version()).await?;
+            let listing = Arc::new(self.ask(&primary).await?);
+            let learnt = match self.learn(&listing, primary.version()).await {
+                Err(SyncError::Local(fault)) => Some(fault),
+                learnt => {
+                    learnt?;
+                    None
+                }
+            };
             let applied = {
                 let (state, key) = (self.state.clone(), self.key.clone());
                 let (tokens, revoked) = (self.tokens.clone(), self.revoked.clone());
-                blocking(move || apply(&listing, &state, &key, &tokens, &revoked)).await?
+                blocking(move || Ok(apply(&listing, &state, &key, &tokens, &revoked))).await?
             };
-            self.reach.set(true);
-            let doubt = self.doubt(admission);
-            self.say(doubt.into_iter().chain(applied.doubts).next());
+            let fault = learnt.into_iter().chain(applied.faults).next();
+            let fault =
+                fault.map(|it| format!("not all of {} is mirrored at the moment: {it}", self.of));
+            let doubts = self.doubt(admission).into_iter().chain(applied.doubts);
+            self.say(in_one_line(fault.into_iter().chain(doubts).collect()));
             self.fetch(&primary, applied.missing).await;
             tokio::time::sleep(POLL).await;
         }
@@ -471,103 +457,6 @@ async fn blocking<T: Send + 'static>(
     done.map_err(SyncError::Local)
 }
 
-/// What a listing came to.
-#[derive(Debug, Default)]
-struct Applied {
-    /// Tags whose image is not here.
-    missing: Vec<SignedTag>,
-    /// What was not followed, and why.
-    doubts: Vec<String>,
-}
-
-/// Follows a listing as far as that needs no download.
-fn apply(
-    listing: &Listing,
-    state: &StateDir,
-    key: &SwarmKey,
-    tokens: &Tokens,
-    revoked: &RevocationList,
-) -> Result<Applied, String> {
-    let said = |error: &dyn fmt::Display| error.to_string();
-    let mut applied = Applied::default();
-    let behind = revoked.adopt(&listing.revoked).map_err(|e| said(&e))?;
-    applied.doubts.extend(behind);
-    tokens.adopt(&listing.tokens).map_err(|e| said(&e))?;
-    for bytes in &listing.tags {
-        match follow(bytes, state, key) {
-            Ok(None) => {}
-            Ok(Some(tag)) => applied.missing.push(tag),
-            Err(doubt) => applied.doubts.push(doubt),
-        }
-    }
-    for bytes in &listing.retired {
-        if let Err(doubt) = retire(bytes, state, key) {
-            applied.doubts.push(doubt);
-        }
-    }
-    Ok(applied)
-}
-
-fn verified(bytes: &[u8], key: &SwarmKey) -> Result<SignedTag, String> {
-    let tag = SignedTag::decode(bytes).map_err(|error| error.to_string())?;
-    tag.verify(&key.public(), &tag.unverified().name)
-        .map_err(|error| error.to_string())?;
-    Ok(tag)
-}
-
-/// Makes a tag of the primary's this state directory's, and returns it if its image is missing.
-fn follow(bytes: &[u8], state: &StateDir, key: &SwarmKey) -> Result<Option<SignedTag>, String> {
-    let signed = verified(bytes, key)?;
-    let tag = signed.unverified();
-    let _lock = state.lock().map_err(|error| error.to_string())?;
-    // A damaged one counts as none.
-    if state.read_tag(&tag.name).ok().flatten().as_ref() == Some(&signed) {
-        return Ok(None);
-    }
-    // What was seen is remembered, also of a name that was removed: an old tag does not come back. To go
-    // back the operator signs a new, higher version that names the old image.
-    let (version, epoch) = state.newest(&tag.name);
-    if version > tag.version || epoch > tag.epoch {
-        return Err(format!(
-            "the primary has version {} of {} in epoch {}, which is version {version} in epoch {epoch} \
-             here and stays",
-            tag.version, tag.name, tag.epoch
-        ));
-    }
-    if !is_here(state, &signed) {
-        return Ok(Some(signed));
-    }
-    state
-        .write_tag(&signed)
-        .and_then(|()| state.remove_unnamed_copies())
-        .map_err(|error| error.to_string())?;
-    Ok(None)
-}
-
-/// Whether the copy that a tag needs is here, cut as the tag says. Whether it is intact is checked by
-/// the catalogue before it is served.
-fn is_here(state: &StateDir, signed: &SignedTag) -> bool {
-    let tag = signed.unverified();
-    let place = state.copy(&tag.id);
-    let manifest = std::fs::read(place.join("manifest")).ok();
-    manifest.is_some_and(|bytes| tag.decode_manifest(&bytes).is_ok())
-        && std::fs::metadata(place.join("image")).is_ok_and(|file| file.len() == tag.length)
-}
-
-/// Removes a name that the primary has removed.
-fn retire(bytes: &[u8], state: &StateDir, key: &SwarmKey) -> Result<(), String> {
-    let signed = verified(bytes, key)?;
-    let tag = signed.unverified();
-    let own = state.read_tag(&tag.name).ok().flatten();
-    match own {
-        Some(own) if own.unverified().version <= tag.version => match state.remove(&tag.name) {
-            Ok(()) | Err(StateError::UnknownImage(_)) => Ok(()),
-            Err(error) => Err(error.to_string()),
-        },
-        _ => Ok(()),
-    }
-}
-
 /// One image on its way here.
 struct Download {
     primary: Arc<Primary>,
@@ -617,6 +506,19 @@ impl Download {
         };
         spawn_blocking(publish).await.map_err(|e| said(&e))?
     }
+}
+
+/// How many of several things that are wrong are said; the rest is counted.
+const SAID: usize = 3;
+
+/// What is wrong, if anything is.
+fn in_one_line(wrong: Vec<String>) -> Option<String> {
+    let more = match wrong.len().saturating_sub(SAID) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    let said = &wrong[..wrong.len().min(SAID)];
+    (!said.is_empty()).then(|| format!("{}{more}", said.join("; ")))
 }
 
 /// Room for the whole image, taken now; with what an earlier attempt got of it, verified again.

@@ -1,14 +1,14 @@
-//! Networks and addresses of this host: CIDR blocks, the interfaces' own networks, and the address
-//! that nodes most likely reach this host by.
+//! Networks and addresses of this host: CIDR blocks, and the interfaces' own networks.
 //!
-//! Who is let in is decided in [`crate::admission`]; this only says what is there.
+//! Who is let in is decided in [`crate::admission`], and what nodes are told to connect to in
+//! [`crate::advertised`]; this only says what is there.
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use rootswarm_image::{Host, HostPort, ImageId, ImageName, RootUrl, SWARM_PORT};
+use rootswarm_image::{Host, HostPort, ImageId, ImageName, RootUrl};
 
 /// Why a network was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -163,6 +163,19 @@ pub struct InterfaceAddress {
     pub address: IpAddr,
     /// The network that is directly reachable through it.
     pub network: Cidr,
+    /// What the interface is good for.
+    pub standing: Standing,
+}
+
+/// What an interface is good for as far as others are to reach this host by it, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It is up, with something at its other end.
+    Running,
+    /// It is up, and nothing is at its other end, as with a bridge for containers of which none runs.
+    Up,
+    /// Loopback, whatever its addresses.
+    Loopback,
 }
 
 /// The addresses of all interfaces that are up.
@@ -186,7 +199,13 @@ pub fn interface_addresses() -> io::Result<Vec<InterfaceAddress>> {
             };
         // leading_ones of 32 or 128 bits fits a u8.
         let network = Cidr::new(address, prefix as u8);
+        let standing = match entry.flags {
+            flags if flags.contains(InterfaceFlags::IFF_LOOPBACK) => Standing::Loopback,
+            flags if flags.contains(InterfaceFlags::IFF_RUNNING) => Standing::Running,
+            _ => Standing::Up,
+        };
         found.push(InterfaceAddress {
+            standing,
             interface: entry.interface_name,
             address,
             network,
@@ -202,44 +221,6 @@ pub fn interface_networks() -> io::Result<Vec<Cidr>> {
     networks.sort();
     networks.dedup();
     Ok(networks)
-}
-
-/// The address that nodes most likely reach this host by: the one the default route leaves from;
-/// without a default route (an isolated boot network), the first IPv4 address of an interface that
-/// is up and not loopback; otherwise loopback.
-pub fn primary_address() -> IpAddr {
-    // Connecting a UDP socket sends nothing; it makes the kernel choose a route and a source.
-    // The destination is from the block set aside for documentation.
-    let routed = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
-        .and_then(|socket| {
-            socket
-                .connect((Ipv4Addr::new(192, 0, 2, 1), 9))
-                .map(|()| socket)
-        })
-        .and_then(|socket| socket.local_addr())
-        .map(|address| address.ip());
-    if let Ok(address) = routed
-        && !address.is_unspecified()
-    {
-        return address;
-    }
-    interface_addresses()
-        .unwrap_or_default()
-        .into_iter()
-        .map(|entry| entry.address)
-        .find(|address| address.is_ipv4() && !address.is_loopback())
-        .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
-}
-
-/// What nodes are told to connect to for a socket bound to `listen`: its own address if it is bound
-/// to one, this host's primary address if it is bound to all. The port only if it is not the usual.
-pub fn advertised_host(listen: SocketAddr) -> HostPort {
-    let ip = if listen.ip().is_unspecified() {
-        primary_address()
-    } else {
-        listen.ip().to_canonical()
-    };
-    host_port(ip, listen.port(), SWARM_PORT)
 }
 
 /// An address and a port as they stand in a URL, the port left out if it is the `usual` one.
@@ -344,19 +325,5 @@ mod tests {
             .find(|entry| entry.address == IpAddr::V4(Ipv4Addr::LOCALHOST))
             .unwrap();
         assert_eq!(lo.network.to_string(), "127.0.0.0/8");
-    }
-
-    #[test]
-    fn what_nodes_are_told() {
-        for (listen, told) in [
-            ("10.0.0.1:7400", "10.0.0.1"),
-            ("10.0.0.1:7401", "10.0.0.1:7401"),
-            ("[fd00::1]:7400", "[fd00::1]"),
-            ("[::ffff:10.0.0.1]:1", "10.0.0.1:1"),
-        ] {
-            assert_eq!(advertised_host(listen.parse().unwrap()).to_string(), told);
-        }
-        let anywhere = advertised_host("0.0.0.0:7400".parse().unwrap());
-        assert!(!matches!(anywhere.host, Host::V4(v4) if v4.is_unspecified()));
     }
 }

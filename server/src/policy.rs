@@ -135,7 +135,14 @@ impl Policy {
 #[derive(Clone, Debug)]
 pub struct Remembered {
     state: StateDir,
-    current: Arc<RwLock<Option<Policy>>>,
+    current: Arc<RwLock<Current>>,
+}
+
+/// The policy that holds, and whether it is written down.
+#[derive(Clone, Debug)]
+struct Current {
+    policy: Option<Policy>,
+    is_written: bool,
 }
 
 impl Remembered {
@@ -144,9 +151,13 @@ impl Remembered {
     /// # Errors
     /// See [`PolicyError`]. A file that cannot be read is not taken for none.
     pub fn load(state: StateDir) -> Result<Remembered, PolicyError> {
-        let current = match POLICY.read(state.root()).map_err(StateError::from)? {
+        let policy = match POLICY.read(state.root()).map_err(StateError::from)? {
             None => None,
             Some(text) => Some(parse(&text, &state)?),
+        };
+        let current = Current {
+            policy,
+            is_written: true,
         };
         Ok(Remembered {
             state,
@@ -157,13 +168,15 @@ impl Remembered {
     /// What holds now; `None` if nothing was ever learnt.
     pub fn policy(&self) -> Option<Policy> {
         let current = self.current.read();
-        current.unwrap_or_else(PoisonError::into_inner).clone()
+        let current = current.unwrap_or_else(PoisonError::into_inner);
+        current.policy.clone()
     }
 
-    /// Takes over what the first seed told, durably before it holds; says whether it is new.
+    /// Takes over what the first seed told; says whether it is new.
     ///
     /// # Errors
-    /// It is not understood, or cannot be written: what is known goes on to hold.
+    /// It is not understood: what is known goes on to hold. Or it cannot be written: it holds all the same,
+    /// and is written when it is told again.
     pub fn adopt(&self, text: &[u8]) -> Result<bool, PolicyError> {
         let policy = parse(text, &self.state)?;
         self.keep(policy)
@@ -173,31 +186,41 @@ impl Remembered {
     /// That stays concluded until the first seed tells, also when all tokens are used up.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// It cannot be written; it holds all the same.
     pub fn conclude(&self, has_tokens: bool) -> Result<bool, PolicyError> {
         let mode = match has_tokens {
             true => AdmissionMode::Token,
             false => AdmissionMode::Open,
         };
         match self.policy() {
-            Some(known) if known.was_told() || known.mode >= mode => Ok(false),
+            Some(known) if known.was_told() || known.mode >= mode => self.keep(known),
             _ => self.keep(Policy::concluded(mode)),
         }
     }
 
     fn keep(&self, policy: Policy) -> Result<bool, PolicyError> {
-        if self.policy().as_ref() == Some(&policy) {
-            return Ok(false);
-        }
+        let is_new = {
+            let current = self.current.write();
+            let mut current = current.unwrap_or_else(PoisonError::into_inner);
+            let is_new = current.policy.as_ref() != Some(&policy);
+            if !is_new && current.is_written {
+                return Ok(false);
+            }
+            *current = Current {
+                policy: Some(policy.clone()),
+                is_written: false,
+            };
+            is_new
+        };
         let path = self.state.root().join(POLICY.name);
         {
             let _lock = self.state.lock()?;
             self.state
                 .replace(&path, policy.text().as_bytes(), POLICY.mode)?;
         }
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Some(policy);
-        Ok(true)
+        let current = self.current.write();
+        current.unwrap_or_else(PoisonError::into_inner).is_written = true;
+        Ok(is_new)
     }
 }
 
@@ -288,5 +311,27 @@ mod tests {
         assert_eq!(again().unwrap().mode, AdmissionMode::Open);
         std::fs::write(dir.path().join("policy"), "garbage").unwrap();
         assert!(Remembered::load(state.clone()).is_err());
+    }
+
+    /// A disk that takes nothing is no reason to let in whom the first seed does not let in any more.
+    #[test]
+    fn what_cannot_be_written_holds_and_is_written_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let remembered = Remembered::load(state.clone()).unwrap();
+        let told = |mode| format!("rootswarm-policy 1\nadmission {mode}\nallow interfaces\n");
+        assert!(remembered.adopt(told("open").as_bytes()).unwrap());
+        // Nothing can be put in the place of a directory that is not empty.
+        let file = dir.path().join("policy");
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir_all(file.join("in the way")).unwrap();
+        for _ in 0..2 {
+            assert!(remembered.adopt(told("token").as_bytes()).is_err());
+            assert_eq!(remembered.policy().unwrap().mode, AdmissionMode::Token);
+        }
+        std::fs::remove_dir_all(&file).unwrap();
+        assert!(!remembered.adopt(told("token").as_bytes()).unwrap());
+        let again = Remembered::load(state).unwrap().policy().unwrap();
+        assert_eq!(again.mode, AdmissionMode::Token);
     }
 }

@@ -1,132 +1,73 @@
 //! Publishing: a file becomes the seed's own read-only copy, a manifest, and a signed tag.
 //!
-//! The copy is made first and the copy is hashed, so that whatever happens to the source meanwhile,
-//! the id is the hash of the bytes that will be served. A source that changed while it was copied
+//! A file that may be there already, because an image of its length is, is hashed and compared first:
+//! what is published already needs no copy, and no room for one. Otherwise the copy is made first and
+//! the copy is hashed, so that whatever happens to the source meanwhile, the id is the hash of the bytes
+//! that will be served. A source that changed while it was copied
 //! is refused all the same: half of an old image and half of a new one has a fine hash and does not
 //! boot.
+//!
+//! Nothing is copied or hashed under the state directory's lock: a server waits for it.
 //!
 //! Until the last two renames (the copy into `images/`, the tag into `tags/`) nothing that is
 //! served has changed; a crash before leaves the old tag and a leftover that the next start sweeps.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rootswarm_image::{
-    ChunkSize, HashError, ImageId, ImageName, Manifest, SignedTag, SquashfsError, SwarmKey, Tag,
-    all_cores, check_squashfs, hash_file,
+    ChunkSize, HashError, ImageId, ImageName, Manifest, SignedTag, SwarmKey, Tag, all_cores,
+    hash_file,
 };
 
-use crate::durable::{self, Lock};
-use crate::exit::Exit;
+use crate::intact::{Intact, intact_copy};
+use crate::limits::SERVED_MANIFESTS_BYTES_MAX;
 use crate::progress::{Phase, Progress};
-use crate::state::{StateDir, StateError};
+pub use crate::publish_error::PublishError;
+use crate::source::{Source, Stamp, free_bytes};
+use crate::sources;
+use crate::state::StateDir;
+use crate::token::now_unix_s;
 use crate::units::Bytes;
+pub(crate) use crate::workspace::Workspace;
 
-/// Why an image was not published. Nothing of it is left, and what the name meant before it means
-/// still.
-#[derive(Debug, thiserror::Error)]
-pub enum PublishError {
-    /// The state directory.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// The source cannot be opened or read.
-    #[error("cannot {what} {}: {source}", path.display())]
-    Source {
-        /// The verb.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
-    /// The source is a directory, a device, a pipe.
-    #[error("{} is {kind}, expected a file that holds a squashfs image", path.display())]
-    NotAFile {
-        /// What was named.
-        path: PathBuf,
-        /// What it is.
-        kind: &'static str,
-    },
-    /// The source changed while it was copied.
-    #[error("{} changed while it was read: {detail} (publish it again when it is complete)", path.display())]
-    Changed {
-        /// The file.
-        path: PathBuf,
-        /// What changed.
-        detail: String,
-    },
-    /// The superblock promises more bytes than there are.
-    #[error("{} is cut off: its squashfs superblock says {expected} bytes, the file has {found} (publish it again when it is complete)", path.display())]
-    CutOff {
-        /// The file.
-        path: PathBuf,
-        /// What the superblock says.
-        expected: u64,
-        /// What is there.
-        found: u64,
-    },
-    /// No room for the copy.
-    #[error("no space for a copy of {}: {} needed in {}, {} free (make room, or `rootswarm remove` an image)", path.display(), Bytes(*needed), state.display(), Bytes(*free))]
-    DiskFull {
-        /// The file.
-        path: PathBuf,
-        /// The state directory.
-        state: PathBuf,
-        /// What the copy takes.
-        needed: u64,
-        /// What there is.
-        free: u64,
-    },
-    /// Hashing failed: an I/O error on the copy, or too many chunks.
-    #[error("cannot hash the copy of {}: {source}", path.display())]
-    Hash {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: HashError,
-    },
-    /// The same image is there with other chunks.
-    #[error(
-        "image {id} is already published with chunks of {found} bytes, and one image is served with one chunk size (remove it first, or leave out --chunk-size {asked})"
-    )]
-    ChunkSize {
-        /// The image.
-        id: ImageId,
-        /// What was asked for.
-        asked: u64,
-        /// What it is published with.
-        found: u64,
-    },
-}
+/// How long a running server has to let go of a copy that makes room for a new one. It waits for some
+/// seconds itself, lest a node that was let in a moment ago is not connected yet.
+const ROOM_WAIT: Duration = Duration::from_secs(20);
 
-impl PublishError {
-    /// The exit code of this failure.
-    pub fn exit(&self) -> Exit {
-        match self {
-            PublishError::State(e) => e.exit(),
-            PublishError::Source { .. }
-            | PublishError::NotAFile { .. }
-            | PublishError::ChunkSize { .. } => Exit::BadInput,
-            PublishError::Changed { .. } | PublishError::CutOff { .. } => Exit::SourceChanged,
-            PublishError::DiskFull { .. } => Exit::Local,
-            PublishError::Hash {
-                source: HashError::Geometry(_),
-                ..
-            } => Exit::BadInput,
-            PublishError::Hash { .. } => Exit::Local,
-        }
-    }
-}
+/// What is written beside an image and its manifest: a tag, the one before as a generation, notes, each
+/// under a temporary name first, in blocks of up to 4 KiB, and the blocks of directories that grow.
+const SMALL_FILES_BYTES: u64 = 64 * 1024;
+
+/// How often is looked whether there is room.
+const ROOM_POLL: Duration = Duration::from_millis(200);
 
 /// What to do when the name already means this very image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unchanged {
     /// Sign a new version: the admin said publish.
     NewVersion,
-    /// Leave the tag as it is: a server that is started with NAME=FILE each day publishes once.
+    /// Leave the tag as it is: a server that is started with NAME=FILE each day publishes once, and does
+    /// not undo what an operator made of the name since.
     Keep,
+}
+
+/// Why a server leaves a name alone although the file that it was told is another image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// An operator went back from this image.
+    RolledBack(ImageId),
+    /// The server was told this image before, and somebody has published another one since.
+    MadeAnother(ImageId),
+}
+
+impl Left {
+    /// The image that the file is.
+    pub fn id(&self) -> &ImageId {
+        let (Left::RolledBack(id) | Left::MadeAnother(id)) = self;
+        id
+    }
 }
 
 /// What to publish.
@@ -140,6 +81,8 @@ pub struct Request<'a> {
     pub chunk_size: Option<ChunkSize>,
     /// What to do when nothing is new.
     pub unchanged: Unchanged,
+    /// Whether what no node can boot is published too.
+    pub force: bool,
 }
 
 /// What was published.
@@ -147,8 +90,47 @@ pub struct Request<'a> {
 pub struct Published {
     /// What the name means now.
     pub tag: Tag,
-    /// Whether the file is no squashfs. It can be fetched, and no node can boot it.
-    pub not_squashfs: bool,
+    /// Why the name was left alone, if it was.
+    pub left: Option<Left>,
+    /// What the file is, if it is no squashfs. It can be fetched, and no node can boot it.
+    pub not_squashfs: Option<&'static str>,
+}
+
+/// Nodes hand on whole chunks, so with fewer of them they wait for each other: in the simulator 30 nodes end at
+/// 4.1 of the bound with six chunks, at 1.15 with the plan's own 256 KiB (`cargo xtask sim hundred-nodes --nodes
+/// 30 --set image=100MB --set chunk=16MiB`).
+const FEW_CHUNKS: u64 = 64;
+
+/// As it is given on the command line.
+fn binary(size: ChunkSize) -> String {
+    match size.bytes() >> 20 {
+        0 => format!("{}KiB", size.bytes() >> 10),
+        mib => format!("{mib}MiB"),
+    }
+}
+
+impl Published {
+    /// What the operator should know, a line each.
+    pub fn remarks(&self, source: &Path) -> Vec<String> {
+        let source = source.display();
+        let mut remarks = Vec::new();
+        if let Some(format) = self.not_squashfs {
+            remarks.push(format!(
+                "{source} is {format}: it can be fetched, and no node can boot it"
+            ));
+        }
+        let (size, usual) = (self.tag.chunk_size, ChunkSize::for_length(self.tag.length));
+        let chunks = self.tag.length.div_ceil(size.bytes());
+        if size > usual && chunks < FEW_CHUNKS {
+            remarks.push(format!(
+                "{source} has {chunks} chunks of {}: nodes hand on whole chunks, and with fewer than {FEW_CHUNKS} \
+                 of them they wait for each other (for this length the chunk size is {})",
+                binary(size),
+                binary(usual),
+            ));
+        }
+        remarks
+    }
 }
 
 /// Publishes one file.
@@ -160,12 +142,308 @@ pub fn publish(
 ) -> Result<Published, PublishError> {
     let source = Source::open(request.source)?;
     let not_squashfs = source.check_squashfs()?;
-    let workspace = Workspace::new(state)?;
-    let copied = copy_and_hash(state, &workspace, &source, request, progress);
+    if let Some(format) = not_squashfs
+        && !request.force
+    {
+        return Err(PublishError::NotBootable {
+            path: request.source.to_owned(),
+            format,
+        });
+    }
+    let published = |named: Named| Published {
+        tag: named.tag,
+        left: named.left,
+        not_squashfs,
+    };
+    let is_noted =
+        |id: &ImageId| sources::is_image(state, request.name, request.source, source.stamp(), id);
+    if let Some(named) = stays(state, request, is_noted) {
+        note_told(state, request, &named);
+        return Ok(published(named));
+    }
+    if request.unchanged == Unchanged::Keep
+        && let Some(tag) =
+            sources::published_from(state, request.name, request.source, source.stamp())
+        && request.chunk_size.is_none_or(|size| size == tag.chunk_size)
+    {
+        let named = Named::meaning(tag);
+        note_told(state, request, &named);
+        return Ok(published(named));
+    }
+    let same = find_same(state, &source, request, progress);
     progress.end();
-    let manifest = copied?;
-    let tag = commit(state, key, &workspace, manifest, request)?;
-    Ok(Published { tag, not_squashfs })
+    let named = match same? {
+        Some(found) => commit(state, key, None, found, request)?,
+        None => None,
+    };
+    let named = match named {
+        Some(named) => named,
+        None => {
+            check_manifest_room(state, &source, request)?;
+            publish_copy(state, key, &source, request, progress)?
+        }
+    };
+    // Only a hint for the next start.
+    if let Err(error) = sources::remember(
+        state,
+        request.name,
+        request.source,
+        source.stamp(),
+        named.source(),
+        now_unix_s(),
+    ) {
+        tracing::debug!("{error}");
+    }
+    note_told(state, request, &named);
+    Ok(published(named))
+}
+
+/// What a name means now, and why it is not what was to be published.
+struct Named {
+    tag: Tag,
+    left: Option<Left>,
+}
+
+impl Named {
+    fn meaning(tag: Tag) -> Named {
+        Named { tag, left: None }
+    }
+
+    /// The image that the source is.
+    fn source(&self) -> &ImageId {
+        self.left.as_ref().map_or(&self.tag.id, Left::id)
+    }
+}
+
+/// Notes down what a server was told, once it has done it. Without the note its next start does it again.
+fn note_told(state: &StateDir, request: &Request<'_>, named: &Named) {
+    if request.unchanged == Unchanged::Keep
+        && let Err(error) = state.note_told(request.name, named.source())
+    {
+        tracing::warn!("{error}");
+    }
+}
+
+/// What the name means, if an operator has made it that since the source was published, which is what
+/// `is_source` says: a server that starts leaves it alone.
+fn stays(
+    state: &StateDir,
+    request: &Request<'_>,
+    is_source: impl Fn(&ImageId) -> bool,
+) -> Option<Named> {
+    if request.unchanged != Unchanged::Keep {
+        return None;
+    }
+    let tag = state.read_tag(request.name).ok()??.unverified().clone();
+    let rolled_back = state.rolled_back(request.name).into_iter();
+    let told = state.told(request.name).map(Left::MadeAnother);
+    let mut left = rolled_back.map(Left::RolledBack).chain(told);
+    let left = left.find(|left| *left.id() != tag.id && is_source(left.id()))?;
+    Some(Named {
+        tag,
+        left: Some(left),
+    })
+}
+
+/// The image that is here already and that the source is, if there is one. Only images of the source's
+/// length can be it: most files that are published are of a new length, and hashed once.
+fn find_same(
+    state: &StateDir,
+    source: &Source,
+    request: &Request<'_>,
+    progress: &dyn Progress,
+) -> Result<Option<Intact>, PublishError> {
+    let length = source.stamp().length;
+    let current = state
+        .read_tags()?
+        .into_iter()
+        .filter_map(|(_, tag)| tag.ok());
+    let mut kept = current.chain(state.all_generations()?);
+    if !kept.any(|tag| tag.unverified().length == length) {
+        return Ok(None);
+    }
+    let chunk_size = request
+        .chunk_size
+        .unwrap_or_else(|| ChunkSize::for_length(length));
+    progress.begin(Phase::Hash, length);
+    let hashed = hash_file(source.file(), chunk_size, all_cores(), &|done| {
+        progress.advance(done)
+    });
+    let id = match hashed {
+        Ok(manifest) => *manifest.id(),
+        Err(HashError::SourceChanged { .. }) => {
+            source.ensure_unchanged()?;
+            return Ok(None);
+        }
+        Err(HashError::Read { source: error, .. }) => return Err(source.failed("read")(error)),
+        Err(error) => {
+            return Err(PublishError::Hash {
+                path: request.source.to_owned(),
+                source: error,
+            });
+        }
+    };
+    source.ensure_unchanged()?;
+    // One that is damaged is replaced.
+    Ok(intact_copy(&state.copy(&id), &id).ok())
+}
+
+/// Refuses, before anything is copied, what the server has no memory for: it keeps the manifests of all that
+/// names mean, and meant. A server that runs keeps to the bound itself, whatever is in the directory.
+fn check_manifest_room(
+    state: &StateDir,
+    source: &Source,
+    request: &Request<'_>,
+) -> Result<(), PublishError> {
+    let length = source.stamp().length;
+    let chunk_size = request
+        .chunk_size
+        .unwrap_or_else(|| ChunkSize::for_length(length));
+    // Too many chunks have an error of their own.
+    let Ok(needed) = Manifest::max_encoded_len(length, chunk_size) else {
+        return Ok(());
+    };
+    let current = state
+        .read_tags()?
+        .into_iter()
+        .filter_map(|(_, tag)| tag.ok());
+    let of_name = |tag: &SignedTag| tag.unverified().name == *request.name;
+    // What stays of the name beside its new image.
+    let (own, others): (Vec<_>, Vec<_>) =
+        current.chain(state.all_generations()?).partition(of_name);
+    let own = own.into_iter().take(state.keep_of(request.name) - 1);
+    let mut counted = BTreeSet::new();
+    let mut taken = 0;
+    for tag in own.chain(others) {
+        let tag = tag.unverified();
+        if counted.insert(tag.id) {
+            taken += Manifest::max_encoded_len(tag.length, tag.chunk_size).unwrap_or(0);
+        }
+    }
+    let free = SERVED_MANIFESTS_BYTES_MAX.saturating_sub(taken);
+    match needed > free {
+        true => Err(PublishError::ManifestRoom {
+            path: request.source.to_owned(),
+            needed: needed as u64,
+            free: free as u64,
+        }),
+        false => Ok(()),
+    }
+}
+
+/// Makes a copy and publishes it. Older generations of the name make room for it if there is none.
+fn publish_copy(
+    state: &StateDir,
+    key: &SwarmKey,
+    source: &Source,
+    request: &Request<'_>,
+    progress: &dyn Progress,
+) -> Result<Named, PublishError> {
+    let mut given_up = Vec::new();
+    let published = make_and_name_copy(state, key, source, request, progress, &mut given_up);
+    if published.is_err() {
+        for tag in given_up {
+            // There may be no room for that either.
+            match state.take_generation_back(&tag) {
+                Ok(true) => {
+                    let tag = tag.unverified();
+                    tracing::info!(
+                        "version {} of {} is kept all the same",
+                        tag.version,
+                        tag.name
+                    );
+                }
+                Ok(false) => {}
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+    }
+    published
+}
+
+/// The same; `given_up` is what made room meanwhile.
+fn make_and_name_copy(
+    state: &StateDir,
+    key: &SwarmKey,
+    source: &Source,
+    request: &Request<'_>,
+    progress: &dyn Progress,
+    given_up: &mut Vec<SignedTag>,
+) -> Result<Named, PublishError> {
+    loop {
+        let workspace = Workspace::new(state)?;
+        let copied = copy_and_hash(state, &workspace, source, request, progress);
+        progress.end();
+        match copied {
+            Ok(manifest) => {
+                let place = state.copy(manifest.id());
+                let found = match intact_copy(&place, manifest.id()) {
+                    Ok(found) => found,
+                    Err(_) => Intact {
+                        stamp: Stamp::of_path(&workspace.path().join("image"))
+                            .map_err(crate::state::StateError::io("read", &place))?,
+                        manifest,
+                    },
+                };
+                let named = commit(state, key, Some(workspace), found, request)?;
+                // With a copy at hand there is always something to name.
+                if let Some(named) = named {
+                    return Ok(named);
+                }
+            }
+            Err(PublishError::DiskFull {
+                path,
+                state: root,
+                needed,
+                free,
+            }) => {
+                drop(workspace);
+                let Some(yielded) = state.yield_generation(request.name, needed, free)? else {
+                    return Err(PublishError::DiskFull {
+                        path,
+                        state: root,
+                        needed,
+                        free,
+                    });
+                };
+                given_up.push(yielded.clone());
+                if !make_room(state, &yielded, needed) {
+                    // Its copy is still fetched. Another generation would not be gone sooner either.
+                    return Err(PublishError::DiskFull {
+                        path,
+                        state: root,
+                        needed,
+                        free,
+                    });
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Waits until a generation that was given up has made room, as long as a server that runs may take
+/// for it. Says whether its copy has gone, or there is room without that.
+fn make_room(state: &StateDir, given_up: &SignedTag, needed: u64) -> bool {
+    let tag = given_up.unverified();
+    tracing::warn!(
+        "version {} of {} ({}) is no longer kept: its {} are needed for the new image",
+        tag.version,
+        tag.name,
+        tag.id,
+        Bytes(tag.length)
+    );
+    let begin = Instant::now();
+    let is_in_the_way = || {
+        state.copy(&tag.id).exists() && free_bytes(state.root()).is_some_and(|free| free < needed)
+    };
+    while is_in_the_way() {
+        if begin.elapsed() >= ROOM_WAIT {
+            return false;
+        }
+        std::thread::sleep(ROOM_POLL);
+    }
+    true
 }
 
 fn copy_and_hash(
@@ -175,12 +453,14 @@ fn copy_and_hash(
     request: &Request<'_>,
     progress: &dyn Progress,
 ) -> Result<Manifest, PublishError> {
-    let image = workspace.path.join("image");
-    let copy = source.copy_to(&image, state, progress)?;
-    let length = source.stamp.length;
+    let image = workspace.path().join("image");
+    let length = source.stamp().length;
     let chunk_size = request
         .chunk_size
         .unwrap_or_else(|| ChunkSize::for_length(length));
+    // Too many chunks have an error of their own.
+    let manifest = Manifest::max_encoded_len(length, chunk_size).unwrap_or(0) as u64;
+    let copy = source.copy_to(&image, manifest + SMALL_FILES_BYTES, state, progress)?;
     progress.begin(Phase::Hash, length);
     let manifest = hash_file(&copy, chunk_size, all_cores(), &|done| {
         progress.advance(done)
@@ -193,35 +473,40 @@ fn copy_and_hash(
     Ok(manifest)
 }
 
-/// The last steps, in an order in which a crash leaves the old or the new.
+/// The last steps, in an order in which a crash leaves the old or the new. `found` is the copy that is
+/// here, or the one in the workspace. `None` if the one that was here has gone meanwhile and there is no
+/// workspace.
 fn commit(
     state: &StateDir,
     key: &SwarmKey,
-    workspace: &Workspace,
-    mut manifest: Manifest,
+    workspace: Option<Workspace>,
+    found: Intact,
     request: &Request<'_>,
-) -> Result<Tag, PublishError> {
-    let id = *manifest.id();
+) -> Result<Option<Named>, PublishError> {
+    let id = *found.manifest.id();
     let place = state.copy(&id);
     let _lock = state.lock()?;
-    let shared = match intact_copy(&place, &id) {
-        Some(existing) => {
-            let found = existing.geometry().chunk_size();
-            if let Some(asked) = request.chunk_size.filter(|asked| *asked != found) {
-                return Err(PublishError::ChunkSize {
-                    id,
-                    asked: asked.bytes(),
-                    found: found.bytes(),
-                });
-            }
-            manifest = existing;
-            true
+    if let Some(named) = stays(state, request, |it| *it == id) {
+        return Ok(Some(named));
+    }
+    // It was hashed before the lock was taken; the stamp says whether it is still what it was.
+    let shared = found.is_still_at(&place);
+    let manifest = found.manifest;
+    if shared {
+        let found = manifest.geometry().chunk_size();
+        if let Some(asked) = request.chunk_size.filter(|asked| *asked != found) {
+            return Err(PublishError::ChunkSize {
+                id,
+                asked: asked.bytes(),
+                found: found.bytes(),
+            });
         }
-        None => {
-            workspace.move_to(&place, state)?;
-            false
+    } else {
+        match workspace {
+            Some(workspace) => workspace.move_to(&place, state)?,
+            None => return Ok(None),
         }
-    };
+    }
     let epoch = state.epoch()?;
     let current = state
         .read_tag(request.name)
@@ -233,7 +518,11 @@ fn commit(
         && request.unchanged == Unchanged::Keep
         && (tag.id, tag.epoch) == (id, epoch)
     {
-        return Ok(tag);
+        return Ok(Some(Named::meaning(tag)));
+    }
+    match request.unchanged {
+        Unchanged::NewVersion => state.note_published(request.name, &id)?,
+        Unchanged::Keep => state.forget_rolled_back(request.name)?,
     }
     let tag = Tag {
         name: request.name.clone(),
@@ -243,335 +532,19 @@ fn commit(
         version: state.next_version(request.name)?,
         epoch,
     };
-    name_the_copy(state, &tag.clone().sign(key))?;
-    Ok(tag)
+    let named = state.name_the_copy(&tag.clone().sign(key));
+    if named.is_err() && !shared {
+        // No room for the tag. A server that runs has never seen the copy that was made for it.
+        let is_named = state
+            .unnamed_copies()
+            .is_ok_and(|unnamed| !unnamed.contains(&id));
+        if !is_named && place.exists() {
+            let _ = state.discard_directory(&place);
+        }
+    }
+    named?;
+    Ok(Some(Named::meaning(tag)))
 }
 
-/// Writes the tag and removes what no tag names any more: the copy it replaces, or, when there was no
-/// room left for the tag itself, the copy that was made for it.
-fn name_the_copy(state: &StateDir, signed: &SignedTag) -> Result<(), StateError> {
-    let written = state.write_tag(signed);
-    let removed = state.remove_unnamed_copies();
-    // Why it failed is worth more than what could not be tidied up then.
-    written.and(removed)
-}
-
-/// The manifest of the copy at `place`, if that copy is what its directory says. It is hashed to
-/// know: a damaged copy must not be the one that is kept.
-fn intact_copy(place: &Path, id: &ImageId) -> Option<Manifest> {
-    let manifest = Manifest::decode(&fs::read(place.join("manifest")).ok()?, id).ok()?;
-    let image = File::open(place.join("image")).ok()?;
-    let hashed = hash_file(
-        &image,
-        manifest.geometry().chunk_size(),
-        all_cores(),
-        &|_| {},
-    )
-    .ok()?;
-    (hashed == manifest).then_some(manifest)
-}
-
-/// What would differ if somebody wrote to a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    length: u64,
-    modified: (i64, i64),
-}
-
-impl Stamp {
-    fn of(file: &File) -> io::Result<Stamp> {
-        let metadata = file.metadata()?;
-        Ok(Stamp {
-            length: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        })
-    }
-}
-
-struct Source {
-    path: PathBuf,
-    file: File,
-    stamp: Stamp,
-}
-
-impl Source {
-    fn open(path: &Path) -> Result<Source, PublishError> {
-        let failed = |what| {
-            move |source| PublishError::Source {
-                what,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        // Non-blocking, because opening a pipe would wait for somebody to write into it.
-        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(nonblocking)
-            .open(path)
-            .map_err(failed("open"))?;
-        let kind = file.metadata().map_err(failed("read"))?.file_type();
-        if !kind.is_file() {
-            let kind = if kind.is_dir() {
-                "a directory"
-            } else {
-                "no regular file"
-            };
-            return Err(PublishError::NotAFile {
-                path: path.to_owned(),
-                kind,
-            });
-        }
-        let stamp = Stamp::of(&file).map_err(failed("read"))?;
-        Ok(Source {
-            path: path.to_owned(),
-            file,
-            stamp,
-        })
-    }
-
-    fn failed(&self, what: &'static str) -> impl FnOnce(io::Error) -> PublishError + '_ {
-        move |source| PublishError::Source {
-            what,
-            path: self.path.clone(),
-            source,
-        }
-    }
-
-    fn changed(&self, detail: String) -> PublishError {
-        PublishError::Changed {
-            path: self.path.clone(),
-            detail,
-        }
-    }
-
-    /// Whether the file is something else than a squashfs; an incomplete squashfs is an error.
-    fn check_squashfs(&self) -> Result<bool, PublishError> {
-        let mut header = Vec::new();
-        (&self.file)
-            .take(4096)
-            .read_to_end(&mut header)
-            .map_err(self.failed("read"))?;
-        match check_squashfs(&header, self.stamp.length) {
-            Ok(()) => Ok(false),
-            Err(SquashfsError::NotSquashfs) => Ok(true),
-            Err(SquashfsError::CutOff { expected, found }) => Err(PublishError::CutOff {
-                path: self.path.clone(),
-                expected,
-                found,
-            }),
-        }
-    }
-
-    /// Makes the copy, by reference where the file system can, and leaves it synced and read-only.
-    fn copy_to(
-        &self,
-        path: &Path,
-        state: &StateDir,
-        progress: &dyn Progress,
-    ) -> Result<File, PublishError> {
-        let copy = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(path)
-            .map_err(StateError::io("make", path))?;
-        if let Some(owner) = state.owner() {
-            owner.give(&copy).map_err(StateError::io("make", path))?;
-        }
-        // A clone is instantaneous, takes no space, and is a snapshot.
-        if rustix::fs::ioctl_ficlone(&copy, &self.file).is_err() {
-            self.copy_bytes(&copy, path, state, progress)?;
-        }
-        let copied = copy.metadata().map_err(StateError::io("read", path))?.len();
-        if copied != self.stamp.length {
-            return Err(self.changed(format!(
-                "{} bytes at first, {copied} later",
-                self.stamp.length
-            )));
-        }
-        let stamp = Stamp::of(&self.file).map_err(self.failed("read"))?;
-        if stamp.length != self.stamp.length {
-            return Err(self.changed(format!(
-                "{} bytes at first, {} later",
-                self.stamp.length, stamp.length
-            )));
-        }
-        if stamp != self.stamp {
-            return Err(self.changed("it was written to".to_owned()));
-        }
-        copy.set_permissions(fs::Permissions::from_mode(0o444))
-            .and_then(|()| copy.sync_all())
-            .map_err(|e| self.copy_failed(e, path, state))?;
-        Ok(copy)
-    }
-
-    fn copy_bytes(
-        &self,
-        copy: &File,
-        path: &Path,
-        state: &StateDir,
-        progress: &dyn Progress,
-    ) -> Result<(), PublishError> {
-        let length = self.stamp.length;
-        if free_bytes(state.root()).is_some_and(|free| free < length) {
-            return Err(self.disk_full(state));
-        }
-        if length > 0 {
-            // Takes the space now rather than fail at 90 %. Not every file system can.
-            match rustix::fs::fallocate(copy, rustix::fs::FallocateFlags::empty(), 0, length) {
-                Err(e) if e == rustix::io::Errno::NOSPC => return Err(self.disk_full(state)),
-                _ => {}
-            }
-        }
-        progress.begin(Phase::Copy, length);
-        // Large enough that the calls cost nothing, small enough for the cache.
-        let mut buffer = vec![0; 1 << 20];
-        let mut done = 0;
-        let mut writer = copy;
-        while done < length {
-            let want = buffer
-                .len()
-                .min(usize::try_from(length - done).unwrap_or(usize::MAX));
-            let read = match self.file.read_at(&mut buffer[..want], done) {
-                Ok(0) => return Err(self.changed(format!("{length} bytes at first, {done} later"))),
-                Ok(read) => read,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(self.failed("read")(e)),
-            };
-            writer
-                .write_all(&buffer[..read])
-                .map_err(|e| self.copy_failed(e, path, state))?;
-            done += read as u64;
-            progress.advance(done);
-        }
-        Ok(())
-    }
-
-    fn copy_failed(&self, error: io::Error, path: &Path, state: &StateDir) -> PublishError {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => self.disk_full(state),
-            _ => StateError::io("write", path)(error).into(),
-        }
-    }
-
-    fn disk_full(&self, state: &StateDir) -> PublishError {
-        PublishError::DiskFull {
-            path: self.path.clone(),
-            state: state.root().to_owned(),
-            needed: self.stamp.length,
-            free: free_bytes(state.root()).unwrap_or(0),
-        }
-    }
-}
-
-fn free_bytes(directory: &Path) -> Option<u64> {
-    let space = rustix::fs::statvfs(directory).ok()?;
-    Some(space.f_bavail.saturating_mul(space.f_frsize))
-}
-
-/// A directory in `tmp/` in which one copy comes to be. Dropped, it is removed with what is in it,
-/// unless it was moved to its place.
-/// A directory in `tmp/` in which a copy comes to be; gone with this value unless it was moved.
-pub(crate) struct Workspace {
-    path: PathBuf,
-    /// Whether what is in it outlives this process, for the next one to go on with.
-    is_kept: bool,
-    /// Tells a sweeping process that this one is alive.
-    _lock: Option<Lock>,
-}
-
-impl Workspace {
-    pub(crate) fn new(state: &StateDir) -> Result<Workspace, PublishError> {
-        let path = state.temporary("publish");
-        // The sweeper holds the same lock, so it never sees the directory unlocked.
-        let _lock = state.lock()?;
-        durable::make_directory(&path, 0o755, state.owner())
-            .map_err(StateError::io("make directory", &path))?;
-        let lock = Lock::try_directory(&path).map_err(StateError::io("lock", &path))?;
-        Ok(Workspace {
-            path,
-            is_kept: false,
-            _lock: lock,
-        })
-    }
-
-    /// The one in which the image `id` is assembled: what an earlier attempt left is still in it, to
-    /// be verified before it is used. It stays until it is published, or
-    /// [`StateDir::keep_partials`] finds that nobody wants it.
-    pub(crate) fn resume(state: &StateDir, id: &ImageId) -> Result<Workspace, PublishError> {
-        let path = state.partial(id);
-        let _lock = state.lock()?;
-        durable::make_directory(&path, 0o755, state.owner())
-            .map_err(StateError::io("make directory", &path))?;
-        let lock = Lock::try_directory(&path)
-            .and_then(|lock| lock.ok_or_else(|| io::ErrorKind::ResourceBusy.into()))
-            .map_err(StateError::io("lock", &path))?;
-        Ok(Workspace {
-            path,
-            is_kept: true,
-            _lock: Some(lock),
-        })
-    }
-
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Publishes the image that was assembled here, under a tag that is signed already; one that is
-    /// older than what the name means now is let go.
-    pub(crate) fn adopt(
-        self,
-        state: &StateDir,
-        manifest: &Manifest,
-        signed: &SignedTag,
-    ) -> Result<(), PublishError> {
-        let image = self.path.join("image");
-        let copy = File::open(&image).map_err(StateError::io("open", &image))?;
-        if let Some(owner) = state.owner() {
-            owner.give(&copy).map_err(StateError::io("make", &image))?;
-        }
-        copy.set_permissions(fs::Permissions::from_mode(0o444))
-            .and_then(|()| copy.sync_all())
-            .map_err(StateError::io("write", &image))?;
-        self.write_manifest(state, manifest)?;
-        let tag = signed.unverified();
-        let _lock = state.lock()?;
-        let current = state.read_tag(&tag.name).ok().flatten();
-        if current.is_some_and(|current| current.unverified().version > tag.version) {
-            return Ok(());
-        }
-        self.move_to(&state.copy(manifest.id()), state)?;
-        Ok(name_the_copy(state, signed)?)
-    }
-
-    /// Becomes the copy at `place`; a damaged one that is there is mended by it. Called with the lock
-    /// held.
-    fn move_to(&self, place: &Path, state: &StateDir) -> Result<(), StateError> {
-        if place.exists() {
-            state.discard_directory(place)?;
-        }
-        durable::sync_directory(&self.path)
-            .and_then(|()| fs::rename(&self.path, place))
-            .and_then(|()| durable::sync_directory(&state.images()))
-            .map_err(StateError::io("move the copy to", place))
-    }
-
-    fn write_manifest(&self, state: &StateDir, manifest: &Manifest) -> Result<(), PublishError> {
-        let path = self.path.join("manifest");
-        durable::write_new(&path, &manifest.encode(), 0o444, state.owner())
-            .map_err(StateError::io("write", &path))?;
-        Ok(())
-    }
-}
-
-impl Drop for Workspace {
-    fn drop(&mut self) {
-        // Not there when it was moved to its place; a leftover is swept at the next start.
-        if !self.is_kept {
-            let _ = fs::remove_dir_all(&self.path);
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -10,9 +10,13 @@
 //!
 //! An older file, as a backup brings it back, would let revoked nodes in again, and lock newcomers out:
 //! nodes remember the newest list and epoch, and take nothing of an earlier one. A server that runs has
-//! the newer list in memory and writes it back ([`RevocationList::put_back`]). Where none runs, the tags
-//! tell: they carry the epoch in which they were signed, and a file that is behind them is refused
+//! the newer list in memory and writes it back ([`RevocationList::put_back`]). Where none runs, the
+//! newest list is remembered beside the file, and takes its place again before a server starts or a
+//! command changes anything (`revocation/remembered.rs`). Where that is gone too, the tags tell: they carry
+//! the epoch in which they were signed, and a file that is behind them is refused
 //! ([`RevocationList::load_current`]). A mirror says that its first seed's list is behind.
+
+mod remembered;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -26,6 +30,7 @@ use crate::exit::Exit;
 use crate::guarded::REVOKED;
 use crate::node_name::{node_hex, parse_node};
 use crate::state::{FIRST_EPOCH, StateDir, StateError};
+use crate::status::StatusError;
 
 const HEADER: &str = "rootswarm-revoked 1";
 
@@ -74,7 +79,7 @@ pub enum RevocationError {
     Already(String),
     /// No digits of an id.
     #[error(
-        "bad node {0:?}: expected the first digits of a node id as `rootswarm status` shows it, or all 64"
+        "bad node {0:?}: expected the first digits of a node id or its address as `rootswarm status` shows them, or all 64 digits"
     )]
     NotAnId(String),
     /// No node begins like this.
@@ -89,7 +94,7 @@ pub enum RevocationError {
     },
     /// Several do.
     #[error(
-        "{prefix} is ambiguous: the ids of {found} {among} nodes begin with it (give more digits)"
+        "{prefix} is ambiguous: the ids of {found} {among} nodes begin with it (give more digits; `rootswarm status --json` has all)"
     )]
     Ambiguous {
         /// What was asked for.
@@ -99,17 +104,68 @@ pub enum RevocationError {
         /// How many.
         found: usize,
     },
+    /// No node has this address.
+    #[error("no connected node is at {place} (`rootswarm status` lists them)")]
+    NotThere {
+        /// The address.
+        place: String,
+    },
+    /// Several do.
+    #[error(
+        "{found} connected nodes are at {place} (give the port as well, or the first digits of the id: `rootswarm status` lists them)"
+    )]
+    SeveralThere {
+        /// The address.
+        place: String,
+        /// How many.
+        found: usize,
+    },
+    /// A server runs, and does not say who is connected.
+    #[error(
+        "cannot tell which node {node} is: {source} (without it, give all 64 digits of the id)"
+    )]
+    NoAnswer {
+        /// What was asked for.
+        node: String,
+        /// What became of the question.
+        source: StatusError,
+    },
+    /// No server runs that could say it.
+    #[error(
+        "cannot tell which node {node} is: no server runs here, to which it would be connected (give all 64 digits of the id)"
+    )]
+    NoServer {
+        /// What was asked for.
+        node: String,
+    },
+    /// There is no room for the longer list.
+    #[error("nothing is revoked: {0}")]
+    NotDone(StateError),
 }
 
 impl RevocationError {
+    /// The same where it must not be taken for done.
+    pub(crate) fn not_done(self) -> RevocationError {
+        match self {
+            RevocationError::State(full @ StateError::Full { .. }) => {
+                RevocationError::NotDone(full)
+            }
+            other => other,
+        }
+    }
+
     /// The exit code of this failure.
     pub fn exit(&self) -> Exit {
         match self {
-            RevocationError::State(error) => error.exit(),
+            RevocationError::State(error) | RevocationError::NotDone(error) => error.exit(),
+            RevocationError::NoAnswer { source, .. } => source.exit(),
             RevocationError::Damaged { .. } | RevocationError::Behind { .. } => Exit::Damaged,
             RevocationError::TooMany | RevocationError::Locked => Exit::Local,
             RevocationError::Already(_)
             | RevocationError::NotAnId(_)
+            | RevocationError::NotThere { .. }
+            | RevocationError::SeveralThere { .. }
+            | RevocationError::NoServer { .. }
             | RevocationError::Unknown { .. }
             | RevocationError::Ambiguous { .. } => Exit::BadInput,
         }
@@ -264,7 +320,7 @@ impl RevocationList {
         }
         self.store(&newest)?;
         let line = format!(
-            "revocation file {} was replaced by an older one, {}: this server's, {}, is written back \
+            "revocation file {} was replaced by an older one, {}: the newest, {}, is written back \
              (`rootswarm revoke --undo NODE` lets a node in again, `--list` shows who is on it)",
             self.path().display(),
             found.numbers(),
@@ -360,7 +416,8 @@ impl RevocationList {
     fn store(&self, contents: &Contents) -> Result<(), StateError> {
         let text = contents.text();
         self.state
-            .replace(&self.path(), text.as_bytes(), REVOKED.mode)
+            .replace(&self.path(), text.as_bytes(), REVOKED.mode)?;
+        self.remember(contents)
     }
 }
 
@@ -408,181 +465,4 @@ pub fn resolve(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    fn list() -> (tempfile::TempDir, RevocationList) {
-        let dir = tempfile::tempdir().unwrap();
-        let list = RevocationList::new(StateDir::open(dir.path()).unwrap());
-        (dir, list)
-    }
-
-    const ONE: NodeId = NodeId([0x11; 32]);
-    const TWO: NodeId = NodeId([0x22; 32]);
-
-    #[test]
-    fn the_file_follows_each_change() {
-        let (dir, list) = list();
-        assert_eq!(list.load().unwrap(), Contents::default());
-        list.revoke(ONE, 5).unwrap();
-        list.revoke(TWO, 6).unwrap();
-        let text = fs::read_to_string(dir.path().join("revoked")).unwrap();
-        let (one, two) = ("11".repeat(32), "22".repeat(32));
-        let expected = format!("rootswarm-revoked 1\nversion 2 epoch 1\n{one} 5\n{two} 6\n");
-        assert_eq!(text, expected);
-        assert!(matches!(
-            list.revoke(ONE, 7),
-            Err(RevocationError::Already(_))
-        ));
-        list.undo(ONE).unwrap();
-        assert!(matches!(
-            list.undo(ONE),
-            Err(RevocationError::Unknown { .. })
-        ));
-        assert_eq!(list.load().unwrap().to_wire().nodes, [TWO]);
-        assert_eq!(list.revoke_all().unwrap(), 3);
-        let contents = list.load().unwrap();
-        assert_eq!((contents.version, contents.epoch), (4, 3));
-        assert_eq!(contents.nodes, []);
-    }
-
-    #[test]
-    fn a_mirror_takes_newer_lists_only() {
-        let ((_dir, primary), (_other, mirror)) = (list(), list());
-        primary.revoke(ONE, 5).unwrap();
-        assert_eq!(mirror.adopt(&primary.to_mirror().unwrap()).unwrap(), None);
-        assert_eq!(mirror.load().unwrap(), primary.load().unwrap());
-        // It took over, and the primary comes back with what it knew.
-        mirror.revoke(TWO, 6).unwrap();
-        let line = mirror.adopt(&primary.to_mirror().unwrap()).unwrap();
-        let words = "revocations are version 1 in epoch 1, behind version 2 in epoch 1";
-        assert!(line.unwrap().contains(words));
-        assert_eq!(mirror.load().unwrap().nodes.len(), 2);
-        // Epochs never go back, however often the primary's list has changed.
-        mirror.revoke_all().unwrap();
-        for _ in 0..3 {
-            primary.undo(ONE).unwrap();
-            primary.revoke(ONE, 7).unwrap();
-        }
-        assert!(
-            mirror
-                .adopt(&primary.to_mirror().unwrap())
-                .unwrap()
-                .is_some()
-        );
-        assert_eq!(mirror.load().unwrap().epoch, 3);
-        for bad in [&b""[..], b"\xff", b"rootswarm-revoked 1\nversion 9\n"] {
-            assert!(mirror.adopt(bad).is_err());
-        }
-    }
-
-    #[test]
-    fn an_older_file_gives_way_to_what_is_held() {
-        let id = |node: NodeId| node_hex(&node);
-        let held = Contents {
-            version: 5,
-            epoch: 3,
-            nodes: vec![(ONE, 5)],
-        };
-        let text = |version: u64, epoch: u32, node: NodeId| {
-            format!(
-                "{HEADER}\nversion {version} epoch {epoch}\n{} 5\n",
-                id(node)
-            )
-        };
-        // What is found, and the version, epoch and node that hold afterwards.
-        for (found, expected, put_back) in [
-            (Some(text(5, 3, ONE)), (5, 3, ONE), false),
-            (Some(text(6, 3, TWO)), (6, 3, TWO), false),
-            (Some(text(9, 5, TWO)), (9, 5, TWO), false),
-            (Some(text(4, 3, TWO)), (5, 3, ONE), true),
-            (Some(text(1, 1, TWO)), (5, 3, ONE), true),
-            (Some(text(5, 3, TWO)), (5, 3, ONE), true),
-            (Some(text(8, 1, TWO)), (9, 3, ONE), true),
-            (Some(text(2, 7, TWO)), (5, 3, ONE), true),
-            (None, (5, 3, ONE), true),
-        ] {
-            let (dir, list) = list();
-            let file = dir.path().join("revoked");
-            if let Some(found) = &found {
-                fs::write(&file, found).unwrap();
-            }
-            let (holds, line) = list.put_back(&held).unwrap();
-            let numbers = (holds.version, holds.epoch, holds.nodes[0].0);
-            assert_eq!((numbers, line.is_some()), (expected, put_back), "{found:?}");
-            assert_eq!(list.load().unwrap(), holds, "{found:?}");
-        }
-    }
-
-    #[test]
-    fn the_list_has_an_end() {
-        let (_dir, list) = list();
-        let nodes = (0..REVOKED_MAX as u32).map(|number| {
-            let mut id = [0; 32];
-            id[..4].copy_from_slice(&number.to_be_bytes());
-            (NodeId(id), 1)
-        });
-        let full = Contents {
-            version: 1,
-            epoch: 1,
-            nodes: nodes.collect(),
-        };
-        list.store(&full).unwrap();
-        assert_eq!(list.load().unwrap(), full);
-        assert!(matches!(list.revoke(ONE, 1), Err(RevocationError::TooMany)));
-        list.revoke_all().unwrap();
-        list.revoke(ONE, 1).unwrap();
-    }
-
-    #[test]
-    fn damaged_files_are_refused_with_the_line() {
-        let (dir, list) = list();
-        let id = "11".repeat(32);
-        for (text, line) in [
-            (String::new(), 1),
-            ("rootswarm-revoked 2\n".to_owned(), 1),
-            (format!("{HEADER}\n"), 2),
-            (format!("{HEADER}\nversion x epoch 1\n"), 2),
-            (format!("{HEADER}\nversion 1 epoch 1\n{id}\n"), 3),
-            (format!("{HEADER}\nversion 1 epoch 1\n{id} 1\nabc 1\n"), 4),
-        ] {
-            fs::write(dir.path().join("revoked"), &text).unwrap();
-            match list.load() {
-                Err(RevocationError::Damaged { line: found, .. }) => {
-                    assert_eq!(found, line, "{text:?}");
-                }
-                other => panic!("{text:?}: {other:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn a_prefix_must_mean_one_node() {
-        let mut near = ONE;
-        near.0[31] = 0;
-        let known = [ONE, near, TWO, TWO];
-        let check = |prefix: &str| resolve(prefix, "connected", known).map_err(|e| e.to_string());
-        assert_eq!(check("2"), Ok(TWO));
-        assert_eq!(check(&"22".repeat(32)), Ok(TWO));
-        assert_eq!(
-            check(&"33".repeat(32)),
-            Ok(NodeId([0x33; 32])),
-            "not connected"
-        );
-        assert!(
-            check("11")
-                .unwrap_err()
-                .starts_with("11 is ambiguous: the ids of 2 connected")
-        );
-        assert!(
-            check("3")
-                .unwrap_err()
-                .starts_with("no connected node's id begins with 3 (")
-        );
-        for bad in ["", "xyz", "../", &"1".repeat(65)] {
-            assert!(check(bad).unwrap_err().starts_with("bad node "), "{bad}");
-        }
-    }
-}
+mod tests;

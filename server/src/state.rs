@@ -4,11 +4,19 @@
 //! swarm.key, swarm.pub            the installation's key; made at first start
 //! images/<root hash>/{image,manifest}   read-only copies; what is served
 //! tags/NAME                       a signed statement of what NAME means now
-//! retired/NAME                    the last tag of a removed name, so that versions only ever grow
+//! generations/NAME/VERSION        what NAME meant before (crate::generations)
+//! retired/NAME                    the last tag of a removed name, so that versions only ever grow; also once
+//!                                 NAME is published again
 //! tokens                          admission tokens, hashed (crate::token)
 //! revoked                         the epoch, and nodes whose admission was taken back (crate::revocation)
+//! revoked.newest                  the same, as it was written last: an older one does not come back
 //! mirror                          the seed that is mirrored here, if one is (crate::mirror)
 //! policy                          whom that seed lets in, as it told (crate::policy)
+//! keep/NAME                       how many images of NAME are kept, if that was said (crate::keep)
+//! rolled-back/NAME                images that an operator went back from (crate::rolled_back)
+//! told/NAME                       the image that a server was last told to publish (crate::told)
+//! versions/NAME                   the highest version that NAME had: whatever becomes of its tag, none is lower
+//! sources/NAME                    the file that NAME was published from at start (crate::sources)
 //! boot/                           kernels, initrds and boot scripts for HTTP
 //! tmp/                            what is not finished; emptied at start, but for a mirror's downloads
 //! lock, serve.lock, control.sock
@@ -16,22 +24,30 @@
 //!
 //! Everything is written under a temporary name, synced and renamed, so that a reader, and a crash,
 //! sees the old or the new and nothing else. Writers hold `lock`. How a copy is made is
-//! [`crate::publish`]'s business; whether it is still intact, [`crate::catalogue`]'s.
+//! [`crate::publish`]'s business; whether it is still intact, [`crate::catalogue`]'s. What tags say is in
+//! `tags`, what nothing names in `leftovers`.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+mod leftovers;
+mod tags;
+
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rootswarm_image::{
-    ImageId, ImageName, SignedTag, SwarmKey, SwarmKeyError, SwarmPublicKey, TagError,
-};
+use rootswarm_image::{ImageId, ImageName, SwarmKey, SwarmKeyError};
 
+use crate::copy::DamageError;
 use crate::durable::{self, Lock, Owner};
 use crate::exit::Exit;
+use crate::generations::Which;
 use crate::guarded::{GuardError, POLICY, REVOKED, SWARM_KEY, TOKENS};
+use crate::keep::Keep;
 use crate::revocation::{RevocationError, RevocationList};
+
+pub use tags::FoundTag;
+pub(crate) use tags::read_tag_file;
 
 /// Where the state is unless somebody says otherwise.
 pub const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/rootswarm";
@@ -43,8 +59,11 @@ pub const FIRST_EPOCH: u32 = 1;
 /// How often a lock that another process holds is tried again.
 const LOCK_POLL: Duration = Duration::from_millis(5);
 
-/// A signed tag is some 200 bytes; more in `tags/` is not ours, and is not read into memory.
-const MAX_TAG_FILE_BYTES: u64 = 64 * 1024;
+/// To find out whether a server runs, its lock is taken for an instant: a server that starts in it
+/// tries again.
+const SERVE_LOCK_TRIES: u32 = 10;
+/// See [`SERVE_LOCK_TRIES`].
+const SERVE_LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +77,14 @@ pub enum StateError {
         /// The verb.
         what: &'static str,
         /// The object.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// There is no room for a file.
+    #[error("cannot write {}: {source} (make room on its file system: `rootswarm images` lists what there is, and `rootswarm remove NAME` needs none)", path.display())]
+    Full {
+        /// The file.
         path: PathBuf,
         /// The reason.
         source: io::Error,
@@ -87,6 +114,26 @@ pub enum StateError {
     /// No such name.
     #[error("no image is published as {0} (`rootswarm images` lists them)")]
     UnknownImage(ImageName),
+    /// No such generation of a name.
+    #[error(
+        "{name} has no older generation {which}: {count} are kept (`rootswarm images` lists them)"
+    )]
+    NoGeneration {
+        /// The name.
+        name: ImageName,
+        /// Which was asked for.
+        which: Which,
+        /// How many there are besides the current one.
+        count: usize,
+    },
+    /// The copy that a name was to mean.
+    #[error("copy {} is damaged, and no name is changed to it: {reason} (publish that image again, or go back to another: `rootswarm images` lists them)", path.display())]
+    DamagedCopy {
+        /// Its directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: Box<DamageError>,
+    },
     /// What is here is another seed's.
     #[error("state directory {} mirrors {primary}: do this there (or take over: serve without --mirror first)", path.display())]
     Mirrors {
@@ -114,16 +161,18 @@ impl StateError {
     /// The exit code of this failure.
     pub fn exit(&self) -> Exit {
         match self {
-            StateError::Missing(_) | StateError::Io { .. } | StateError::KeyGeneration(_) => {
-                Exit::Local
-            }
+            StateError::Missing(_)
+            | StateError::Io { .. }
+            | StateError::Full { .. }
+            | StateError::KeyGeneration(_) => Exit::Local,
             StateError::Guard(GuardError::Io { .. }) => Exit::Local,
             StateError::Guard(_) => Exit::Refused,
             StateError::KeyContents { .. }
             | StateError::KeyLost { .. }
             | StateError::Epoch(_)
+            | StateError::DamagedCopy { .. }
             | StateError::DamagedTag { .. } => Exit::Damaged,
-            StateError::UnknownImage(_) => Exit::NoSuchImage,
+            StateError::UnknownImage(_) | StateError::NoGeneration { .. } => Exit::NoSuchImage,
             StateError::Mirrors { .. } => Exit::BadInput,
         }
     }
@@ -141,26 +190,39 @@ impl StateError {
     }
 }
 
-/// A file of `tags/`: its name, and its tag or why it has none.
-pub type FoundTag = (String, Result<SignedTag, StateError>);
-
 /// An opened state directory.
 #[derive(Debug, Clone)]
 pub struct StateDir {
     root: PathBuf,
     owner: Option<Owner>,
+    keep: Keep,
 }
 
 impl StateDir {
     /// Opens the directory for writing, makes what is missing in it, and removes what an
     /// interrupted writer left.
     pub fn open(root: &Path) -> Result<StateDir, StateError> {
+        let state = StateDir::open_to_serve(root)?;
+        let _lock = state.lock()?;
+        state.remove_unnamed_copies()?;
+        Ok(state)
+    }
+
+    /// The same, but copies that no tag names stay: a server that was killed in the middle of sending
+    /// one goes on with it.
+    pub fn open_to_serve(root: &Path) -> Result<StateDir, StateError> {
         fs::create_dir_all(root).map_err(StateError::io("make state directory", root))?;
         let state = StateDir::open_existing(root)?;
         for (name, mode) in [
             ("images", 0o755),
             ("tags", 0o755),
             ("retired", 0o755),
+            ("generations", 0o755),
+            ("keep", 0o755),
+            ("rolled-back", 0o755),
+            ("told", 0o755),
+            ("versions", 0o755),
+            ("sources", 0o755),
             ("boot", 0o755),
             ("tmp", 0o700),
         ] {
@@ -178,12 +240,40 @@ impl StateDir {
             Ok(owner) => Ok(StateDir {
                 root: root.to_owned(),
                 owner,
+                keep: Keep::default(),
             }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 Err(StateError::Missing(root.to_owned()))
             }
             Err(e) => Err(StateError::io("open state directory", root)(e)),
         }
+    }
+
+    /// The same directory, of which each name keeps so many images, the current one among them, unless
+    /// something else was said for it.
+    #[must_use]
+    pub fn keeping(mut self, keep: usize) -> StateDir {
+        self.keep = Keep::Unless(keep);
+        self
+    }
+
+    /// The same directory, to change a name of which so many images are kept from now on.
+    #[must_use]
+    pub fn keeping_said(mut self, keep: usize) -> StateDir {
+        self.keep = Keep::Said(keep);
+        self
+    }
+
+    /// The same directory, for changes that give up nothing.
+    #[must_use]
+    pub fn keeping_all(mut self) -> StateDir {
+        self.keep = Keep::All;
+        self
+    }
+
+    /// How many images of each name are kept.
+    pub(crate) fn keep(&self) -> Keep {
+        self.keep
     }
 
     /// The directory itself.
@@ -204,6 +294,31 @@ impl StateDir {
     /// Where the tags are.
     pub fn tags_directory(&self) -> PathBuf {
         self.root.join("tags")
+    }
+
+    /// Where the older generations are.
+    pub(crate) fn generations_directory(&self) -> PathBuf {
+        self.root.join("generations")
+    }
+
+    /// Where is noted from which file a name was published ([`crate::sources`]).
+    pub(crate) fn source_note(&self, name: &ImageName) -> PathBuf {
+        self.root.join("sources").join(name.as_str())
+    }
+
+    /// Where is noted how many images of a name are kept ([`crate::keep`]).
+    pub(crate) fn keep_note(&self, name: &ImageName) -> PathBuf {
+        self.root.join("keep").join(name.as_str())
+    }
+
+    /// Where is noted which images an operator went back from ([`crate::rolled_back`]).
+    pub(crate) fn rolled_back_note(&self, name: &ImageName) -> PathBuf {
+        self.root.join("rolled-back").join(name.as_str())
+    }
+
+    /// Where is noted which image a server was last told to publish ([`crate::told`]).
+    pub(crate) fn told_note(&self, name: &ImageName) -> PathBuf {
+        self.root.join("told").join(name.as_str())
     }
 
     /// What HTTP serves under `/boot/`.
@@ -257,106 +372,27 @@ impl StateDir {
     /// Marks the directory as served by this process; `None` if another process serves it.
     pub fn lock_for_serving(&self) -> Result<Option<Lock>, StateError> {
         let path = self.root.join("serve.lock");
-        Lock::try_exclusive(&path, self.owner).map_err(StateError::io("lock", &path))
-    }
-
-    /// Where a mirror assembles the image `id`.
-    pub(crate) fn partial(&self, id: &ImageId) -> PathBuf {
-        self.root.join("tmp").join(format!("{PARTIAL}{id}"))
-    }
-
-    /// Removes what mirroring has begun of other images than these.
-    pub(crate) fn keep_partials(&self, wanted: &[ImageId]) -> Result<(), StateError> {
-        let _lock = self.lock()?;
-        let wanted: Vec<PathBuf> = wanted.iter().map(|id| self.partial(id)).collect();
-        self.visit_temporary(|path| match is_partial(path) && !wanted.contains(path) {
-            true => remove_abandoned(path),
-            false => Ok(()),
-        })
-    }
-
-    fn visit_temporary(
-        &self,
-        visit: impl Fn(&PathBuf) -> Result<(), StateError>,
-    ) -> Result<(), StateError> {
-        let tmp = self.root.join("tmp");
-        for entry in fs::read_dir(&tmp).map_err(StateError::io("read", &tmp))? {
-            visit(&entry.map_err(StateError::io("read", &tmp))?.path())?;
-        }
-        Ok(())
-    }
-
-    /// Removes what no live process works on in `tmp/`, and copies that no tag names. What a mirror
-    /// has begun to fetch is left to [`StateDir::keep_partials`], as long as this is a mirror.
-    fn sweep(&self) -> Result<(), StateError> {
-        let _lock = self.lock()?;
-        let is_mirror = self.mirrors().is_some();
-        self.visit_temporary(|path| {
-            if path.is_dir() {
-                match is_mirror && is_partial(path) {
-                    true => Ok(()),
-                    false => remove_abandoned(path),
-                }
-            } else {
-                // Single files are only written under the lock that is held here.
-                fs::remove_file(path).map_err(StateError::io("remove leftover", path))
+        for _ in 0..SERVE_LOCK_TRIES {
+            let lock = Lock::try_exclusive(&path, self.owner);
+            if let Some(lock) = lock.map_err(StateError::io("lock", &path))? {
+                return Ok(Some(lock));
             }
-        })?;
-        self.remove_unnamed_copies()
+            std::thread::sleep(SERVE_LOCK_PAUSE);
+        }
+        Ok(None)
     }
 
-    /// Removes copies that no tag names. Called with the lock held. A server that still sends one
-    /// of them has it mapped and goes on: the space is free when it lets go.
-    ///
-    /// While a tag is there that cannot be trusted, nothing is removed: what it should name is not
-    /// known, and the copy may be good.
-    pub(crate) fn remove_unnamed_copies(&self) -> Result<(), StateError> {
-        let public = fs::read_to_string(self.root.join("swarm.pub")).unwrap_or_default();
-        let Ok(key) = public.trim_end().parse::<SwarmPublicKey>() else {
-            return Ok(());
-        };
-        let mut named = Vec::new();
-        for (_, tag) in self.read_tags()? {
-            let Some(tag) = tag
-                .ok()
-                .and_then(|tag| tag.verify(&key, &tag.unverified().name).ok())
-            else {
-                return Ok(());
-            };
-            named.push(self.copy(&tag.id));
-        }
-        let images = self.images();
-        for entry in fs::read_dir(&images).map_err(StateError::io("read", &images))? {
-            let path = entry.map_err(StateError::io("read", &images))?.path();
-            let is_copy = path
-                .file_name()
-                .and_then(|n| n.to_str())
-                .is_some_and(|n| n.parse::<ImageId>().is_ok());
-            if is_copy && !named.contains(&path) {
-                self.discard_directory(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes a copy away in one step (a rename into `tmp/`), then frees its space.
-    pub(crate) fn discard_directory(&self, path: &Path) -> Result<(), StateError> {
-        let doomed = self.temporary("removed");
-        fs::rename(path, &doomed).map_err(StateError::io("remove", path))?;
-        fs::remove_dir_all(&doomed).map_err(StateError::io("remove", &doomed))
+    /// Whether a server, this process or another, holds the directory for serving.
+    pub fn is_served(&self) -> bool {
+        Lock::is_held(&self.root.join("serve.lock"))
     }
 
     /// The swarm key. Made if there is none, unless tags are there that a lost one signed.
     pub fn key(&self) -> Result<SwarmKey, StateError> {
-        let path = self.root.join(SWARM_KEY.name);
+        let path = self.key_file();
         let _lock = self.lock()?;
-        let key = match SWARM_KEY.read(&self.root)? {
-            Some(pkcs8) => {
-                SwarmKey::from_pkcs8(&pkcs8).map_err(|source| StateError::KeyContents {
-                    path: path.clone(),
-                    source,
-                })?
-            }
+        let key = match self.existing_key()? {
+            Some(key) => key,
             None => {
                 if !self.read_tags()?.is_empty() {
                     return Err(StateError::KeyLost {
@@ -377,6 +413,23 @@ impl StateDir {
         Ok(key)
     }
 
+    /// The swarm key, if there is one. Needs no lock.
+    pub fn existing_key(&self) -> Result<Option<SwarmKey>, StateError> {
+        let Some(pkcs8) = SWARM_KEY.read(&self.root)? else {
+            return Ok(None);
+        };
+        let key = SwarmKey::from_pkcs8(&pkcs8).map_err(|source| StateError::KeyContents {
+            path: self.key_file(),
+            source,
+        })?;
+        Ok(Some(key))
+    }
+
+    /// Where the swarm key is.
+    pub(crate) fn key_file(&self) -> PathBuf {
+        self.root.join(SWARM_KEY.name)
+    }
+
     /// That nobody else can let nodes in: a server refuses to start rather than to find out at the
     /// first node.
     pub fn check_guarded(&self) -> Result<(), StateError> {
@@ -393,46 +446,15 @@ impl StateDir {
         contents: &[u8],
         mode: u32,
     ) -> Result<(), StateError> {
-        durable::replace_file(path, &self.temporary("file"), contents, mode, self.owner)
-            .map_err(StateError::io("write", path))
-    }
-
-    /// All tags, by name. One that cannot be decoded is in the list with its reason.
-    pub fn read_tags(&self) -> Result<Vec<FoundTag>, StateError> {
-        let directory = self.tags_directory();
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(StateError::io("read", &directory)(e)),
-        };
-        let mut tags = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(StateError::io("read", &directory))?;
-            let file_name = entry.file_name().to_string_lossy().into_owned();
-            match read_tag_file(&entry.path(), &file_name) {
-                Ok(Some(tag)) => tags.push((file_name, Ok(tag))),
-                // Removed between the listing and the reading.
-                Ok(None) => {}
-                Err(e) => tags.push((file_name, Err(e))),
-            }
-        }
-        tags.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(tags)
-    }
-
-    /// The last tags of names that were removed. What is damaged there is left out: it only keeps
-    /// versions growing.
-    pub fn read_retired(&self) -> Vec<SignedTag> {
-        let Ok(entries) = fs::read_dir(self.root.join("retired")) else {
-            return Vec::new();
-        };
-        entries
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                read_tag_file(&entry.path(), &name).ok().flatten()
-            })
-            .collect()
+        durable::replace_file(path, &self.temporary("file"), contents, mode, self.owner).map_err(
+            |source| match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StateError::Full {
+                    path: path.to_owned(),
+                    source,
+                },
+                _ => StateError::io("write", path)(source),
+            },
+        )
     }
 
     /// The seed that this state directory mirrors: a note for whoever would change something here.
@@ -458,7 +480,7 @@ impl StateDir {
 
     /// Whether the swarm key is there; [`StateDir::key`] would make one.
     pub(crate) fn has_key(&self) -> bool {
-        self.root.join(SWARM_KEY.name).exists()
+        self.key_file().exists()
     }
 
     /// The epoch in which certificates and tags are signed now.
@@ -469,180 +491,6 @@ impl StateDir {
             Err(error) => Err(StateError::Epoch(error.to_string())),
         }
     }
-
-    /// Signs what names mean anew, in the current epoch and as a new version, where that was signed in an
-    /// earlier one; returns how many. Whoever holds tags to the epoch takes none of an earlier one, so
-    /// this is part of beginning a new epoch. Done over after a crash, and for a state directory of a
-    /// release that did not do it.
-    pub fn renew_tags(&self, key: &SwarmKey) -> Result<usize, StateError> {
-        let epoch = self.epoch()?;
-        let _lock = self.lock()?;
-        let mut renewed = 0;
-        for (_, found) in self.read_tags()? {
-            // A damaged one, or one under another key, is reported by who serves it.
-            let Some(mut tag) = found
-                .ok()
-                .and_then(|tag| tag.verify(&key.public(), &tag.unverified().name).ok())
-            else {
-                continue;
-            };
-            if tag.epoch >= epoch {
-                continue;
-            }
-            tag.version = self.next_version(&tag.name)?;
-            tag.epoch = epoch;
-            self.write_tag(&tag.sign(key))?;
-            renewed += 1;
-        }
-        Ok(renewed)
-    }
-
-    /// The newest epoch in which this installation's key signed a tag that is still here, of a removed name
-    /// as well; 0 if there is none.
-    pub fn newest_epoch_signed(&self) -> Result<u32, StateError> {
-        // Not by `key`, which takes the lock: it is asked with the lock held as well.
-        let Some(pkcs8) = SWARM_KEY.read(&self.root)? else {
-            return Ok(0);
-        };
-        let key = SwarmKey::from_pkcs8(&pkcs8).map_err(|source| StateError::KeyContents {
-            path: self.root.join(SWARM_KEY.name),
-            source,
-        })?;
-        let key = key.public();
-        let current = self
-            .read_tags()?
-            .into_iter()
-            .filter_map(|(_, tag)| tag.ok());
-        Ok(current
-            .chain(self.read_retired())
-            .filter_map(|tag| tag.verify(&key, &tag.unverified().name).ok())
-            .map(|tag| tag.epoch)
-            .max()
-            .unwrap_or(0))
-    }
-
-    /// The newest version that was ever seen here of a name, and the newest epoch of its tags; a name that
-    /// was removed is remembered.
-    pub fn newest(&self, name: &ImageName) -> (u64, u32) {
-        let current = self.read_tag(name).ok().flatten();
-        let retired = self.root.join("retired").join(name.as_str());
-        let retired = read_tag_file(&retired, name.as_str()).ok().flatten();
-        let both = || current.iter().chain(&retired).map(SignedTag::unverified);
-        let version = both().map(|tag| tag.version).max();
-        let epoch = both().map(|tag| tag.epoch).max();
-        (version.unwrap_or(0), epoch.unwrap_or(0))
-    }
-
-    /// The tag of one name; `None` if it is not published.
-    pub fn read_tag(&self, name: &ImageName) -> Result<Option<SignedTag>, StateError> {
-        read_tag_file(&self.tags_directory().join(name.as_str()), name.as_str())
-    }
-
-    /// The version that the next tag of `name` has: one more than any before, also across removal.
-    /// Called with the lock held.
-    pub(crate) fn next_version(&self, name: &ImageName) -> Result<u64, StateError> {
-        let current = self.read_tag(name).ok().flatten();
-        let retired = read_tag_file(
-            &self.root.join("retired").join(name.as_str()),
-            name.as_str(),
-        )
-        .ok()
-        .flatten();
-        let newest = current
-            .iter()
-            .chain(&retired)
-            .map(|tag| tag.unverified().version)
-            .max();
-        Ok(newest.unwrap_or(0).saturating_add(1))
-    }
-
-    /// Makes `tag` the meaning of its name. Called with the lock held.
-    pub(crate) fn write_tag(&self, tag: &SignedTag) -> Result<(), StateError> {
-        let name = tag.unverified().name.as_str();
-        self.replace(&self.tags_directory().join(name), &tag.encode(), 0o644)?;
-        let retired = self.root.join("retired").join(name);
-        match fs::remove_file(&retired) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(StateError::io("remove", &retired)(e))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes a name out of the catalogue, and its copy with it unless another name has the same.
-    pub fn remove(&self, name: &ImageName) -> Result<(), StateError> {
-        let _lock = self.lock()?;
-        let path = self.tags_directory().join(name.as_str());
-        let retired = self.root.join("retired").join(name.as_str());
-        match fs::rename(&path, &retired) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(StateError::UnknownImage(name.clone()));
-            }
-            Err(e) => return Err(StateError::io("remove", &path)(e)),
-        }
-        for directory in [self.tags_directory(), self.root.join("retired")] {
-            durable::sync_directory(&directory).map_err(StateError::io("sync", &directory))?;
-        }
-        self.remove_unnamed_copies()
-    }
-
-    /// Gives the image that `existing` means the name `name` as well, and returns the new tag.
-    pub fn retag(
-        &self,
-        name: &ImageName,
-        existing: &ImageName,
-        key: &SwarmKey,
-    ) -> Result<SignedTag, StateError> {
-        let _lock = self.lock()?;
-        let mut tag = match self.read_tag(existing)? {
-            Some(tag) => tag.unverified().clone(),
-            None => return Err(StateError::UnknownImage(existing.clone())),
-        };
-        tag.version = self.next_version(name)?;
-        tag.name = name.clone();
-        tag.epoch = self.epoch()?;
-        let signed = tag.sign(key);
-        self.write_tag(&signed)?;
-        self.remove_unnamed_copies()?;
-        Ok(signed)
-    }
-}
-
-/// What a mirror's directories in `tmp/` begin with; the rest is a hash.
-const PARTIAL: &str = "mirror-";
-
-fn is_partial(path: &Path) -> bool {
-    path.file_name()
-        .and_then(|name| name.to_str()?.strip_prefix(PARTIAL)?.parse().ok())
-        .is_some_and(|_: ImageId| true)
-}
-
-/// Removes a directory that no live process works in: such a one holds a lock, which dies with it.
-fn remove_abandoned(path: &Path) -> Result<(), StateError> {
-    if let Ok(Some(_abandoned)) = Lock::try_directory(path) {
-        fs::remove_dir_all(path).map_err(StateError::io("remove leftover", path))?;
-    }
-    Ok(())
-}
-
-fn read_tag_file(path: &Path, name: &str) -> Result<Option<SignedTag>, StateError> {
-    let damaged = |reason: String| StateError::DamagedTag {
-        name: name.to_owned(),
-        path: path.to_owned(),
-        reason,
-    };
-    let mut bytes = Vec::new();
-    match File::open(path).and_then(|file| file.take(MAX_TAG_FILE_BYTES).read_to_end(&mut bytes)) {
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(damaged(e.to_string())),
-    }
-    let tag = SignedTag::decode(&bytes).map_err(|e: TagError| damaged(e.to_string()))?;
-    if tag.unverified().name.as_str() != name {
-        return Err(damaged(format!("it is about {}", tag.unverified().name)));
-    }
-    Ok(Some(tag))
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 //! `rootswarm status` prints it as a table. The document is for scripts too: fields are added, never
 //! changed; `format` would be raised otherwise.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
 use crate::exit::Exit;
+use crate::log::is_obeyed;
 use crate::units::Bytes;
 
 /// The version of the document.
@@ -40,6 +41,19 @@ pub enum StatusError {
         /// The reason.
         source: io::Error,
     },
+    /// A server is there, and hangs.
+    #[error(
+        "the server{} at {} did not answer within {} s (see its log; `systemctl restart rootswarm` ends what hangs)",
+        process.map_or(String::new(), |pid| format!(" (process {pid})")),
+        path.display(),
+        TIMEOUT.as_secs()
+    )]
+    Hangs {
+        /// The socket.
+        path: PathBuf,
+        /// Which process listens there, if that can be told.
+        process: Option<i32>,
+    },
     /// What answers is not a server of this release.
     #[error("what answers at {} is not understood: {reason}", path.display())]
     NotUnderstood {
@@ -54,7 +68,7 @@ impl StatusError {
     /// The exit code of this failure.
     pub fn exit(&self) -> Exit {
         match self {
-            StatusError::NoServer { .. } => Exit::Network,
+            StatusError::NoServer { .. } | StatusError::Hangs { .. } => Exit::Network,
             StatusError::NotUnderstood { .. } => Exit::Unexpected,
         }
     }
@@ -67,6 +81,12 @@ pub struct StatusDocument {
     pub format: u32,
     /// What nodes connect to, as it stands in a rooturl.
     pub host: String,
+    /// Why no node can, in a line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_address: Option<String>,
+    /// The public half of the swarm key that it runs with; none from a server that is older, or waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swarm_key: Option<String>,
     /// Where HTTP listens.
     pub http: String,
     /// The server's process.
@@ -77,6 +97,15 @@ pub struct StatusDocument {
     pub upload_limit_bytes_per_s: Option<u64>,
     /// What it serves.
     pub images: Vec<ImageEntry>,
+    /// Names that it does not serve yet, because their copy is being checked or made.
+    #[serde(default)]
+    pub loading: Vec<String>,
+    /// The address that it is to listen on and no interface has yet: it serves nothing until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<String>,
+    /// The version of the list of revocations that holds here; none from a server that is older, or waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocations: Option<u64>,
 }
 
 /// One image.
@@ -84,6 +113,12 @@ pub struct StatusDocument {
 pub struct ImageEntry {
     /// Its names; none if it was removed and nodes still fetch it.
     pub names: Vec<String>,
+    /// The version under which each of its names is served; empty from a server that is older.
+    #[serde(default)]
+    pub versions: BTreeMap<String, u64>,
+    /// The names that meant it before, and under whose pins it can still be had.
+    #[serde(default)]
+    pub older_of: Vec<String>,
     /// Its id.
     pub id: String,
     /// Its length.
@@ -132,11 +167,41 @@ pub struct NodeEntry {
 /// Opens the control socket. Only one server runs on a state directory (it holds `serve.lock`), so a
 /// socket that is there is a leftover.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
+    remove_leftover(path)?;
     UnixListener::bind(path)
+}
+
+/// The same where nothing runs yet, for [`answer_those_who_wait`].
+pub(crate) fn listen_early(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    remove_leftover(path)?;
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn remove_leftover(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Answers who asks a server that has nothing running yet, without waiting for anybody: `document` is
+/// shorter than what a socket takes at once.
+pub(crate) fn answer_those_who_wait(
+    listener: &std::os::unix::net::UnixListener,
+    document: &StatusDocument,
+) {
+    let bytes = serde_json::to_vec(document).unwrap_or_default();
+    for _ in 0..READERS {
+        // Nobody, or nobody more.
+        let Ok((mut stream, _)) = listener.accept() else {
+            return;
+        };
+        let _ = stream.set_nonblocking(true);
+        // A client that went away is its own loss.
+        let _ = stream.write_all(&bytes);
+    }
 }
 
 /// Who is answered at a time; each has a document of his own.
@@ -183,10 +248,15 @@ pub fn ask(path: &Path) -> Result<StatusDocument, StatusError> {
     let stream = UnixStream::connect(path).map_err(no_server)?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(no_server)?;
     let mut bytes = Vec::new();
-    stream
-        .take(MAX_DOCUMENT_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(no_server)?;
+    let read = (&stream).take(MAX_DOCUMENT_BYTES).read_to_end(&mut bytes);
+    read.map_err(|source| match source.kind() {
+        // The socket's own word for a time that is over.
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => StatusError::Hangs {
+            path: path.to_owned(),
+            process: listener(&stream),
+        },
+        _ => no_server(source),
+    })?;
     let document: StatusDocument =
         serde_json::from_slice(&bytes).map_err(|e| StatusError::NotUnderstood {
             path: path.to_owned(),
@@ -202,9 +272,18 @@ pub fn ask(path: &Path) -> Result<StatusDocument, StatusError> {
     Ok(document)
 }
 
+/// The process that listens at the other end.
+fn listener(stream: &UnixStream) -> Option<i32> {
+    let found = rustix::net::sockopt::socket_peercred(stream).ok()?;
+    Some(found.pid.as_raw_nonzero().get())
+}
+
 /// Columns of a terminal that is as small as terminals get.
 const WIDTH: usize = 80;
-const BAR: usize = 20;
+const BAR: usize = 12;
+
+/// Digits of a node's id: what `rootswarm revoke` takes, and enough to tell some thousands apart.
+const ID: usize = 8;
 
 /// The document as a table of at most 80 columns.
 pub fn table(document: &StatusDocument) -> String {
@@ -222,17 +301,27 @@ pub fn table(document: &StatusDocument) -> String {
         duration(document.uptime_s)
     );
     let _ = writeln!(text, "{}", cut(&head, WIDTH));
-    if document.images.is_empty() {
+    if let Some(line) = &document.no_address {
+        let _ = writeln!(text, "{}", cut(line, WIDTH));
+    }
+    if let Some(address) = &document.waiting_for {
+        let waiting = format!("waiting for {address}, which no interface has yet");
+        let _ = writeln!(text, "{}", cut(&waiting, WIDTH));
+    } else if !document.loading.is_empty() {
+        let loading = format!("loading {}", document.loading.join(", "));
+        let _ = writeln!(text, "{}", cut(&loading, WIDTH));
+    } else if document.images.is_empty() {
         let _ = writeln!(text, "no images (rootswarm publish NAME FILE)");
     }
     for image in &document.images {
         let complete = image.nodes.iter().filter(|node| node.complete).count();
         let racks: BTreeSet<_> = image.nodes.iter().map(|node| &node.rack).collect();
-        let names = if image.names.is_empty() {
-            "(removed)".to_owned()
-        } else {
-            image.names.join(", ")
-        };
+        let older = image.older_of.iter().map(|name| format!("{name} before"));
+        let mut names: Vec<String> = image.names.iter().cloned().chain(older).collect();
+        if names.is_empty() {
+            names.push("(removed)".to_owned());
+        }
+        let names = names.join(", ");
         let _ = writeln!(
             text,
             "\n{}",
@@ -266,12 +355,11 @@ pub fn table(document: &StatusDocument) -> String {
             // Only where it says something: the rack beside the address, both cut to their column.
             let place = match (&node.rack, racks.len()) {
                 (Some(rack), 2..) => {
-                    // Whatever a node says of itself, it is one line of text.
-                    let rack = rack.replace(char::is_control, "?");
-                    format!("{} {}", cut(&node.address, 21), cut(&rack, 12))
+                    format!("{} {}", cut(&node.address, 21), cut(rack, 12))
                 }
                 _ => cut(&node.address, 34),
             };
+            let id: String = node.id.chars().take(ID).collect();
             // The share of what is not complete is below one, so the bar is never full too early.
             let filled = (share * BAR as f64) as usize;
             let percent = (share * 100.0) as u32;
@@ -282,7 +370,7 @@ pub fn table(document: &StatusDocument) -> String {
             };
             let _ = writeln!(
                 text,
-                "  {place:<34} [{}{}] {percent:>3}% {rate:>11}",
+                "  {id:<ID$} {place:<34} [{}{}] {percent:>3}% {rate:>11}",
                 "#".repeat(filled),
                 "-".repeat(BAR - filled.min(BAR)),
             );
@@ -292,8 +380,10 @@ pub fn table(document: &StatusDocument) -> String {
 }
 
 fn cut(text: &str, width: usize) -> String {
+    // Whatever a node says of itself, it is one line of text.
+    let text = text.replace(is_obeyed, "?");
     if text.chars().count() <= width {
-        return text.to_owned();
+        return text;
     }
     let mut short: String = text.chars().take(width - 1).collect();
     short.push('…');
@@ -316,9 +406,9 @@ mod tests {
     fn document() -> StatusDocument {
         let node = |address: &str, have, complete: bool, rate| NodeEntry {
             node: "ab".repeat(32),
-            id: String::new(),
+            id: "c0ffee01".repeat(8),
             address: address.into(),
-            rack: complete.then(|| "row\n3/r7".into()),
+            rack: complete.then(|| "row\n3\u{202e}r7".into()),
             chunks_have: have,
             complete,
             complete_after_ms: complete.then_some(12_345),
@@ -329,6 +419,9 @@ mod tests {
         StatusDocument {
             format: FORMAT,
             host: "10.0.0.1".into(),
+            no_address: Some("no ".repeat(40)),
+            revocations: Some(4),
+            swarm_key: None,
             http: "0.0.0.0:7480".into(),
             pid: 1,
             uptime_s: 3725,
@@ -336,6 +429,8 @@ mod tests {
             images: vec![
                 ImageEntry {
                     names: vec!["a".repeat(64), "b".repeat(64)],
+                    versions: BTreeMap::new(),
+                    older_of: vec![],
                     id: "0123456789abcdef".repeat(4),
                     length_bytes: u64::MAX,
                     chunks: 65536,
@@ -357,6 +452,8 @@ mod tests {
                 },
                 ImageEntry {
                     names: vec!["web".into()],
+                    versions: BTreeMap::from([("web".to_owned(), 7)]),
+                    older_of: vec!["db".into()],
                     id: "0123456789abcdef".repeat(4),
                     length_bytes: 0,
                     chunks: 0,
@@ -366,6 +463,8 @@ mod tests {
                     nodes: vec![node("10.0.0.8:1", 0, false, 0)],
                 },
             ],
+            loading: vec!["c".repeat(64)],
+            waiting_for: None,
         }
     }
 
@@ -385,17 +484,14 @@ mod tests {
         );
         assert_eq!(text.matches("cut off").count(), 1, "{text}");
         assert!(text.contains("up 1 h 2 min, at most 12.5 MB/s"), "{text}");
-        assert!(text.contains("[###################-]  99% "), "{text}");
+        assert!(text.contains("[###########-]  99% "), "{text}");
         assert!(
             text.contains(
-                "10.0.0.7:40000 row?3/r7            [####################] 100%   in 12.3 s"
+                "\n  c0ffee01 10.0.0.7:40000 row?3?r7            [############] 100%   in 12.3 s"
             ),
             "{text}"
         );
-        assert!(
-            text.contains("[--------------------]   0%       0 B/s"),
-            "{text}"
-        );
+        assert!(text.contains("[------------]   0%       0 B/s"), "{text}");
     }
 
     #[tokio::test]

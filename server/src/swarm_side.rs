@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,11 +16,12 @@ use rootswarm_transport::seed::{
     StartError,
 };
 use rootswarm_transport::status::{NodeInfo, SwarmStatus};
+use rootswarm_transport::trust::Gate;
 use rootswarm_transport::tuning::Tuning;
 use tokio::sync::RwLock;
 
 use crate::admission::{Admission, NotAdmitted};
-use crate::catalogue::{Catalogue, Copy, Snapshot};
+use crate::catalogue::{Catalogue, Copy, Found, Published, Snapshot};
 use crate::config::Settings;
 use crate::node_name::node_hex;
 use crate::revocation::RevocationList;
@@ -66,11 +68,12 @@ impl Directory for Tracker {
         let token = request.token.as_deref();
         self.admission.check_token(token, node).map_err(refused)?;
         let snapshot = self.catalogue.snapshot();
-        let published = snapshot.image(&request.name).ok_or(Refusal::UnknownImage)?;
-        let current = *published.copy.id();
-        if request.pin.is_some_and(|pin| pin != current) {
-            return Err(Refusal::PinMismatch { current });
-        }
+        let published = match snapshot.find(&request.name, request.pin) {
+            Found::Image(published) => published,
+            Found::Loading => return Err(Refusal::Busy),
+            Found::Other(current) => return Err(Refusal::PinMismatch { current }),
+            Found::Unknown => return Err(Refusal::UnknownImage),
+        };
         self.admission.consume_token(token, node).map_err(refused)?;
         Ok(Grant {
             tag: published.tag.clone(),
@@ -80,16 +83,18 @@ impl Directory for Tracker {
     fn mirror(&self, report: &[u8]) -> Result<Listing, String> {
         let policy = self.admission.to_mirror();
         let policy = policy.ok_or("this seed is a mirror itself and has learnt nothing yet")?;
-        let mut listing = listing(self.catalogue.state(), report)?;
+        let (state, tokens) = (self.catalogue.state(), self.admission.tokens());
+        let mut listing = listing(state, tokens, report)?;
         listing.policy = Some(policy.text().into_bytes());
         Ok(listing)
     }
 }
 
-/// What a mirror is told; `report` names the tokens that were used up there.
-fn listing(state: &StateDir, report: &[u8]) -> Result<Listing, String> {
+/// What a mirror is told; `report` names the tokens that were used up there. The tokens are kept as this
+/// seed keeps them: one that is a mirror itself has to tell its own first seed which were used.
+fn listing(state: &StateDir, tokens: &Tokens, report: &[u8]) -> Result<Listing, String> {
     let said = |error: &dyn std::fmt::Display| error.to_string();
-    let tokens = Tokens::new(state.clone())
+    let tokens = tokens
         .to_mirror(report, now_unix_s())
         .map_err(|e| said(&e))?;
     let revoked = RevocationList::new(state.clone()).to_mirror();
@@ -102,6 +107,13 @@ fn listing(state: &StateDir, report: &[u8]) -> Result<Listing, String> {
             .filter_map(|(_, tag)| Some(tag.ok()?.encode()))
             .collect(),
         retired: state.read_retired().iter().map(SignedTag::encode).collect(),
+        older: state
+            .all_generations()
+            .map_err(|e| said(&e))?
+            .iter()
+            .map(SignedTag::encode)
+            .collect(),
+        rolled_back: state.rolled_back_for_mirror(),
         ..Listing::default()
     })
 }
@@ -112,6 +124,9 @@ pub struct SwarmSide {
     local_addr: SocketAddr,
     seed_id: NodeId,
     limiter: Arc<RateLimiter>,
+    gate: Gate,
+    /// The version of the list that holds.
+    revocations: AtomicU64,
     rates: Mutex<Rates>,
 }
 
@@ -132,12 +147,15 @@ impl SwarmSide {
             tuning: Tuning::for_host(),
         };
         let seed = Seed::bind(config, Arc::new(Tracker::new(catalogue, admission))).await?;
+        let revocations = AtomicU64::new(revoked.version);
         seed.revoke(revoked).await;
         Ok(SwarmSide {
             local_addr: seed.local_addr(),
             seed_id: seed.id(),
             limiter: seed.limiter(),
+            gate: seed.gate(),
             seed: RwLock::new(Some(seed)),
+            revocations,
             rates: Mutex::default(),
         })
     }
@@ -173,9 +191,21 @@ impl SwarmSide {
 
     /// Takes admissions back, here and at all nodes.
     pub async fn revoke(&self, list: Revocations) {
+        let version = list.version;
         if let Some(seed) = &*self.seed.read().await {
             seed.revoke(list).await;
         }
+        self.revocations.store(version, Ordering::Relaxed);
+    }
+
+    /// The version of the list of revocations that holds.
+    pub fn revocations(&self) -> u64 {
+        self.revocations.load(Ordering::Relaxed)
+    }
+
+    /// Whom it lets in.
+    pub fn gate(&self) -> Gate {
+        self.gate.clone()
     }
 
     /// How many nodes are still fetching this image.
@@ -216,7 +246,9 @@ impl SwarmSide {
             .iter()
             .map(|swarm| entry(swarm, snapshot, &rates))
             .collect();
-        entries.sort_by(|a, b| a.names.cmp(&b.names).then(a.id.cmp(&b.id)));
+        // What is current comes first.
+        let order = |it: &ImageEntry| (it.names.is_empty(), it.names.clone(), it.older_of.clone());
+        entries.sort_by(|a, b| order(a).cmp(&order(b)).then(a.id.cmp(&b.id)));
         entries
     }
 
@@ -254,11 +286,19 @@ fn entry(swarm: &SwarmStatus, snapshot: &Snapshot, rates: &Rates) -> ImageEntry 
         })
         .collect();
     nodes.sort_by(|a, b| a.address.cmp(&b.address));
+    let tags = || {
+        let here = |it: &&Published| named(it.copy.id());
+        snapshot.images().filter(here).map(|it| it.tag.unverified())
+    };
     ImageEntry {
-        names: snapshot
-            .images()
-            .filter(|published| named(published.copy.id()))
-            .map(|published| published.tag.unverified().name.to_string())
+        names: tags().map(|tag| tag.name.to_string()).collect(),
+        versions: tags()
+            .map(|tag| (tag.name.to_string(), tag.version))
+            .collect(),
+        older_of: snapshot
+            .older()
+            .filter(|it| named(it.copy.id()))
+            .map(|it| it.tag.unverified().name.to_string())
             .collect(),
         id: swarm.image.clone(),
         length_bytes: swarm.bytes_total,
@@ -318,5 +358,44 @@ impl Rates {
             .get(&swarm.image)
             .and_then(|nodes| nodes.get(&node.id))
             .map_or(0, |sample| (sample.chunks_per_s * chunk_bytes) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::token::Use;
+
+    /// A machine is let in by the mirror of a mirror while the first seed is away, and not asked about for
+    /// longer than a used token is kept: the first seed hears of it all the same.
+    #[test]
+    fn a_mirror_that_is_mirrored_hands_on_which_tokens_were_used() {
+        let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let states = dirs.each_ref().map(|it| StateDir::open(it.path()).unwrap());
+        let [first, middle, last] = [
+            Tokens::new(states[0].clone()),
+            Tokens::of_mirror(states[1].clone()),
+            Tokens::of_mirror(states[2].clone()),
+        ];
+        let now = now_unix_s();
+        let hour = Some(Duration::from_secs(3600));
+        let token = first.create(Use::OneTime, hour, "", now - 300).unwrap();
+        let exchange = |state: &StateDir, from: &Tokens, to: &Tokens| {
+            let report = to.report_used().unwrap();
+            let listing = listing(state, from, &report).unwrap();
+            to.adopt(&listing.tokens, now).unwrap();
+        };
+        exchange(&states[0], &first, &middle);
+        exchange(&states[1], &middle, &last);
+        let (node, other) = (NodeId([1; 32]), NodeId([2; 32]));
+        assert!(last.consume(Some(&token), node, now - 200).unwrap().is_ok());
+        exchange(&states[1], &middle, &last);
+        exchange(&states[0], &first, &middle);
+        for tokens in [&first, &middle, &last] {
+            let admitted = tokens.consume(Some(&token), other, now).unwrap();
+            assert!(admitted.is_err(), "{tokens:?}");
+        }
     }
 }

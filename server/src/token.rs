@@ -12,7 +12,6 @@
 //! `ID HASH one-time|reusable|used:NODE:WHEN CREATED EXPIRES|never NOTE`, times in seconds since 1970,
 //! NODE the 64 digits of a node id. Version 1, which had no `used`, is read too.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -25,6 +24,9 @@ use crate::guarded::TOKENS;
 use crate::node_name::{node_hex, parse_node};
 use crate::state::{StateDir, StateError};
 
+mod mirroring;
+mod taken_back;
+
 const HEADER: &str = "rootswarm-tokens 2";
 
 /// What an earlier release wrote.
@@ -33,6 +35,10 @@ const HEADER_1: &str = "rootswarm-tokens 1";
 /// How long the node that used a one-time token up may show it again: some attempts to join, with
 /// their timeouts and the waits between them.
 pub const REPEAT_FOR_S: u64 = 60;
+
+/// How long a seed remembers who used a token up, unless there are too many: a mirror that could not be
+/// reached goes on to report that its bearer asks, and who shows the token anew is told apart.
+const REMEMBERED_FOR_S: u64 = 3_600;
 
 /// How often a download by HTTP has its token written down anew: twice in [`REPEAT_FOR_S`] and a bit.
 const RENEW_AFTER_S: u64 = 25;
@@ -141,10 +147,10 @@ impl TokenRecord {
 
     /// Whether it will never admit anybody any more.
     fn is_spent(&self, now_unix_s: u64) -> bool {
-        self.is_expired(now_unix_s)
-            || self
-                .used
-                .is_some_and(|used| used.at_unix_s.saturating_add(REPEAT_FOR_S) <= now_unix_s)
+        let is_over = |used: Used| {
+            used.is_taken_back() || used.at_unix_s.saturating_add(REPEAT_FOR_S) <= now_unix_s
+        };
+        self.is_expired(now_unix_s) || self.used.is_some_and(is_over)
     }
 
     /// Whether it admits `bearer`; who shows it over HTTP is not known.
@@ -208,101 +214,18 @@ impl Tokens {
 
     /// Leaves out what is of no more use.
     fn prune(&self, records: &mut Vec<TokenRecord>, now_unix_s: u64) {
-        records.retain(|record| match self.keeps_used {
-            true => !record.is_expired(now_unix_s),
-            false => !record.is_spent(now_unix_s),
-        });
-    }
-
-    /// For the primary: `HASH NODE WHEN`, a line for each token that was used up here.
-    pub fn report_used(&self) -> Result<Vec<u8>, String> {
-        let records = self.load().map_err(|error| error.to_string())?;
-        let mut text = String::new();
-        for record in records {
-            if let Some(used) = record.used {
-                let node = node_hex(&used.by);
-                // Writing to a String cannot fail.
-                let _ = writeln!(text, "{} {node} {}", record.hash, used.at_unix_s);
-            }
-        }
-        Ok(text.into_bytes())
-    }
-
-    /// Takes a mirror's [`report`](Tokens::report_used), and returns the file for the mirror. Lines
-    /// that are not understood are passed over: they concern the mirror's tokens, not ours.
-    pub fn to_mirror(&self, report: &[u8], now_unix_s: u64) -> Result<Vec<u8>, TokenError> {
-        let report = String::from_utf8_lossy(report);
-        let used = report.lines().filter_map(|line| {
-            let (hash, used) = line.split_once(' ')?;
-            let used = parse_used(&used.replacen(' ', ":", 1))?;
-            Some((blake3::Hash::from_hex(hash).ok()?, used))
-        });
-        let _lock = self.lock_soon()?;
-        let mut records = self.load()?;
-        let mut changed = false;
-        for (hash, used) in used {
-            let named = |record: &&mut TokenRecord| record.hash == hash;
-            let Some(record) = records.iter_mut().find(named) else {
-                continue;
+        let is_remembered = |used: Used| {
+            let lasts = match used.is_taken_back() {
+                true => taken_back::REMEMBERED_FOR_S,
+                false => REMEMBERED_FOR_S,
             };
-            match record.used {
-                None if record.usage == Use::OneTime => {
-                    record.used = Some(used);
-                    changed = true;
-                }
-                Some(own) if own.by != used.by => tracing::warn!(
-                    "one-time token {} was used twice while the two seeds could not reach each \
-                     other: by node {} here and by node {} at the mirror",
-                    record.id,
-                    own.by,
-                    used.by
-                ),
-                _ => {}
-            }
-        }
-        if changed {
-            self.prune(&mut records, now_unix_s);
-            self.store(&records)?;
-        }
-        Ok(format(&records).into_bytes())
-    }
-
-    /// Takes over what its primary sent to a mirror. A one-time token that was used here, and of which the
-    /// primary has not heard yet, stays used: between a report and the answer to it a machine may have
-    /// been let in, and the token would admit a second one.
-    pub fn adopt(&self, text: &[u8]) -> Result<(), TokenError> {
-        let path = self.path();
-        let text = String::from_utf8_lossy(text);
-        let mut records = parse(&text).map_err(|(line, reason)| TokenError::Damaged {
-            path: path.clone(),
-            line,
-            reason,
-        })?;
-        let _lock = self.state.lock()?;
-        let own = self.load()?;
-        let used: HashMap<[u8; 32], &TokenRecord> = own
-            .iter()
-            .filter(|record| record.used.is_some())
-            .map(|record| (*record.hash.as_bytes(), record))
-            .collect();
-        for record in &mut records {
-            let here = used.get(record.hash.as_bytes());
-            if let Some(here) = here
-                && record.usage == Use::OneTime
-                && (record.used.is_none()
-                    || record.used.map(|it| it.by) == here.used.map(|it| it.by))
-            {
-                record.used = [record.used, here.used]
-                    .into_iter()
-                    .flatten()
-                    .max_by_key(|it| it.at_unix_s);
-                record.expires_unix_s = record.expires_unix_s.max(here.expires_unix_s);
-            }
-        }
-        if own != records {
-            self.store(&records)?;
-        }
-        Ok(())
+            used.at_unix_s.saturating_add(lasts) > now_unix_s
+        };
+        records.retain(|record| match (record.used, self.keeps_used) {
+            (Some(used), true) => is_remembered(used) || !record.is_expired(now_unix_s),
+            (Some(used), false) => is_remembered(used),
+            (None, _) => !record.is_expired(now_unix_s),
+        });
     }
 
     /// Whether there is none, good or not.
@@ -338,6 +261,10 @@ impl Tokens {
         let mut records = self.load()?;
         self.prune(&mut records, now_unix_s);
         if records.len() >= MAX_TOKENS {
+            // Who used one up is worth less than a token for the next machine.
+            records.retain(|record| !record.is_spent(now_unix_s));
+        }
+        if records.len() >= MAX_TOKENS {
             return Err(TokenError::TooMany {
                 found: records.len(),
             });
@@ -360,19 +287,6 @@ impl Tokens {
         let mut records = self.load()?;
         records.retain(|record| record.admits(None, now_unix_s));
         Ok(records)
-    }
-
-    /// Takes a token out by its number. The whole token is taken too: that is what the admin has.
-    pub fn revoke(&self, id: &str) -> Result<(), TokenError> {
-        let id = id.split('-').next().unwrap_or(id);
-        let _lock = self.state.lock()?;
-        let mut records = self.load()?;
-        let before = records.len();
-        records.retain(|record| record.id != id);
-        if records.len() == before {
-            return Err(TokenError::Unknown(id.to_owned()));
-        }
-        self.store(&records)
     }
 
     /// Whether `token` admits `bearer` now. Uses nothing up.

@@ -28,6 +28,11 @@ fn arguments() {
     let long = "a".repeat(65);
     let directory = place.directory.path().to_str().unwrap().to_owned();
     let out = place.path("tftp");
+    let own = state.to_str().unwrap().to_owned();
+    let pipe = place.path("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let long_config = place.file("long.toml", &[b'#'; (1 << 20) + 1]);
     let cases: &[(&[&str], i32, &str)] = &[
         (&[], 2, "subcommand"),
         (&["frobnicate"], 2, "'frobnicate'"),
@@ -68,16 +73,9 @@ fn arguments() {
         (&["serve", "web"], 2, "NAME=FILE"),
         (&["serve", "WEB=x"], 2, "'W'"),
         (
-            &[
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--http",
-                "127.0.0.1:0",
-                "db=/nonexistent",
-            ],
+            &["serve", "web=a", "db=b", "web=c"],
             2,
-            "cannot publish db: cannot open /nonexistent",
+            "web is given twice",
         ),
         (&["serve", "--upload-limit", "fast"], 2, "bad rate \"fast\""),
         (&["serve", "--upload-limit", "0"], 2, "zero"),
@@ -85,19 +83,31 @@ fn arguments() {
         (&["serve", "--admission", "closed"], 2, "'closed'"),
         (&["serve", "--listen", "7400"], 2, "'7400'"),
         (
-            &["serve", "--listen", "192.0.2.1:0", "--http", "127.0.0.1:0"],
-            2,
-            "192.0.2.1",
-        ),
-        (
             &["--config", &config, "images"],
             2,
             "line 3: unknown field `alow`",
         ),
+        (&["--config", &pipe, "images"], 2, "expected a regular file"),
+        (&["--config", &long_config, "images"], 2, "at most 1 MiB"),
         (
             &["--config", "/nonexistent.toml", "images"],
             2,
             "/nonexistent.toml",
+        ),
+        (&["publish", "--keep", "0", "db", &good], 2, "--keep"),
+        (&["publish", "--keep", "many", "db", &good], 2, "--keep"),
+        (&["rollback", "web", "0"], 2, "bad generation"),
+        (&["rollback", "web", "abc"], 2, "bad generation"),
+        (&["rollback", "db"], 6, "no image is published as db"),
+        (
+            &["rollback", "web"],
+            6,
+            "web has no older generation 1 back: 0 are kept",
+        ),
+        (
+            &["rollback", "web", "01234567"],
+            6,
+            "web has no older generation with the id 01234567",
         ),
         (&["remove", "db"], 6, "no image is published as db"),
         (&["tag", "prod", "db"], 6, "no image is published as db"),
@@ -182,6 +192,28 @@ fn arguments() {
             ],
             2,
             "control",
+        ),
+        (
+            &[
+                "pxe", "--kernel", &kernel, "--initrd", &good, "--image", "web", "--out", "/",
+            ],
+            2,
+            "--out / is ",
+        ),
+        (
+            &[
+                "pxe", "--kernel", &kernel, "--initrd", &good, "--image", "web", "--out", &own,
+            ],
+            2,
+            "is the state directory: whatever is in it could be had by TFTP",
+        ),
+        (
+            &[
+                "pxe", "--kernel", &kernel, "--initrd", &good, "--image", "web", "--out",
+                &directory,
+            ],
+            2,
+            "is above the state directory",
         ),
         (&["status"], 4, "no server answers"),
         (
@@ -304,7 +336,7 @@ fn a_full_state_disk() {
     );
     assert!(
         said.starts_with(&format!(
-            "rootswarm: no space for a copy of {big}: 6.0 MB needed in {mount}/state, 4."
+            "rootswarm: no space for a copy of {big}: 6.1 MB needed in {mount}/state, 4."
         )),
         "{said}"
     );

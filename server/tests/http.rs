@@ -254,11 +254,12 @@ fn with_admission_by_token_images_need_one() {
             );
         }
     }
-    assert_eq!(
-        run_ok(state.path(), &["token", "list"]).lines().count(),
-        2,
-        "a one-time token is used by its first download"
-    );
+    let listed = run_ok(state.path(), &["token", "list"]);
+    for (token, usage) in [(&once, "in use"), (&always, "reusable")] {
+        let line = format!("{}  {usage} ", &token[..8]);
+        assert!(listed.lines().any(|it| it.starts_with(&line)), "{listed}");
+    }
+    assert_eq!(listed.lines().count(), 3, "{listed}");
 }
 
 #[test]

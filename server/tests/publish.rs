@@ -6,20 +6,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Server, run, run_ok, squashfs, stderr};
+use common::{Server, id_of, run, run_ok, squashfs, stderr};
 
 fn write(directory: &Path, name: &str, bytes: &[u8]) -> String {
     let path = directory.join(name);
     fs::write(&path, bytes).unwrap();
     path.display().to_string()
-}
-
-fn id_of(url: &str) -> String {
-    url.trim()
-        .rsplit_once("@blake3:")
-        .unwrap_or_else(|| panic!("{url}"))
-        .1
-        .to_owned()
 }
 
 /// The copies that are kept, by id.
@@ -51,14 +43,17 @@ fn the_id_is_what_b3sum_prints_and_the_copy_is_the_seeds_own() {
         let source = write(dir.path(), "source", &bytes);
         let output = run(
             &state,
-            &["publish", "--quiet", "--host", "10.0.0.1", "web", &source],
+            &[
+                "publish", "--quiet", "--force", "--keep", "1", "--host", "10.0.0.1", "web",
+                &source,
+            ],
         );
         assert!(output.status.success(), "{length}: {}", stderr(&output));
         let url = common::stdout(&output);
         let expected = blake3::hash(&bytes).to_hex();
         assert_eq!(url, format!("swarm://10.0.0.1/web@blake3:{expected}\n"));
         assert_eq!(
-            stderr(&output).contains("is no squashfs"),
+            stderr(&output).contains("no node can boot it"),
             length < 96,
             "{length}: {}",
             stderr(&output)
@@ -83,7 +78,12 @@ fn versions_only_grow_and_equal_images_share_a_copy() {
     let state = dir.path().join("state");
     let one = write(dir.path(), "one", &squashfs(1000, 1));
     let two = write(dir.path(), "two", &squashfs(1000, 2));
-    let publish = |name: &str, file: &str| id_of(&run_ok(&state, &["publish", "-q", name, file]));
+    let publish = |name: &str, file: &str| {
+        id_of(&run_ok(
+            &state,
+            &["publish", "-q", "--keep", "1", name, file],
+        ))
+    };
     let first = publish("web", &one);
     assert_eq!(version(&state, "web"), 1);
     assert_eq!(publish("web", &one), first);
@@ -224,5 +224,39 @@ fn root_gives_what_it_publishes_to_the_directorys_owner() {
             12345,
             "{path}"
         );
+    }
+}
+
+/// Nodes hand on whole chunks: who asks for a few long ones hears of it, and nobody else does.
+#[test]
+fn a_few_long_chunks_are_remarked_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    for (number, (size, expected)) in [
+        (None, None),
+        (Some("64KiB"), None),
+        (Some("1MiB"), Some("has 3 chunks of 1MiB")),
+        (Some("16MiB"), Some("has 1 chunks of 16MiB")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // One image is served in chunks of one size.
+        let source = write(
+            dir.path(),
+            "web",
+            &squashfs(3_000_000, number as u64 * 10 + 1),
+        );
+        let chosen = size.map_or(vec![], |size| vec!["--chunk-size", size]);
+        let output = run(
+            &state,
+            &[&["publish", "-q"], &chosen[..], &["web", &source]].concat(),
+        );
+        assert!(output.status.success(), "{size:?}: {}", stderr(&output));
+        let said = stderr(&output);
+        match expected {
+            None => assert!(!said.contains("chunks of"), "{size:?}: {said}"),
+            Some(words) => assert!(said.contains(words), "{size:?}: {said}"),
+        }
     }
 }

@@ -217,12 +217,15 @@ async fn a_download_ends_on_the_image_it_began_with() {
         !handle.missing().is_empty(),
         "the download was over before the image changed"
     );
-    assert!(
-        !state.join("images").join(id_of(&old).to_string()).exists(),
-        "the old copy's name is gone"
-    );
-    // Newcomers get the new one, and are told so if they want the old one.
-    match join(&server, key, &request("web", Some(id_of(&old)), None)).await {
+    // Newcomers get the new one, the old one with its pin, and are told so if they want another.
+    let (_node, joined) = join(&server, key, &request("web", Some(id_of(&old)), None))
+        .await
+        .unwrap();
+    assert_eq!((joined.tag.id, joined.tag.version), (id_of(&old), 1));
+    // Of another odd number: the generator of images takes 2 for 3.
+    let never = id_of(&squashfs(2_000_000, 5));
+    assert_ne!(never, id_of(&new));
+    match join(&server, key, &request("web", Some(never), None)).await {
         Err(JoinError::PinMismatch { found, .. }) => assert_eq!(found, id_of(&new)),
         Err(JoinError::Refused {
             refusal: Refusal::PinMismatch { current },

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::netns::{Bridge, Link, Namespace, NetnsError};
 use crate::process::ProcessError;
 use crate::source;
-use crate::swarm::{Agent, Place, SwarmError};
+use crate::swarm::{Agent, Place, SWARM_PORT, SwarmError};
 
 const MBIT: u64 = 1_000_000;
 const POLL: Duration = Duration::from_millis(50);
@@ -36,6 +36,12 @@ pub enum NetworkError {
         /// Whose.
         label: String,
     },
+    /// A firewall is not there, or is another.
+    #[error("no firewall, or another: {said} (firewalls need root and nftables)")]
+    Firewall {
+        /// What nftables said.
+        said: String,
+    },
     /// The nodes got no further.
     #[error("the nodes hold {found} of {expected} bytes after {limit_s} s")]
     Share {
@@ -61,6 +67,41 @@ impl Site {
     /// Where to start a program.
     pub fn place(&self) -> Place<'_> {
         Place::inside(&self.namespace, self.link.address())
+    }
+
+    /// A firewall that remembers nothing: of UDP only what comes from the seed's port passes. Nobody can
+    /// dial this node, and nobody that it dials is heard.
+    ///
+    /// # Errors
+    /// When nftables is missing or refuses.
+    pub fn wall_off(&self) -> Result<(), NetworkError> {
+        self.nft(&[&format!(
+            "table inet walled {{ chain in {{ type filter hook input priority 0; iifname lo accept; \
+             meta l4proto != udp accept; udp sport {SWARM_PORT} accept; counter drop; }}; }}"
+        )])?;
+        Ok(())
+    }
+
+    /// Packets that [`Site::wall_off`] has dropped.
+    ///
+    /// # Errors
+    /// When nftables is missing, or there is no such firewall.
+    pub fn walled_off(&self) -> Result<u64, NetworkError> {
+        let rules = self.nft(&["list", "table", "inet", "walled"])?;
+        let mut words = rules.split_whitespace();
+        let count = words.find(|word| *word == "packets").and(words.next());
+        let count = count.and_then(|count| count.parse().ok());
+        count.ok_or(NetworkError::Firewall { said: rules })
+    }
+
+    fn nft(&self, args: &[&str]) -> Result<String, NetworkError> {
+        let said = |said: String| NetworkError::Firewall { said };
+        let output = self.namespace.command("nft").args(args).output();
+        let output = output.map_err(|error| said(error.to_string()))?;
+        if !output.status.success() {
+            return Err(said(String::from_utf8_lossy(&output.stderr).into_owned()));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 

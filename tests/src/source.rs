@@ -6,8 +6,11 @@ use std::path::Path;
 
 const BLOCK_BYTES: usize = 1 << 20;
 
+/// The length of a squashfs's superblock.
+pub const SUPERBLOCK_BYTES: usize = 96;
+
 /// Writes `bytes` pseudo-random bytes, the same for the same `seed`. They do not compress, as a
-/// squashfs does not.
+/// squashfs does not, and begin with the superblock of one of that length, so that they are published.
 ///
 /// # Errors
 /// When the file cannot be written.
@@ -16,6 +19,10 @@ pub fn write(path: &Path, bytes: u64, seed: u64) -> io::Result<()> {
     // xorshift64* must not start at 0.
     let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15) | 1;
     let mut left = bytes;
+    if bytes >= SUPERBLOCK_BYTES as u64 {
+        file.write_all(&superblock(bytes))?;
+        left -= SUPERBLOCK_BYTES as u64;
+    }
     while left > 0 {
         state ^= state >> 12;
         state ^= state << 25;
@@ -26,6 +33,15 @@ pub fn write(path: &Path, bytes: u64, seed: u64) -> io::Result<()> {
         left -= take;
     }
     file.flush()
+}
+
+/// The superblock of a squashfs of `bytes` bytes.
+pub fn superblock(bytes: u64) -> [u8; SUPERBLOCK_BYTES] {
+    let mut superblock = [0; SUPERBLOCK_BYTES];
+    superblock[..4].copy_from_slice(b"hsqs");
+    superblock[28] = 4;
+    superblock[40..48].copy_from_slice(&bytes.to_le_bytes());
+    superblock
 }
 
 /// Whether two files hold the same bytes.

@@ -216,7 +216,14 @@ impl Seed {
         options: &[&str],
     ) -> Result<Self> {
         let listen = place.address.into();
-        Self::launch(programs, place, listen, directory, images, options)
+        Self::launch(
+            programs,
+            place,
+            (listen, SWARM_PORT),
+            directory,
+            images,
+            options,
+        )
     }
 
     /// The same on another address of the place, of either family.
@@ -230,13 +237,29 @@ impl Seed {
         images: &[(&str, &Path)],
         options: &[&str],
     ) -> Result<Self> {
-        Self::launch(programs()?, place, listen, directory, images, options)
+        Self::launch(
+            programs()?,
+            place,
+            (listen, SWARM_PORT),
+            directory,
+            images,
+            options,
+        )
+    }
+
+    /// One whose UDP is filtered, as it looks from a node: its swarm is where nobody asks.
+    ///
+    /// # Errors
+    /// As [`Seed::start`].
+    pub fn start_filtered(place: Place<'_>, directory: &Path, options: &[&str]) -> Result<Self> {
+        let listen = (place.address.into(), SWARM_PORT + 1);
+        Self::launch(programs()?, place, listen, directory, &[], options)
     }
 
     fn launch(
         programs: &Binaries,
         place: Place<'_>,
-        listen: IpAddr,
+        (listen, swarm_port): (IpAddr, u16),
         directory: &Path,
         images: &[(&str, &Path)],
         options: &[&str],
@@ -246,27 +269,56 @@ impl Seed {
         let mut command = place.command(&programs.server);
         command.arg("serve").arg("--state").arg(&state);
         let at = |port| SocketAddr::new(listen, port).to_string();
-        command.args(["--listen", &at(SWARM_PORT)]);
+        command.args(["--listen", &at(swarm_port)]);
         command.args(["--http", &at(HTTP_PORT)]).args(options);
         for (name, file) in images {
             let mut argument = OsString::from(format!("{name}="));
             argument.push(file);
             command.arg(argument);
         }
-        // A log of its own for each start: an old `ready` line is not this one's.
-        static STARTS: AtomicU32 = AtomicU32::new(0);
-        let log = format!("seed-{}.log", STARTS.fetch_add(1, Ordering::Relaxed));
-        let mut process = Process::spawn("seed", command, &directory.join(log))?;
-        process.wait_for_line("ready swarm://", READY_LIMIT)?;
-        let mut seed = Seed {
-            process,
-            address,
-            state,
-        };
+        let mut seed = Seed::spawn(command, directory, address, state)?;
+        seed.process.wait_for_line("ready swarm://", READY_LIMIT)?;
         for (name, _) in images {
             seed.url(name)?;
         }
         Ok(seed)
+    }
+
+    /// [`Seed::start`] without images, and without waiting for more than that it listens.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_empty(place: Place<'_>, directory: &Path, options: &[&str]) -> Result<Self> {
+        let state = directory.join("state");
+        let address = place.address;
+        let mut command = place.command(&programs()?.server);
+        command.arg("serve").arg("--state").arg(&state);
+        command.args(["--listen", &format!("{address}:{SWARM_PORT}")]);
+        command
+            .args(["--http", &format!("{address}:{HTTP_PORT}")])
+            .args(options);
+        let mut seed = Seed::spawn(command, directory, address, state)?;
+        let listens = |output: &str| output.contains("swarm on ").then_some(());
+        seed.process
+            .wait_for_output("where it listens", READY_LIMIT, listens)?;
+        Ok(seed)
+    }
+
+    /// With a log of its own for each start: an old `ready` line is not this one's.
+    fn spawn(
+        command: Command,
+        directory: &Path,
+        address: Ipv4Addr,
+        state: PathBuf,
+    ) -> Result<Self> {
+        static STARTS: AtomicU32 = AtomicU32::new(0);
+        let log = format!("seed-{}.log", STARTS.fetch_add(1, Ordering::Relaxed));
+        let process = Process::spawn("seed", command, &directory.join(log))?;
+        Ok(Seed {
+            process,
+            address,
+            state,
+        })
     }
 
     /// The pinned rooturl of `name`, from its `ready` line.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rootswarm_tests::process::Process;
 use rootswarm_tests::scenario::scenario;
 use rootswarm_tests::source;
-use rootswarm_tests::swarm::{Agent, Place, STOP_GRACE, Seed, SwarmError, programs};
+use rootswarm_tests::swarm::{Agent, HTTP_PORT, Place, STOP_GRACE, Seed, SwarmError, programs};
 
 const MB: u64 = 1_000_000;
 const SECOND: Duration = Duration::from_secs(1);
@@ -156,6 +156,58 @@ fn an_image_published_again_ends_no_download_and_starts_new_ones() {
     });
 }
 
+/// What `rootswarm pxe` wrote yesterday names yesterday's image, which is kept: it boots by each way that there
+/// is, with the swarm's key on the node and without.
+#[test]
+fn yesterdays_pin_is_good_over_http_too() {
+    scenario(100 * MB, |directory| {
+        let images = [6, 5, 4].map(|mb| (directory.join(format!("of-{mb}")), mb * MB));
+        for (path, length) in &images {
+            source::write(path, *length, *length)?;
+        }
+        let [oldest, old, new] = &images.map(|(path, _)| path);
+        let mut seed = Seed::start(Place::loopback(), directory, &[("debian", oldest)], &[])?;
+        let state = seed.state().to_str().ok_or("path")?.to_owned();
+        let log = directory.join("command.log");
+        let key = rootswarm(&["key", "--state", &state], &log)?;
+        for later in [old, new] {
+            let path = later.to_str().ok_or("path")?;
+            let publish = ["publish", "--quiet", "--state", &state, "debian", path];
+            rootswarm(&publish, &directory.join("publish.log"))?;
+        }
+        let swarm = seed.url("debian")?;
+        let server = swarm
+            .strip_prefix("swarm://")
+            .and_then(|rest| rest.split(['/', ':']).next());
+        let server = server.ok_or("an address")?;
+        let http_port = HTTP_PORT.to_string();
+        for (number, wanted) in [oldest, old, new].into_iter().enumerate() {
+            let pin = format!("@blake3:{}", blake3::hash(&std::fs::read(wanted)?).to_hex());
+            // Nobody listens at the second port: HTTP is all that is left of the swarm.
+            let by_fallback = format!("swarm://{server}:9/debian{pin}");
+            let by_http = format!("http://{server}:{HTTP_PORT}/images/debian{pin}");
+            let keyed: &[&str] = &["--key", key.trim()];
+            let cases = [(&by_fallback, keyed), (&by_http, keyed), (&by_http, &[])];
+            for (case, (url, words)) in cases.into_iter().enumerate() {
+                let output = directory.join(format!("fetched-{number}-{case}"));
+                let mut command = Place::loopback().command(&programs()?.agent);
+                command.args(["fetch", url, "--timeout", "30", "--http-port", &http_port]);
+                command
+                    .args(words)
+                    .arg("--conf")
+                    .arg(directory)
+                    .arg("--output")
+                    .arg(&output);
+                let mut process = Process::spawn("agent", command, &directory.join("agent.log"))?;
+                let status = process.wait(LIMIT)?;
+                assert!(status.success(), "{url} {words:?}: {}", process.tail(20));
+                assert!(source::same(wanted, &output)?, "{url} {words:?}");
+            }
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn a_seed_that_comes_back_is_found_again() {
     scenario(100 * MB, |directory| {
@@ -204,6 +256,57 @@ fn a_seed_that_comes_back_is_found_again() {
             sent <= (12 * MB - held) as f64 + chunk_slack,
             "{held} held, {sent} sent again"
         );
+        Ok(())
+    });
+}
+
+/// Whichever way the node came first: the other is open to it with the same one-time token, and to nobody else.
+#[test]
+fn a_one_time_token_is_good_by_swarm_and_by_http() {
+    scenario(100 * MB, |directory| {
+        let image = directory.join("source");
+        source::write(&image, 12 * MB, 1)?;
+        let options = ["--admission", "token", "--upload-limit", "8Mbit"];
+        let place = Place::loopback();
+        let mut seed = Seed::start(place, directory, &[("debian", &image)], &options)?;
+        let url = seed.url("debian")?;
+        let state = seed.state().display().to_string();
+        let asked = |args: &[&str], log: &str| {
+            let args = [args, &["--state", &state]].concat();
+            rootswarm(&args, &directory.join(log))
+        };
+        let by_swarm = asked(&["token", "create"], "by-swarm.log")?;
+        let by_http = asked(&["token", "create"], "by-http.log")?;
+        let key = asked(&["key"], "key.log")?;
+        let fetch = |label: &str, token: &str| {
+            let options = ["--key", key.trim(), "--token", token.trim(), "--stay"];
+            Agent::fetch(Place::loopback(), directory, label, &url, &options)
+        };
+        let some = |agent: &mut Agent, from: &str| {
+            agent.wait_until("some of it", LIMIT, |agent| Ok(agent.count(from)? > MB))
+        };
+        let mut first = fetch("by-swarm", &by_swarm)?;
+        some(&mut first, "bytes_from_seed")?;
+        seed.process.terminate(STOP_GRACE)?;
+
+        let mut seed = Seed::start_filtered(place, directory, &options)?;
+        let mut second = fetch("by-http", &by_http)?;
+        first.wait_complete(LIMIT)?;
+        assert!(first.count("bytes_from_http")? > MB);
+        some(&mut second, "bytes_from_http")?;
+        first.process.kill()?;
+        seed.process.terminate(STOP_GRACE)?;
+
+        let seed = Seed::start(place, directory, &[], &options)?;
+        second.wait_until("it to join", LIMIT, |agent| {
+            Ok(agent.status()?["seed_connected"] == true)
+        })?;
+        second.wait_complete(LIMIT)?;
+        assert!(source::same(&image, second.output())?);
+        let mut third = fetch("another", &by_http)?;
+        let refused = |output: &str| output.contains("used up").then_some(());
+        third.process.wait_for_output("a refusal", LIMIT, refused)?;
+        drop(seed);
         Ok(())
     });
 }

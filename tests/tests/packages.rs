@@ -11,6 +11,7 @@ use std::process::{Command, Output};
 
 use rootswarm_tests::packages;
 use rootswarm_tests::scenario::{Outcome, scenario};
+use rootswarm_tests::source::{SUPERBLOCK_BYTES, superblock};
 use rootswarm_tests::vm::binaries::workspace_root;
 use rootswarm_tests::vm::cache::Cache;
 use rootswarm_tests::vm::chroot::Chroot;
@@ -213,7 +214,9 @@ fn installed_removed_and_purged() {
             assert!(added.contains(path), "the initramfs has no {path}");
         }
         // What a seed and its admin leave.
-        site.chroot.write("/debs/image", &[7; 100_000])?;
+        let mut image = vec![7; 100_000];
+        image[..SUPERBLOCK_BYTES].copy_from_slice(&superblock(100_000));
+        site.chroot.write("/debs/image", &image)?;
         site.run("rootswarm publish --quiet image /debs/image")?;
         site.run("rootswarm key >/etc/rootswarm/swarm.pub")?;
         let readme = fs::read_to_string(workspace_root().join("README.md"))?;

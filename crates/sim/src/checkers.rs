@@ -47,6 +47,8 @@ struct Book {
     complete: bool,
     tick_second: u64,
     ticks: u32,
+    /// Since when it has been seen with few neighbours.
+    few_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -77,6 +79,7 @@ impl Checkers {
             complete: have.is_full(),
             tick_second: 0,
             ticks: 0,
+            few_since: None,
         });
     }
 
@@ -146,6 +149,36 @@ impl Checkers {
         book.ticks += 1;
         if book.ticks == TICKS_PER_S_MAX {
             self.violated(host, format!("{TICKS_PER_S_MAX} timeouts within a second"));
+        }
+    }
+
+    /// Asked once a second. Said once, when it has been so for longer than `most_us`.
+    pub(crate) fn has_few_neighbours(
+        &mut self,
+        host: usize,
+        has_few: bool,
+        most_us: u64,
+        now: Instant,
+    ) {
+        self.now = now;
+        let Some(book) = self.books.get_mut(host) else {
+            return;
+        };
+        if !has_few {
+            book.few_since = None;
+            return;
+        }
+        let since = *book.few_since.get_or_insert(now);
+        let for_us = now.0.saturating_sub(since.0);
+        if for_us > most_us && for_us <= most_us + 1_000_000 {
+            self.violated(
+                host,
+                format!(
+                    "fewer than {} neighbours for {} s",
+                    limits::NEIGHBOURS_FEW,
+                    for_us as f64 / 1e6
+                ),
+            );
         }
     }
 

@@ -9,6 +9,25 @@ pub enum When {
     SeedCopies(f64),
 }
 
+/// Whom a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Who {
+    /// This share of all nodes, drawn by chance.
+    Share(f64),
+    /// The first few: those that hold the image from the start, or that do not come late.
+    First(usize),
+}
+
+impl Who {
+    /// How many of so many nodes.
+    pub fn count(self, nodes: usize) -> usize {
+        match self {
+            Who::Share(share) => (share * nodes as f64).round() as usize,
+            Who::First(first) => first.min(nodes),
+        }
+    }
+}
+
 /// One kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
@@ -21,15 +40,15 @@ pub enum Fault {
     },
     /// These nodes die without a word.
     Vanish {
-        /// The share of all nodes.
-        share: f64,
+        /// Which.
+        who: Who,
         /// When.
         when: When,
     },
     /// These nodes stop (SIGSTOP): connections stay up, nothing is answered.
     Freeze {
-        /// The share of all nodes.
-        share: f64,
+        /// Which.
+        who: Who,
         /// When.
         when: When,
         /// They go on so much later.
@@ -53,6 +72,10 @@ pub enum Fault {
     LostDials {
         /// Their share.
         share: f64,
+        /// The share of the nodes that have such dials, whichever side dials.
+        nodes: f64,
+        /// From then on none of them does: handshakes cost processor time, and a crowd's are over at last.
+        until_us: u64,
     },
     /// These nodes have a firewall.
     Firewall {
@@ -63,8 +86,8 @@ pub enum Fault {
     },
     /// These nodes have slower links.
     Slow {
-        /// The share of all nodes.
-        share: f64,
+        /// Which.
+        who: Who,
         /// Their rate over that of the others.
         factor: f64,
     },

@@ -40,7 +40,7 @@ mod slots;
 mod world;
 
 pub use checkers::Violation;
-pub use faults::{Fault, Sometimes, When};
+pub use faults::{Fault, Sometimes, When, Who};
 pub use metrics::{Miss, Outcome};
 pub use mixed::mixed;
 pub use plan::{Arrivals, Defect, Expect, Holders, Link, Plan, Racks};

@@ -1,6 +1,6 @@
 //! Mixtures of faults by chance: another small swarm for each seed.
 
-use crate::faults::{Fault, When};
+use crate::faults::{Fault, When, Who};
 use crate::plan::{Arrivals, Holders, Plan, Racks};
 use rootswarm_swarm::Rng;
 
@@ -56,14 +56,17 @@ pub fn mixed(seed: u64) -> Plan {
                 when,
                 back_after_us: Some(rng.between(100_000, 10_000_000)),
             },
-            1 => Fault::Vanish { share, when },
+            1 => Fault::Vanish {
+                who: Who::Share(share),
+                when,
+            },
             2 => Fault::Freeze {
-                share,
+                who: Who::Share(share),
                 when,
                 for_us: None,
             },
             3 => Fault::Freeze {
-                share,
+                who: Who::Share(share),
                 when,
                 for_us: Some(rng.between(10_000, 12_000_000)),
             },
@@ -75,9 +78,13 @@ pub fn mixed(seed: u64) -> Plan {
                 share: share.min(0.3),
                 silent: rng.below(2) == 0,
             },
-            6 => Fault::LostDials { share },
-            7 => Fault::Slow {
+            6 => Fault::LostDials {
                 share,
+                nodes: 1.0,
+                until_us: u64::MAX,
+            },
+            7 => Fault::Slow {
+                who: Who::Share(share),
                 factor: [0.2, 0.5][rng.below(2)],
             },
             _ => Fault::Firewall {

@@ -1,6 +1,6 @@
 //! What is simulated: sizes, links, arrivals, faults. Plain data; what it does is `world`'s.
 
-use crate::faults::Fault;
+use crate::faults::{Fault, When, Who};
 
 /// One host's network card, in bits per second on the wire.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -142,6 +142,9 @@ pub struct Plan {
     pub seed_copies_max: f64,
     /// Every live node must be done within this many medians; 0 for no such rule.
     pub last_over_median_max: f64,
+    /// No node that lacks chunks is left with fewer than four neighbours for longer, while at least four
+    /// others have room for it.
+    pub few_neighbours_us: u64,
     /// What the run is held to when it is judged.
     pub expect: Expect,
 }
@@ -206,6 +209,7 @@ impl Plan {
             waste_max: 0.01,
             seed_copies_max: 0.0,
             last_over_median_max: 0.0,
+            few_neighbours_us: u64::MAX,
             expect: Expect::default(),
         }
     }
@@ -255,7 +259,10 @@ impl Plan {
 
     fn slow(&self) -> Option<(f64, f64)> {
         self.faults.iter().find_map(|fault| match fault {
-            Fault::Slow { share, factor } => Some((*share, *factor)),
+            Fault::Slow { who, factor } => {
+                let share = who.count(self.nodes) as f64 / self.nodes.max(1) as f64;
+                Some((share, *factor))
+            }
             _ => None,
         })
     }
@@ -272,6 +279,11 @@ impl Plan {
                 ..
             } => "seed back",
             Fault::SeedKilled { .. } => "seed killed",
+            // Those that came first, at a time of the plan's choice: it may be when they are done.
+            Fault::Vanish {
+                who: Who::First(_),
+                when: When::AtUs(_),
+            } => "vanished",
             Fault::Vanish { .. } => "vanished while fetching",
             Fault::Freeze {
                 for_us: Some(_), ..

@@ -111,6 +111,8 @@ pub(crate) struct Host {
     /// Its links' rate over that of the plan's.
     pub(crate) factor: f64,
     pub(crate) corrupts: f64,
+    /// Its dials, and those of it, may be lost.
+    pub(crate) loses_dials: bool,
     pub(crate) lies: Option<Lie>,
     pub(crate) seed_failures: u32,
     /// It has joined, once and for all.
@@ -170,7 +172,7 @@ pub(crate) struct World<'a> {
     pub(crate) checkers: Checkers,
     pub(crate) sometimes: Sometimes,
     pub(crate) struck: Vec<bool>,
-    pub(crate) lost_dials: f64,
+    pub(crate) lost_dials: (f64, u64),
     pub(crate) firewalls: Firewalls,
     /// Nodes that have to finish and have not.
     pub(crate) unfinished: usize,
@@ -232,7 +234,7 @@ impl<'a> World<'a> {
             checkers: Checkers::new(geometry),
             sometimes: Sometimes::default(),
             struck: vec![false; plan.faults.len()],
-            lost_dials: 0.0,
+            lost_dials: (0.0, 0),
             firewalls: Firewalls::default(),
             unfinished: plan.nodes,
             trace: Trace(seed),
@@ -323,6 +325,7 @@ impl<'a> World<'a> {
             held: Vec::new(),
             factor: 1.0,
             corrupts: 0.0,
+            loses_dials: false,
             lies: None,
             seed_failures: 0,
             is_member: role == Role::Seed,

@@ -2,7 +2,7 @@
 //! was found and what was expected.
 
 use rootswarm_sim::{
-    Arrivals, Fault, Override, Plan, PlanError, Racks, Source, When, named_plans, parse_plan,
+    Arrivals, Fault, Override, Plan, PlanError, Racks, Source, When, Who, named_plans, parse_plan,
 };
 use std::path::Path;
 
@@ -63,7 +63,7 @@ fn a_plan_is_read() {
     assert_eq!(plan.arrivals, Arrivals::Within { spread_us: 250_000 });
     // Half of T*, which is 8 s.
     let half = Fault::Vanish {
-        share: 0.5,
+        who: Who::Share(0.5),
         when: When::AtUs(4_000_000),
     };
     let killed = Fault::SeedKilled {
@@ -223,7 +223,21 @@ fn what_makes_no_sense_is_refused() {
         "share = 1.5",
         ": faults[0].share: found 1.5, expected 0 to 1",
     );
-    refused("share = 0.5", "", ": faults[0]: missing field `share`");
+    refused(
+        "share = 0.5",
+        "",
+        ": faults[0]: missing field `share`, or `first`",
+    );
+    refused(
+        "share = 0.5",
+        "share = 0.5\nfirst = 3",
+        ": faults[0]: found both share and first, expected one",
+    );
+    refused(
+        "share = 0.5",
+        "first = 101",
+        ": faults[0].first: found 101, expected 1 to 100",
+    );
     refused(
         "when = { seed-copies = 1.1 }",
         "when = { seed-copies = 1000 }",

@@ -1,6 +1,7 @@
 //! The chunks on their way to this node: whom they were asked of, since when, until when.
 
 use crate::id::ConnId;
+use crate::limits;
 use crate::time::Instant;
 use rootswarm_image::ChunkIndex;
 use std::time::Duration;
@@ -20,12 +21,14 @@ pub(crate) struct Flight {
     pub(crate) conn: ConnId,
     pub(crate) index: ChunkIndex,
     pub(crate) origin: Origin,
+    pub(crate) from_seed: bool,
     pub(crate) since: Instant,
     pub(crate) deadline: Instant,
     pub(crate) started: bool,
 }
 
-/// All chunks under way. At most two flights carry the same chunk, and only in the endgame.
+/// All chunks under way. At most two flights carry the same chunk, and only in the endgame; three where
+/// peers give next to nothing, the third from a seed.
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
     flights: Vec<Flight>,
@@ -36,6 +39,10 @@ pub(crate) struct Flights {
 impl Flights {
     pub(crate) fn len(&self) -> usize {
         self.flights.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Flight> {
+        self.flights.iter()
     }
 
     pub(crate) fn add(&mut self, flight: Flight) {
@@ -114,6 +121,49 @@ impl Flights {
             .count()
     }
 
+    /// Requests whose time is over wait on, for half a second at a time, behind a chunk that has begun to
+    /// come from the same connection, if that is one of `patient` ones; for `longest` at most.
+    pub(crate) fn wait_behind_others(
+        &mut self,
+        now: Instant,
+        longest: Duration,
+        patient: impl Fn(ConnId) -> bool,
+    ) {
+        let is_late = |flight: &Flight| {
+            !flight.started && flight.deadline <= now && now.since(flight.since) < longest
+        };
+        for position in 0..self.flights.len() {
+            let flight = self.flights[position];
+            let mut others = self.flights.iter();
+            if is_late(&flight)
+                && patient(flight.conn)
+                && others.any(|other| other.conn == flight.conn && other.started)
+            {
+                self.flights[position].deadline = now + limits::ANSWER_TIMEOUT_MIN;
+                self.has_left(flight.deadline);
+            }
+        }
+    }
+
+    /// A chunk has come from this connection, and the next one is about to begin: what is still to begin there
+    /// has until `at` at least, unless it was asked for `longest` ago.
+    pub(crate) fn next_begins_by(
+        &mut self,
+        conn: ConnId,
+        at: Instant,
+        now: Instant,
+        longest: Duration,
+    ) {
+        for position in 0..self.flights.len() {
+            let flight = self.flights[position];
+            let waits = flight.conn == conn && !flight.started && flight.deadline < at;
+            if waits && now.since(flight.since) < longest {
+                self.flights[position].deadline = at;
+                self.has_left(flight.deadline);
+            }
+        }
+    }
+
     /// One flight whose deadline has passed.
     pub(crate) fn take_expired(&mut self, now: Instant) -> Option<Flight> {
         let position = self
@@ -123,12 +173,24 @@ impl Flights {
         Some(self.take(position))
     }
 
+    /// Those from peers.
+    pub(crate) fn of_peers(&self) -> usize {
+        self.flights.iter().filter(|it| !it.from_seed).count()
+    }
+
     /// Flights that have begun and are not older than `patience`, and those that have not and are
     /// not older than `answer`.
-    pub(crate) fn punctual(&self, now: Instant, patience: Duration, answer: Duration) -> usize {
+    pub(crate) fn punctual(
+        &self,
+        now: Instant,
+        patience: Duration,
+        answer: Duration,
+        seeds: bool,
+    ) -> usize {
         let limit = |flight: &Flight| if flight.started { patience } else { answer };
         self.flights
             .iter()
+            .filter(|flight| seeds || !flight.from_seed)
             .filter(|flight| now.since(flight.since) < limit(flight))
             .count()
     }
@@ -151,12 +213,25 @@ impl Flights {
     }
 
     /// The flights that are alone with their chunk and older than `age`, oldest first: what the
-    /// endgame asks for a second time.
-    pub(crate) fn stragglers(&self, now: Instant, age: Duration) -> Vec<Flight> {
+    /// endgame asks for a second time. To whom peers bring next to nothing, also the older of two that
+    /// no seed has been asked for.
+    pub(crate) fn stragglers(&self, now: Instant, age: Duration, is_short: bool) -> Vec<Flight> {
+        let is_asked_again = |flight: &Flight| {
+            let mut others = self
+                .of_chunk(flight.index)
+                .filter(|it| it.conn != flight.conn);
+            match (others.next(), others.next()) {
+                (None, _) => true,
+                (Some(other), None) if is_short && !flight.from_seed && !other.from_seed => {
+                    (flight.since, flight.conn) < (other.since, other.conn)
+                }
+                _ => false,
+            }
+        };
         let mut old: Vec<Flight> = self
             .flights
             .iter()
-            .filter(|f| now.since(f.since) >= age && self.of_chunk(f.index).count() == 1)
+            .filter(|flight| now.since(flight.since) >= age && is_asked_again(flight))
             .copied()
             .collect();
         old.sort_by_key(|flight| (flight.since, flight.index));
@@ -181,6 +256,7 @@ mod tests {
                     conn,
                     index,
                     origin: Origin::Pull,
+                    from_seed: false,
                     since: Instant(step),
                     deadline,
                     started: false,

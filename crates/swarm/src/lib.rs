@@ -28,6 +28,8 @@
 //!   before [`ChunkOutcome::Verified`] is ever reported here.
 #![forbid(unsafe_code)]
 
+mod askers;
+mod breadth;
 mod codec;
 mod flight;
 mod id;
@@ -45,6 +47,7 @@ mod rng;
 mod seeding;
 mod sequence;
 mod status;
+mod supply;
 mod time;
 mod tracker;
 mod uploads;

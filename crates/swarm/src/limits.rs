@@ -59,8 +59,16 @@ pub const SEED_PEERS_MAX: usize = 16 * 1024;
 /// How many nodes a seed hands chunks to at a time; the others it only tracks.
 pub const SEED_NEIGHBOURS: usize = 64;
 
-/// The same where there are more racks than that: one of each rack. Each of them announces all it
-/// gets to the seed.
+/// Of one address: a machine with many keys must not have all of those places. A swarm behind one address
+/// has its chunks from these, who hand them on.
+pub const FED_PER_ADDRESS: usize = 8;
+
+/// Pushes in a row that a node refuses before another has its place among the fed. One that got a chunk from
+/// a peer meanwhile refuses it, but few of those that no node was known to hold.
+pub const REFUSALS_MAX: u32 = 16;
+
+/// The same as [`SEED_NEIGHBOURS`] where there are more racks than that: one of each rack. Each of them
+/// announces all it gets to the seed.
 pub const SEED_NEIGHBOURS_MAX: usize = 256;
 
 /// Nodes remembered beside those connected.
@@ -86,8 +94,9 @@ pub const PROMPT_ANSWER: Duration = Duration::from_millis(10);
 pub const KEPT_FOR_OFFERS: usize = 1;
 
 /// The most chunks that are ever in flight: links on which chunks are fast ([`FAST_CHUNK`]) have
-/// twice as many, and what is overdue or not answered is let off up to as many again.
-pub const IN_FLIGHT_MAX: usize = IN_FLIGHT * 4;
+/// twice as many, what is overdue or not answered is let off up to as many again, and as many may be
+/// asked of seeds while peers give next to nothing.
+pub const IN_FLIGHT_MAX: usize = IN_FLIGHT * 6;
 
 /// A chunk that has been seen in another rack, and not in this one, for so many times as long as
 /// chunks take is fetched by somebody whose duty it was not.
@@ -142,7 +151,7 @@ pub const PER_PEER_MIN: usize = 2;
 /// more, each chunk takes longer to become one that can be passed on.
 pub const UPLOAD_SLOTS: usize = 8;
 
-/// The same for a seed.
+/// The same for a seed, unless its link has room for more: see `breadth`.
 pub const SEED_UPLOAD_SLOTS: usize = 8;
 
 /// Uploads at once before the first was delivered; see `uploads`.
@@ -156,8 +165,8 @@ pub const FAST_CHUNK: Duration = Duration::from_millis(8);
 /// An upload that lasts four times as long as they do is overdue, but never before this: the
 /// queues of a link under load hold up to 50 ms, in each direction.
 pub const UPLOAD_PATIENCE_MIN: Duration = Duration::from_millis(300);
-/// The same before any upload has ended: two chunks of 256 KiB at 1 Mbit/s. A receiver that takes
-/// nothing at all is noticed sooner ([`crate::Input::UploadStalled`]).
+/// The same before any upload has ended: two chunks of 256 KiB at 1 Mbit/s; [`for_chunks_of`] their length.
+/// A receiver that takes nothing at all is noticed sooner ([`crate::Input::UploadStalled`]).
 pub const UPLOAD_PATIENCE_FIRST: Duration = Duration::from_secs(4);
 
 // Requests wait for no slot: beyond the slots the answer is `Busy` at once. A queue of one or two
@@ -209,9 +218,24 @@ pub const SEED_BUSY_BACKOFF_US: (u64, u64) = (40_000, 120_000);
 /// arrive at a neighbour.
 pub const SEED_PATIENCE: Duration = Duration::from_millis(30);
 
+/// How long what peers bring is measured, at least, before a node that gets next to nothing from them asks
+/// a seed as it asks any holder (see `supply`): a few chunks at 10 Mbit/s.
+pub const SUPPLY_WINDOW: Duration = Duration::from_millis(200);
+/// The same for a node that no peer is connected to. Where there are any, the first is after 10 ms.
+pub const SUPPLY_ALONE: Duration = Duration::from_millis(100);
+/// How often it is judged.
+pub const SUPPLY_JUDGED_EVERY: Duration = Duration::from_millis(20);
+
+/// How long an address that asked a seed has its part of the slots: longer than those wait who were
+/// told `Busy` ([`SEED_BUSY_BACKOFF_US`]).
+pub const ASKED_LATELY: Duration = Duration::from_millis(200);
+
+/// Uploads to receivers that have fallen silent, which take no slot. They cost a stream each, no memory.
+pub const SILENT_UPLOADS_MAX: usize = 512;
+
 /// From a request to the first byte of its chunk or `Busy`: four times as long as chunks use to
-/// take from request to end, within these bounds. Generous beside the queues of two loaded links
-/// (100 ms) and one lost packet, short beside a dead peer.
+/// take from request to end, within these bounds (the upper one [`for_chunks_of`] their length).
+/// Generous beside the queues of two loaded links (100 ms) and one lost packet, short beside a dead peer.
 pub const ANSWER_TIMEOUT_MIN: Duration = Duration::from_millis(500);
 /// See [`ANSWER_TIMEOUT_MIN`].
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -229,11 +253,12 @@ pub const FLIGHT_PATIENCE_MIN: Duration = Duration::from_millis(200);
 pub const CHUNK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes per second; see [`CHUNK_TIMEOUT`].
 pub const CHUNK_RATE_MIN: u64 = 32 * 1024;
-/// The longest silence within one chunk.
+/// The longest silence within one chunk; of a seed's, the longest in which no chunk of its connection moves.
 pub const CHUNK_SILENCE: Duration = Duration::from_secs(2);
 
 /// A peer that did not answer, or broke off, is left alone for this long, doubled each time up
-/// to [`FAILURE_BACKOFF_MAX`].
+/// to [`FAILURE_BACKOFF_MAX`]. What breaks off between a seed and a node while one is left alone is the
+/// same failure: eight chunks that stop with one link are one, not the end of the connection.
 pub const FAILURE_BACKOFF: Duration = Duration::from_millis(500);
 /// See [`FAILURE_BACKOFF`].
 pub const FAILURE_BACKOFF_MAX: Duration = Duration::from_secs(8);
@@ -264,6 +289,10 @@ pub const FRESH: Duration = Duration::from_secs(4);
 /// Pairs of nodes without a connection that a seed remembers, in both orders: 64 bytes each, 1 MiB.
 pub const CUT_OFF_PAIRS_MAX: usize = 16 * 1024;
 
+/// With fewer active neighbours, while it lacks chunks, a node does not wait for its turn: it knocks again at
+/// all that it knows within [`REDIAL`], whatever came of it before, and asks all whom it reaches for more.
+pub const NEIGHBOURS_FEW: usize = DEGREE / 4;
+
 /// Dials under way at once.
 pub const DIALS_MAX: usize = 16;
 
@@ -272,7 +301,8 @@ pub const DIALS_MAX: usize = 16;
 pub const PUSHES_MAX: usize = 16;
 
 /// From the last byte of a pushed chunk acknowledged to the receiver's announcement. Hashing and
-/// storing take milliseconds; a receiver that takes this long has lost the chunk.
+/// storing take milliseconds; a receiver that takes this long ([`for_chunks_of`] their length: a window of
+/// it may wait to be read) has lost the chunk.
 pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 /// Less where uploads are fast: twice what makes one of them overdue, but never less than this.
 pub const CONFIRM_TIMEOUT_MIN: Duration = Duration::from_millis(600);
@@ -302,6 +332,20 @@ const _: () = assert!(PEERS_MAX > RACK_MESH_MAX + 2 * DEGREE && KNOWN_MAX > PEER
 const _: () = assert!(FAR_RINGS > 0 && FAR_RINGS * 2 <= DEGREE);
 const _: () = assert!(SEED_UPLOAD_SLOTS <= PUSHES_MAX);
 const _: () = assert!(PER_PEER_MIN + KEPT_FOR_OFFERS <= IN_FLIGHT);
+
+/// Chunks up to this length are what the fixed times are meant for; see [`for_chunks_of`].
+pub const USUAL_CHUNK_BYTES: u64 = 1 << 20;
+
+/// A time in which some chunks have to have gone by, for chunks of `chunk_bytes`: `usual` for those of up to
+/// [`USUAL_CHUNK_BYTES`], and as many times more as they are longer. Eight chunks of 16 MiB are 54 s at
+/// 20 Mbit/s: with times that did not grow with them the seed gave up most of what it had begun, and a node
+/// alone took 181 s instead of 42 and four copies.
+#[must_use]
+pub fn for_chunks_of(chunk_bytes: u64, usual: Duration) -> Duration {
+    let times = chunk_bytes.div_ceil(USUAL_CHUNK_BYTES).max(1);
+    // Chunks have 16 MiB at most.
+    usual * u32::try_from(times).unwrap_or(u32::MAX)
+}
 
 /// How long a chunk of `chunk_bytes` may take once it has started.
 pub fn chunk_timeout(chunk_bytes: u64) -> Duration {

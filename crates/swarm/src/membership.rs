@@ -106,6 +106,16 @@ impl Membership {
         }
     }
 
+    /// All may be dialed within [`REDIAL`], as if they had failed for the first time.
+    pub(crate) fn hurry(&mut self, now: Instant, rng: &mut Rng) {
+        let wait_us = REDIAL.as_micros() as u64;
+        for known in self.known.values_mut() {
+            if known.not_before > now + REDIAL {
+                known.not_before = Instant(now.0 + rng.between(wait_us / 2, wait_us));
+            }
+        }
+    }
+
     /// Those who have not answered a dial in time and were not reported yet, and when there may be more.
     pub(crate) fn unanswered(&mut self, now: Instant) -> (Vec<NodeId>, Option<Instant>) {
         let (mut late, mut next) = (Vec::new(), None::<Instant>);
@@ -212,6 +222,42 @@ mod tests {
 
     fn addr() -> SocketAddr {
         ([10, 0, 0, 1], 7400).into()
+    }
+
+    /// Whatever came of earlier dials; and who is being dialed, or may be soon, is not dialed earlier.
+    #[test]
+    fn who_has_hardly_any_neighbours_does_not_wait() {
+        let (mut book, mut rng) = (Membership::default(), Rng::new(1));
+        let mut now = Instant(1_000_000);
+        book.learn(id(1), addr(), true, now);
+        for failures in 1..9 {
+            let due = book.take_due(9, Wanted::All, now, &mut rng, |_| false);
+            assert_eq!(due.len(), 1, "{failures} failures");
+            book.hurry(now, &mut rng);
+            assert_eq!(book.dialing(), 1);
+            book.failed(id(1), now, &mut rng);
+            book.hurry(now, &mut rng);
+            let soon = now + REDIAL / 4;
+            assert!(
+                book.take_due(9, Wanted::All, soon, &mut rng, |_| false)
+                    .is_empty()
+            );
+            now = now + REDIAL;
+        }
+        // Without it, not for as long as that.
+        book.take_due(9, Wanted::All, now, &mut rng, |_| false);
+        book.failed(id(1), now, &mut rng);
+        let later = now + REDIAL_MAX / 2;
+        assert!(
+            book.take_due(9, Wanted::All, now + REDIAL * 4, &mut rng, |_| false)
+                .is_empty()
+        );
+        book.hurry(later, &mut rng);
+        assert_eq!(
+            book.take_due(9, Wanted::All, later + REDIAL, &mut rng, |_| false)
+                .len(),
+            1
+        );
     }
 
     #[test]

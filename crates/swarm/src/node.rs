@@ -2,9 +2,10 @@
 //!
 //! This file holds the state, the dispatch and the timers; `interface` has the words for what goes in
 //! and out. What is decided lies in the other parts: `fetching` (what to ask of whom), `announcing` (what
-//! to tell them), `locality` (what to fetch from other racks), `offering` (what to offer whom), `serving`
-//! (uploads and the seed's pushes), `overlay` and `rewiring` (whom to be connected to), `reaching` (who can
-//! dial whom) and `revocation` (whom not any more). How bytes travel and where they are kept is the owner's.
+//! to tell them), `seeds` (what to ask of seeds), `locality` (what to fetch from other racks), `offering`
+//! (what to offer whom), `serving` (uploads and the seed's pushes), `overlay` and `rewiring` (whom to be
+//! connected to), `reaching` (who can dial whom) and `revocation` (whom not any more). How bytes travel and
+//! where they are kept is the owner's.
 
 mod announcing;
 mod fetching;
@@ -15,12 +16,14 @@ mod overlay;
 mod reaching;
 mod revocation;
 mod rewiring;
+mod seeds;
 mod serving;
 #[cfg(test)]
 mod tests;
 
 pub use interface::{ChunkOutcome, CloseReason, Config, Input, Output, UploadOutcome};
 
+use crate::askers::Askers;
 use crate::flight::Flights;
 use crate::id::{ConnId, NodeId, Role};
 use crate::leeches::Leeches;
@@ -33,6 +36,7 @@ use crate::picker::Picker;
 use crate::rng::Rng;
 use crate::seeding::Seeding;
 use crate::status::{Ban, PeerReport, Report};
+use crate::supply::Supply;
 use crate::time::Instant;
 use crate::tracker::Tracker;
 use crate::uploads::Uploads;
@@ -67,6 +71,8 @@ pub struct Node {
     /// When a chunk last came, or this node began. What comes to a node that is cut off counts only if
     /// it comes from its rack.
     last_arrival: Instant,
+    /// What peers really bring.
+    supply: Supply,
     /// Since when there was room in flight that no peer could fill.
     starved_since: Option<Instant>,
     /// When the picker runs again although nothing happened.
@@ -114,6 +120,7 @@ pub struct Node {
     /// A seed's duties; empty and idle on a peer.
     seeding: Seeding,
     leeches: Leeches,
+    askers: Askers,
     tracker: Tracker,
     partings: rewiring::Partings,
     reaching: reaching::Reaching,
@@ -131,11 +138,8 @@ impl Node {
         let mut rng = Rng::new(config.rng_seed);
         let chunks = config.geometry.chunk_count();
         let is_seed = config.role == Role::Seed;
-        let slots = match config.role {
-            Role::Seed => limits::SEED_UPLOAD_SLOTS,
-            Role::Peer => limits::UPLOAD_SLOTS,
-        };
         let completed = config.have.is_full();
+        let chunk_bytes = config.geometry.chunk_size().bytes();
         Self {
             node: config.node,
             role: config.role,
@@ -144,6 +148,7 @@ impl Node {
             locality: Locality::new(config.node, config.rack),
             seeding: Seeding::new(if is_seed { chunks } else { 0 }, &mut rng),
             leeches: Leeches::default(),
+            askers: Askers::default(),
             tracker: Tracker::default(),
             partings: rewiring::Partings::default(),
             reaching: reaching::Reaching::default(),
@@ -153,15 +158,16 @@ impl Node {
             picker: Picker::new(config.have),
             nothing: Bitfield::new(chunks),
             flights: Flights::default(),
-            uploads: Uploads::new(
-                slots,
-                limits::chunk_timeout(config.geometry.chunk_size().bytes()),
-            ),
+            uploads: match config.role {
+                Role::Seed => Uploads::of_seed(limits::SEED_UPLOAD_SLOTS, chunk_bytes),
+                Role::Peer => Uploads::new(limits::UPLOAD_SLOTS, chunk_bytes),
+            },
             membership: Membership::default(),
             announcements: announcing::Announcements::default(),
-            chunk_time: Duration::from_millis(20),
+            chunk_time: limits::for_chunks_of(chunk_bytes, Duration::from_millis(20)),
             leniency: 1,
             last_arrival: now,
+            supply: Supply::new(now),
             starved_since: None,
             look_again_at: None,
             feed_again_at: None,
@@ -185,6 +191,11 @@ impl Node {
             completed,
             outputs: VecDeque::new(),
         }
+    }
+
+    /// See [`limits::for_chunks_of`].
+    fn for_chunks(&self, usual: Duration) -> Duration {
+        limits::for_chunks_of(self.geometry.chunk_size().bytes(), usual)
     }
 
     /// Takes in what happened at `now`.
@@ -324,6 +335,7 @@ impl Node {
             peers: self
                 .peers
                 .iter()
+                .filter(|peer| peer.active)
                 .map(|peer| PeerReport {
                     node: peer.node,
                     addr: peer.addr,
@@ -383,6 +395,10 @@ impl Node {
             return;
         };
         let from_seed = peer.role == Role::Seed;
+        peer.heard_at = now;
+        if std::mem::take(&mut peer.is_silent) {
+            self.uploads.set_silent(conn, false);
+        }
         if !peer.active {
             return self.close(conn, CloseReason::Protocol("a message before hello"), now);
         }

@@ -2,13 +2,18 @@
 
 use crate::id::{ConnId, NodeId, Role};
 use crate::limits::{
-    BUSY_DOUBLINGS, BUSY_PATIENCE, FAILURE_BACKOFF, FAILURE_BACKOFF_MAX, PEERS_MAX, SEED_PEERS_MAX,
+    BUSY_DOUBLINGS, BUSY_PATIENCE, FAILURE_BACKOFF, FAILURE_BACKOFF_MAX, IN_FLIGHT, PEERS_MAX,
+    SEED_PEERS_MAX,
 };
 use crate::message::Wire;
 use crate::time::Instant;
 use rootswarm_image::{Bitfield, ChunkIndex};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Requests outstanding at one peer: as many as a node keeps in flight on a fast link.
+const OUTSTANDING_MAX: usize = IN_FLIGHT * 2;
 
 /// One connected node. What every announcement and every look at all peers reads comes first and
 /// fits into the first two cache lines: most of what a large simulation costs is waiting for them.
@@ -33,8 +38,17 @@ pub(crate) struct Peer {
     pub(crate) is_offered: bool,
     /// What it last reported as held; kept where its haves are not asked for.
     pub(crate) progress: u32,
+    /// Chunks that were sent to it are overdue, and it has said nothing since they were begun.
+    pub(crate) is_silent: bool,
+    /// When it last said anything.
+    pub(crate) heard_at: Instant,
     /// Requests of ours that it has not finished.
     pub(crate) outstanding: usize,
+    /// How many it may have; a seed's say, which has more or fewer slots to spare.
+    pub(crate) outstanding_max: usize,
+    /// Since it last sent a chunk that was asked for, a seed keeps a part of its slots for this node until
+    /// then (seeds only).
+    pub(crate) served_until: Option<Instant>,
     /// Chunk streams that it may still begin: one for each request that ever went to it.
     pub(crate) streams_due: u32,
     /// It is not asked, and nothing is pushed to it, before this.
@@ -54,6 +68,8 @@ pub(crate) struct Peer {
     /// It has announced a chunk that was pushed to it.
     pub(crate) has_confirmed: bool,
     failures: u32,
+    /// How many pushes in a row it has refused.
+    pub(crate) refusals: u32,
     declines: u32,
     pub(crate) complete_since: Option<Instant>,
     pub(crate) node: NodeId,
@@ -104,14 +120,19 @@ impl Peer {
             is_fed: false,
             unconfirmed: Vec::new(),
             has_confirmed: false,
+            is_silent: false,
+            heard_at: now,
             is_offered: false,
             offered: Vec::new(),
             offer_after: Instant::ZERO,
             not_needed: nothing.clone(),
             outstanding: 0,
+            outstanding_max: OUTSTANDING_MAX,
+            served_until: None,
             streams_due: 0,
             backoff_until: Instant::ZERO,
             failures: 0,
+            refusals: 0,
             declines: 0,
             connected_at: now,
             told: 0,
@@ -135,8 +156,24 @@ impl Peer {
         fetched * 1_000_000_000_000 / micros.max(1)
     }
 
+    /// How many of an image's chunks it would hold now, if it had begun to get all of them within `time` when
+    /// it came.
+    pub(crate) fn could_hold(&self, chunks: u64, time: Duration, now: Instant) -> u64 {
+        let time_us = time.as_micros().max(1) as u64;
+        let here_us = (now.since(self.connected_at).as_micros() as u64).min(time_us);
+        // At most 2^17 chunks, and a year of microseconds: it fits.
+        (chunks * here_us / time_us)
+            .max(u64::from(self.held_at_first))
+            .min(chunks)
+    }
+
     pub(crate) fn is_complete(&self) -> bool {
         self.chunks() >= self.have.len()
+    }
+
+    /// How often in a row it let a request down.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
     }
 
     /// It let a request down. Returns how often in a row.
@@ -147,10 +184,11 @@ impl Peer {
         self.failures
     }
 
-    /// It delivered.
+    /// It delivered, or took what was sent to it.
     pub(crate) fn delivered(&mut self) {
         self.failures = 0;
         self.declines = 0;
+        self.outstanding_max = (self.outstanding_max + 1).min(OUTSTANDING_MAX);
     }
 
     /// Whether what it announces is taken for true: it does not let one request after the other down.
@@ -198,6 +236,11 @@ impl Peers {
 
     pub(crate) fn get(&self, conn: ConnId) -> Option<&Peer> {
         Some(&self.list[self.by_conn.find(conn, &self.list)?])
+    }
+
+    /// Whether a seed is behind this connection.
+    pub(crate) fn is_seed(&self, conn: ConnId) -> bool {
+        self.get(conn).is_some_and(|peer| peer.role == Role::Seed)
     }
 
     pub(crate) fn get_mut(&mut self, conn: ConnId) -> Option<&mut Peer> {
@@ -329,5 +372,44 @@ mod tests {
                 assert_eq!(peers.conn_of(*node), Some(*conn));
             }
         }
+    }
+
+    /// Who came later lacks more, and is no slower for it.
+    #[test]
+    fn what_a_node_could_hold_counts_from_when_it_came() {
+        let came = Instant(3_000_000);
+        let (addr, nothing) = (([10, 0, 0, 1], 7400).into(), Bitfield::new(1_000));
+        let mut peer = Peer::new(
+            ConnId(1),
+            NodeId([1; 32]),
+            addr,
+            Role::Peer,
+            true,
+            &nothing,
+            came,
+        );
+        let round = Duration::from_secs(10);
+        // (microseconds since it came, chunks it held then, chunks it could hold of a thousand)
+        let cases = [
+            (0, 0, 0),
+            (1, 0, 0),
+            (1_000_000, 0, 100),
+            (10_000_000, 0, 1_000),
+            (60_000_000, 0, 1_000),
+            (1_000_000, 700, 700),
+            (1_000_000, 1_000, 1_000),
+        ];
+        for (here_us, held, expected) in cases {
+            peer.held_at_first = held;
+            let now = came + Duration::from_micros(here_us);
+            assert_eq!(
+                peer.could_hold(1_000, round, now),
+                expected,
+                "{here_us} {held}"
+            );
+        }
+        // A round that took no time, and a clock that has not moved.
+        peer.held_at_first = 0;
+        assert_eq!(peer.could_hold(1_000, Duration::ZERO, came), 0);
     }
 }

@@ -18,8 +18,10 @@
 
 use crate::picker::Picker;
 use crate::rng::Rng;
+use crate::time::Instant;
 use rootswarm_image::{Bitfield, ChunkIndex};
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// A seed is faster than its nodes if they hold less than this when each chunk has left it once.
 const FASTER_BELOW_PERCENT: u64 = 75;
@@ -53,8 +55,11 @@ pub(crate) struct Seeding {
     is_doubting: bool,
     /// Some chunk had no holder when last asked whether to help on.
     was_first_round: bool,
-    /// When the last first round ended, the nodes lacked much of the image.
+    /// When the last first round ended, the nodes had got chunks much more slowly than this seed had sent
+    /// the image.
     is_faster: bool,
+    /// When that round began.
+    round_began: Instant,
     /// First copies that went out since help was last counted anew, and uploads before the first of them.
     pushed: u32,
     pushed_from: u64,
@@ -76,6 +81,7 @@ impl Seeding {
             is_doubting: false,
             was_first_round: false,
             is_faster: false,
+            round_began: Instant::ZERO,
             pushed: 0,
             pushed_from: 0,
             helped_from: 0,
@@ -83,18 +89,20 @@ impl Seeding {
     }
 
     /// Whether to offer second copies, when this seed has uploaded so many chunks, may give `most` as help
-    /// for each copy that has to leave it, and the nodes that are fed hold so much of the image, in per
-    /// cent.
+    /// for each copy that has to leave it, and the nodes that are fed hold so much, in per cent: of the
+    /// image, or of what they would hold if they had got all of it in a given time from when they came.
     pub(crate) fn helps_on(
         &mut self,
         picker: &Picker,
         uploaded: u64,
         most: u64,
-        held_percent: impl FnOnce() -> u64,
+        now: Instant,
+        held_percent: impl Fn(Option<Duration>) -> u64,
     ) -> bool {
         if self.first_copies_wait(picker) {
             if self.pushed == 0 {
                 self.pushed_from = uploaded;
+                self.round_began = now;
             }
             self.was_first_round = true;
             return false;
@@ -109,11 +117,12 @@ impl Seeding {
         if !(ends || self.is_faster && may_help) {
             return false;
         }
-        let held_percent = held_percent();
         if ends {
-            self.is_faster = held_percent < FASTER_BELOW_PERCENT;
+            // Those that came later lack more, and are no slower for it.
+            let round = now.since(self.round_began);
+            self.is_faster = held_percent(Some(round)) < FASTER_BELOW_PERCENT;
         }
-        self.is_faster && may_help && held_percent < HELPED_BELOW_PERCENT
+        self.is_faster && may_help && held_percent(None) < HELPED_BELOW_PERCENT
     }
 
     /// Of so many uploads, those since the first round, as help or because somebody asked.
@@ -282,7 +291,7 @@ mod tests {
         let mut uploaded = 0;
         for (at_its_end, is_faster) in [(74, true), (75, false), (74, true)] {
             let helps = |seeding: &mut Seeding, picker: &Picker, uploaded, held| {
-                seeding.helps_on(picker, uploaded, 1, || held)
+                seeding.helps_on(picker, uploaded, 1, Instant::ZERO, |_| held)
             };
             assert!(
                 !helps(&mut seeding, &picker, uploaded, 0),
@@ -321,14 +330,14 @@ mod tests {
         let mut seeding = Seeding::new(8, &mut Rng::new(1));
         let mut uploaded = 0;
         let mut round = |seeding: &mut Seeding, picker: &mut Picker| {
-            assert!(!seeding.helps_on(picker, uploaded, 8, || 0));
+            assert!(!seeding.helps_on(picker, uploaded, 8, Instant::ZERO, |_| 0));
             while let Some(index) = next(seeding, picker) {
                 uploaded += 1;
                 picker.announced(index);
                 seeding.arrived(index);
                 seeding.ended(index, picker);
             }
-            while seeding.helps_on(picker, uploaded, 8, || 0) {
+            while seeding.helps_on(picker, uploaded, 8, Instant::ZERO, |_| 0) {
                 uploaded += 1;
             }
             uploaded

@@ -27,7 +27,8 @@ pub struct Report {
     pub declined: u64,
     /// Requests and chunks that were given up because time ran out or the stream broke.
     pub failures: u64,
-    /// The connected nodes.
+    /// The connected nodes. One counts once it has said hello: QUIC calls a connection made before the other
+    /// side has looked at this one's certificate.
     pub peers: Vec<PeerReport>,
     /// The nodes that were banned, in order.
     pub bans: Vec<Ban>,

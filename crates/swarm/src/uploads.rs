@@ -3,9 +3,11 @@
 //! The number of slots follows what happens. It starts low, so that the first chunks of a swarm
 //! leave whole one after the other instead of all together at the end of a long first round, and
 //! grows by one with each chunk delivered in good time. Uploads that are slow because the link is
-//! make it shrink, very fast ones double its maximum. One that is much slower than the others,
+//! make it shrink, very fast ones double its maximum, and a seed tries whether still more bring more
+//! (see `breadth`). One that is much slower than the others,
 //! because its receiver is slow or gone, no longer counts.
 
+use crate::breadth::Breadth;
 use crate::id::ConnId;
 use crate::limits;
 use crate::time::Instant;
@@ -22,6 +24,16 @@ struct Active {
     stalled: bool,
     /// It was reported by [`Uploads::newly_overdue`].
     reported: bool,
+    /// Its receiver has said nothing since it began: it takes no slot.
+    silent: bool,
+}
+
+/// An upload that has become overdue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Overdue {
+    pub(crate) conn: ConnId,
+    pub(crate) index: ChunkIndex,
+    pub(crate) since: Instant,
 }
 
 impl Active {
@@ -37,21 +49,35 @@ pub(crate) struct Uploads {
     slots_max: usize,
     /// An upload that took longer was one of too many.
     slow: Duration,
+    /// What is late before any upload has ended.
+    patience_first: Duration,
     /// Smoothed time from an upload's start to its end.
     typical: Duration,
     active: Vec<Active>,
+    /// A seed's: where it may have more than the usual.
+    breadth: Option<Breadth>,
 }
 
 impl Uploads {
-    /// At most `slots_max` at once, of chunks that may take `chunk_timeout`.
-    pub(crate) fn new(slots_max: usize, chunk_timeout: Duration) -> Self {
+    /// At most `slots_max` at once, of chunks of `chunk_bytes`.
+    pub(crate) fn new(slots_max: usize, chunk_bytes: u64) -> Self {
         let slots_max = slots_max.max(1);
         Self {
             slots: limits::UPLOAD_SLOTS_FIRST.min(slots_max),
             slots_max,
-            slow: chunk_timeout / 8,
+            slow: limits::chunk_timeout(chunk_bytes) / 8,
+            patience_first: limits::for_chunks_of(chunk_bytes, limits::UPLOAD_PATIENCE_FIRST),
             typical: Duration::ZERO,
             active: Vec::new(),
+            breadth: None,
+        }
+    }
+
+    /// The same, with more at once where that brings more.
+    pub(crate) fn of_seed(slots_max: usize, chunk_bytes: u64) -> Self {
+        Self {
+            breadth: Some(Breadth::new()),
+            ..Self::new(slots_max, chunk_bytes)
         }
     }
 
@@ -64,11 +90,21 @@ impl Uploads {
     /// bound all the same.
     fn counted(&self, now: Instant) -> usize {
         let patience = self.patience();
+        let silent = self.active.iter().filter(|upload| upload.silent).count();
         let overdue = self
             .active
             .iter()
-            .filter(|upload| upload.is_overdue(patience, now));
-        self.active.len() - overdue.count().min(self.slots_max)
+            .filter(|upload| !upload.silent && upload.is_overdue(patience, now));
+        let silent_off = silent.min(limits::SILENT_UPLOADS_MAX);
+        self.active.len() - silent_off - overdue.count().min(self.slots_max)
+    }
+
+    /// The receiver behind this connection has said nothing since before its uploads became overdue, or
+    /// does again.
+    pub(crate) fn set_silent(&mut self, conn: ConnId, silent: bool) {
+        for upload in self.active.iter_mut().filter(|upload| upload.conn == conn) {
+            upload.silent = silent;
+        }
     }
 
     pub(crate) fn slots(&self) -> usize {
@@ -100,15 +136,19 @@ impl Uploads {
             .any(|upload| upload.conn == conn && upload.is_overdue(patience, now))
     }
 
-    /// The chunks of uploads that have become overdue, each once.
-    pub(crate) fn newly_overdue(&mut self, now: Instant) -> Vec<ChunkIndex> {
+    /// The uploads that have become overdue, each once.
+    pub(crate) fn newly_overdue(&mut self, now: Instant) -> Vec<Overdue> {
         let patience = self.patience();
         self.active
             .iter_mut()
             .filter(|upload| !upload.reported && upload.is_overdue(patience, now))
             .map(|upload| {
                 upload.reported = true;
-                upload.index
+                Overdue {
+                    conn: upload.conn,
+                    index: upload.index,
+                    since: upload.since,
+                }
             })
             .collect()
     }
@@ -138,6 +178,7 @@ impl Uploads {
                 since: now,
                 stalled: false,
                 reported: false,
+                silent: false,
             });
         }
         may
@@ -166,6 +207,7 @@ impl Uploads {
         let Some(position) = self.position(conn, index) else {
             return;
         };
+        let was_full = self.free_slots(0, now) == 0;
         let upload = self.active.swap_remove(position);
         if !is_delivered {
             return;
@@ -181,10 +223,19 @@ impl Uploads {
         } else {
             self.slots_max
         };
+        let mut beyond = 0;
+        if let Some(breadth) = &mut self.breadth {
+            if took > self.slow {
+                breadth.none();
+            } else if self.slots >= most {
+                breadth.delivered(self.slots, was_full, now);
+            }
+            beyond = breadth.beyond();
+        }
         self.slots = if took > self.slow {
             (self.slots / 2).max(1)
         } else {
-            (self.slots + 1).min(most)
+            (self.slots + 1).min(most + beyond)
         };
     }
 
@@ -207,7 +258,7 @@ impl Uploads {
     /// An upload that lasts longer is overdue.
     pub(crate) fn patience(&self) -> Duration {
         if self.typical.is_zero() {
-            return limits::UPLOAD_PATIENCE_FIRST;
+            return self.patience_first;
         }
         (self.typical * 4).max(limits::UPLOAD_PATIENCE_MIN)
     }
@@ -225,7 +276,8 @@ mod tests {
     }
 
     fn uploads(slots_max: usize) -> Uploads {
-        Uploads::new(slots_max, Duration::from_secs(16))
+        // They may take 16 s each.
+        Uploads::new(slots_max, 11 * limits::CHUNK_RATE_MIN)
     }
 
     #[test]
@@ -282,7 +334,11 @@ mod tests {
         uploads.stalled(A, ChunkIndex(1));
         uploads.stalled(B, ChunkIndex(7));
         assert!(uploads.is_stuck(A, ms(100)));
-        assert_eq!(uploads.newly_overdue(ms(100)), [ChunkIndex(1)]);
+        let overdue = |uploads: &mut Uploads, now| -> Vec<ChunkIndex> {
+            let overdue = uploads.newly_overdue(now).into_iter();
+            overdue.map(|upload| upload.index).collect()
+        };
+        assert_eq!(overdue(&mut uploads, ms(100)), [ChunkIndex(1)]);
         assert_eq!(uploads.free_slots(0, ms(100)), 1);
         assert!(uploads.begin(B, ChunkIndex(2), 0, ms(100)));
         uploads.ended(B, ChunkIndex(2), true, ms(150));
@@ -301,10 +357,9 @@ mod tests {
         let overdue = uploads.next_overdue(ms(0)).unwrap();
         assert_eq!(overdue, ms(0) + limits::UPLOAD_PATIENCE_FIRST);
         assert!(!uploads.is_stuck(A, ms(10)) && uploads.is_stuck(A, overdue));
-        assert_eq!(
-            uploads.newly_overdue(overdue),
-            [ChunkIndex(0), ChunkIndex(1)]
-        );
+        let found = uploads.newly_overdue(overdue);
+        let indices: Vec<_> = found.iter().map(|upload| upload.index).collect();
+        assert_eq!(indices, [ChunkIndex(0), ChunkIndex(1)]);
         assert_eq!(uploads.newly_overdue(overdue), [], "each once");
         assert_eq!(uploads.next_overdue(overdue), None);
         for index in 2..4 {
@@ -319,5 +374,22 @@ mod tests {
         );
         assert_eq!(uploads.forget(A), [ChunkIndex(0), ChunkIndex(1)]);
         assert_eq!((uploads.to(A), uploads.to(B)), (0, 2));
+    }
+
+    /// Receivers that fell silent hold no slots, however many they are; those that speak again do.
+    #[test]
+    fn the_silent_take_no_slot() {
+        for silent in [1, 2, 9, 40] {
+            let mut uploads = uploads(2);
+            for number in 0..silent {
+                let conn = ConnId(10 + number);
+                assert!(uploads.begin(conn, ChunkIndex(0), 0, ms(0)), "{number}");
+                uploads.set_silent(conn, true);
+            }
+            assert_eq!(uploads.free_slots(0, ms(1)), 2);
+            assert!(uploads.begin(A, ChunkIndex(0), 0, ms(1)));
+            uploads.set_silent(ConnId(10), false);
+            assert_eq!(uploads.free_slots(0, ms(1)), 0);
+        }
     }
 }

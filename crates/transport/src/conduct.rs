@@ -21,6 +21,10 @@ use tokio::time::Instant;
 /// because it is of another version has its second chance soon; an attack loses nearly all its time.
 const SHUT_OUT: Duration = Duration::from_secs(20);
 
+/// What one pays, in handshakes, who was let in and said nothing until his place was another's: an honest
+/// node's request is in the packet after the handshake's last.
+const SILENCE: u32 = 16;
+
 /// Addresses remembered at a time: some 4 MB. Debts of those beyond are not put down.
 const ADDRESSES_MAX: usize = 65_536;
 
@@ -68,6 +72,12 @@ impl Conduct {
     /// A handshake with `address`, which is proven.
     pub(crate) fn came(&self, address: IpAddr) {
         self.charge(address, Duration::ZERO, self.fades);
+    }
+
+    /// Who came from `address`, which is proven, said nothing.
+    pub(crate) fn said_nothing(&self, address: IpAddr) {
+        // Its handshake is put down already.
+        self.charge(address, Duration::ZERO, self.fades * (SILENCE - 1));
     }
 
     /// The node at `address`, which is proven, said or did what no honest one does.

@@ -78,8 +78,8 @@ impl OpenError {
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
             OpenError::Connect(error) => error.is_refusal(),
-            OpenError::Link(LinkError::Connection(error)) => tls::refusal(error).is_some(),
-            OpenError::Link(_) | OpenError::OtherNode { .. } => false,
+            OpenError::Link(error) => error.is_refusal(),
+            OpenError::OtherNode { .. } => false,
         }
     }
 }

@@ -4,6 +4,9 @@
 //! which is named to [`EACH`] newcomers at a time. A newcomer that has it is a member a moment later,
 //! so that the number of those who can hand it on triples with each round; who comes while all are
 //! busy waits for the next one that is not. How it travels is `handing_on`'s.
+//!
+//! A member from which a newcomer did not get it is not named for [`UNFIT`]: it may be dead or behind a
+//! firewall, and would cost each newcomer the time that members have to themselves.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -12,7 +15,7 @@ use std::time::Duration;
 
 use rootswarm_swarm::{ConnId, NodeId, Rng};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Newcomers to whom the seed itself is sending it. More of them would only get it later.
 const OWN: usize = 4;
@@ -23,6 +26,10 @@ const EACH: u8 = 2;
 /// How long a newcomer waits for somebody who is not busy. Beyond it the seed is, once more: those
 /// who hold its places may be up to no good.
 const WAIT: Duration = Duration::from_millis(500);
+
+/// How long a member is not named after a newcomer had to ask the seed after all. A newcomer that lies
+/// about it has the seed send some manifests more, four at a time.
+const UNFIT: Duration = Duration::from_secs(10);
 
 /// A manifest of this length and less costs no more than saying where to get it: three packets.
 pub(crate) const SMALL_BYTES: usize = 4 << 10;
@@ -53,6 +60,8 @@ struct Entry {
     busy: u8,
     /// Others do not get through to it: who is sent there loses time.
     is_hard_to_reach: bool,
+    /// Not named before this.
+    unfit_until: Option<Instant>,
 }
 
 /// Where a newcomer is sent.
@@ -101,6 +110,7 @@ impl Handouts {
             address,
             busy: 0,
             is_hard_to_reach: false,
+            unfit_until: None,
         });
         drop(roll);
         self.changed.notify_one();
@@ -151,15 +161,18 @@ impl Handouts {
 
     fn take(self: &Arc<Handouts>) -> Option<Handout> {
         let mut roll = self.roll();
-        let count = roll.members.len();
+        let (count, now) = (roll.members.len(), Instant::now());
         let mut can_wait = count == 0;
-        for _ in 0..TRIES.min(count) {
+        // Of two, the one that is free is not missed by chance.
+        let tries = if count == 0 { 0 } else { TRIES };
+        for _ in 0..tries {
             let place = roll.rng.below(count);
             let Some(entry) = roll.members.get_mut(place) else {
                 continue;
             };
             can_wait |= !entry.is_hard_to_reach;
-            if entry.is_hard_to_reach || entry.busy >= EACH {
+            let is_unfit = entry.unfit_until.is_some_and(|until| until > now);
+            if entry.is_hard_to_reach || is_unfit || entry.busy >= EACH {
                 continue;
             }
             entry.busy += 1;
@@ -183,6 +196,20 @@ impl Handouts {
 
     fn roll(&self) -> std::sync::MutexGuard<'_, Roll> {
         self.roll.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Handout {
+    /// The newcomer did not get it there.
+    pub(crate) fn came_to_nothing(&self) {
+        let Some(conn) = self.conn else {
+            return;
+        };
+        let mut roll = self.handouts.roll();
+        let place = roll.places.get(&conn).copied();
+        if let Some(entry) = place.and_then(|place| roll.members.get_mut(place)) {
+            entry.unfit_until = Some(Instant::now() + UNFIT);
+        }
     }
 }
 
@@ -278,6 +305,34 @@ mod tests {
             handouts.mark(&BTreeSet::new());
             under_way.clear();
             assert!(is_member(&handouts.take().unwrap()));
+        }
+    }
+
+    /// A member that is dead, or behind a firewall, costs one newcomer its head start, not all of them.
+    #[tokio::test(start_paused = true)]
+    async fn who_did_not_hand_it_on_is_not_named_for_a_while() {
+        for members in [1, 2, 5] {
+            let handouts = Handouts::new(1);
+            for number in 1..=members {
+                let (conn, node, address) = member(number);
+                handouts.came(conn, node, address);
+            }
+            let handout = handouts.next().await;
+            let named = handout.holder;
+            assert!(is_member(&handout));
+            handout.came_to_nothing();
+            drop(handout);
+            for _ in 0..50 {
+                let next = handouts.next().await;
+                assert_ne!(next.holder, named, "{members} members");
+                assert_eq!(is_member(&next), members > 1);
+            }
+            tokio::time::advance(UNFIT).await;
+            let mut again = false;
+            for _ in 0..200 {
+                again |= handouts.next().await.holder == named;
+            }
+            assert!(again, "{members} members");
         }
     }
 

@@ -28,8 +28,11 @@ const PROOF_LABEL: &[u8] = b"EXPORTER-rootswarm-join-1";
 /// for another of the key's signatures (TLS puts 64 spaces first).
 const PROOF_PREFIX: &[u8] = b"rootswarm join proof 1\0";
 
-/// The length of a possession proof: an Ed25519 signature.
-pub const PROOF_BYTES: usize = 64;
+/// The length of an Ed25519 signature (RFC 8032).
+pub const SIGNATURE_BYTES: usize = 64;
+
+/// The length of a possession proof: a signature.
+pub const PROOF_BYTES: usize = SIGNATURE_BYTES;
 
 /// Why an identity could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -94,11 +97,19 @@ impl NodePublicKey {
         proof: &[u8],
     ) -> Result<(), ProofError> {
         let message = proof_message(connection, self)?;
-        ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, &self.0)
-            .verify(&message, proof)
-            .map_err(|_| ProofError::Invalid {
+        match self.verifies(&message, proof) {
+            true => Ok(()),
+            false => Err(ProofError::Invalid {
                 node: self.node_id(),
-            })
+            }),
+        }
+    }
+
+    /// Whether `signature` is this key's over `message`.
+    pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, &self.0)
+            .verify(message, signature)
+            .is_ok()
     }
 }
 
@@ -153,11 +164,15 @@ impl NodeKey {
     /// export, so it is worth nothing on any other.
     pub fn prove(&self, connection: &quinn::Connection) -> Result<[u8; PROOF_BYTES], ProofError> {
         let message = proof_message(connection, &self.public)?;
-        let signature = self.pair.sign(&message);
-        let mut proof = [0; PROOF_BYTES];
-        // An Ed25519 signature is 64 bytes (RFC 8032).
-        proof.copy_from_slice(signature.as_ref());
-        Ok(proof)
+        Ok(self.sign(&message))
+    }
+
+    /// A signature over `message`, which begins with what sets it apart from all else that is signed.
+    pub(crate) fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        let signature = self.pair.sign(message);
+        let mut bytes = [0; SIGNATURE_BYTES];
+        bytes.copy_from_slice(signature.as_ref());
+        bytes
     }
 }
 
@@ -322,6 +337,8 @@ pub struct Identity {
     pub(crate) gate: Gate,
     node_id: NodeId,
     role: Role,
+    /// That of its certificate.
+    epoch: u32,
 }
 
 impl Identity {
@@ -332,6 +349,7 @@ impl Identity {
         Ok(Identity {
             node_id: key.node_id(),
             role: Role::Seed,
+            epoch,
             swarm: ca.public(),
             gate: Gate::of(epoch, ca.public()),
             certified: Arc::new(CertifiedKey::new(vec![certificate], key.tls)),
@@ -353,12 +371,14 @@ impl Identity {
                 found: found.node_id,
             });
         }
+        // A node's certificate always names an epoch.
+        let epoch = found.epoch.unwrap_or_default();
         Ok(Identity {
             node_id: key.node_id(),
             role: Role::Peer,
+            epoch,
             swarm: *swarm,
-            // A node's certificate always names an epoch.
-            gate: Gate::of(found.epoch.unwrap_or_default(), *swarm),
+            gate: Gate::of(epoch, *swarm),
             certified: Arc::new(CertifiedKey::new(vec![certificate], key.tls.clone())),
         })
     }
@@ -375,6 +395,11 @@ impl Identity {
         self.role
     }
 
+    /// Its certificate.
+    pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.certified.cert.first()
+    }
+
     /// The swarm it belongs to.
     #[must_use]
     pub fn swarm(&self) -> &SwarmPublicKey {
@@ -386,6 +411,12 @@ impl Identity {
     #[must_use]
     pub fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// Whether its own gate would not let it in any more: a later epoch has been heard of, from a list or a
+    /// certificate.
+    pub(crate) fn is_over(&self) -> bool {
+        self.gate.admit(&self.node_id, self.epoch).is_err()
     }
 
     /// The same identity at the gate of an older one of this node, so that what was learnt there

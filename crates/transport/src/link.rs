@@ -23,9 +23,11 @@ use tokio::time::{Instant, timeout};
 
 use crate::chunk_buffers::ChunkBuffers;
 use crate::conduct::Conduct;
+use crate::control_first::ControlFirst;
 use crate::framing::{self, FrameError};
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Moving};
 use crate::limiter::RateLimiter;
+use crate::parting::part;
 use crate::places::Place;
 use crate::reading_pace::{ChunksExchanged, ReadingPace};
 use crate::socket::canonical;
@@ -48,7 +50,7 @@ pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 /// A chunk stream begins with its chunk's index and length, both big-endian `u32`.
 const CHUNK_HEADER_BYTES: usize = 8;
 
-/// Control frames go before chunks.
+/// Control frames go before chunks, which have 0 and less.
 const CONTROL_PRIORITY: i32 = 1;
 
 /// What a link tells its driver.
@@ -129,6 +131,8 @@ pub(crate) struct Link {
     connection: Connection,
     control: mpsc::Sender<Vec<u8>>,
     uploads: BTreeMap<ChunkIndex, AbortHandle>,
+    /// The next upload's priority: each has less than the one before.
+    priority: i32,
     arrivals: Arc<Mutex<BTreeMap<ChunkIndex, AbortHandle>>>,
     tasks: JoinSet<()>,
     conn: ConnId,
@@ -138,6 +142,7 @@ pub(crate) struct Link {
     /// Since when it has been sending from elsewhere; said once.
     moved: Option<Option<Instant>>,
     exchanged: ChunksExchanged,
+    control_first: Arc<ControlFirst>,
     shared: Arc<Shared>,
     /// Held for as long as this is.
     _place: Option<Place>,
@@ -152,7 +157,8 @@ impl Link {
         let exchanged = ChunksExchanged::default();
         let arrivals = Arc::new(Mutex::new(BTreeMap::new()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(write_control(send, queue));
+        let control_first = Arc::new(ControlFirst::default());
+        tasks.spawn(write_control(send, queue, control_first.clone()));
         let reader = ControlReader {
             conn,
             wire: tls::wire(&opened.connection),
@@ -171,6 +177,7 @@ impl Link {
                 shared: shared.clone(),
                 arrivals: arrivals.clone(),
                 exchanged: exchanged.clone(),
+                moving: (opened.role == Role::Seed).then(Moving::default),
             };
             tasks.spawn(acceptor.run());
         }
@@ -178,6 +185,7 @@ impl Link {
             connection: opened.connection,
             control,
             uploads: BTreeMap::new(),
+            priority: 0,
             arrivals,
             tasks,
             conn,
@@ -185,6 +193,7 @@ impl Link {
             was_dialed_to: !opened.dialed,
             moved: None,
             exchanged,
+            control_first,
             shared,
             _place: opened.place,
         }
@@ -209,8 +218,11 @@ impl Link {
     fn enqueue(&self, frame: Vec<u8>) {
         if self.control.try_send(frame).is_err() {
             // It does not read its control stream, or it is gone already.
-            self.connection
-                .close(CLOSE_SWARM, b"control frames are not read");
+            part(
+                &self.connection,
+                CLOSE_SWARM,
+                b"control frames are not read",
+            );
         }
     }
 
@@ -218,9 +230,13 @@ impl Link {
         self.uploads.retain(|_, task| !task.is_finished());
         let (connection, shared, conn) = (self.connection.clone(), self.shared.clone(), self.conn);
         let exchanged = self.exchanged.clone();
+        let after_control = self.control_first.subscribe();
+        let priority = self.priority;
+        // No connection lasts for 2^31 chunks; the last ones would share what they have.
+        self.priority = priority.saturating_sub(1);
         let task = self.tasks.spawn(async move {
-            let upload = Upload::new(conn, &connection, &shared, index);
-            let outcome = upload.run().await;
+            let upload = Upload::new(conn, &connection, &shared, index, priority);
+            let outcome = upload.run(after_control).await;
             if outcome == UploadOutcome::Delivered {
                 exchanged.one();
             }
@@ -293,8 +309,12 @@ impl Link {
     }
 
     pub(crate) fn close(self, reason: CloseReason) {
-        self.connection
-            .close(CLOSE_SWARM, reason.to_string().as_bytes());
+        // Whoever is not trusted any more may be let in again, and is told so.
+        let code = match reason {
+            CloseReason::Revoked => tls::CLOSE_UNTRUSTED,
+            _ => CLOSE_SWARM,
+        };
+        part(&self.connection, code, reason.to_string().as_bytes());
     }
 }
 
@@ -343,6 +363,11 @@ pub enum LinkError {
 }
 
 impl LinkError {
+    /// Whether the other side has ended the connection because it does not take this node's certificate.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, LinkError::Connection(error) if tls::refusal(error).is_some())
+    }
+
     /// Whether no honest program says such a thing: QUIC has already ruled out damage on the way.
     pub(crate) fn breaks_protocol(&self) -> bool {
         match self {
@@ -357,7 +382,11 @@ impl LinkError {
     }
 }
 
-async fn write_control(mut stream: SendStream, mut queue: mpsc::Receiver<Vec<u8>>) {
+async fn write_control(
+    mut stream: SendStream,
+    mut queue: mpsc::Receiver<Vec<u8>>,
+    control_first: Arc<ControlFirst>,
+) {
     // Nothing is kept between two batches: most of a seed's nodes are told something once a minute.
     loop {
         let mut frames = Vec::new();
@@ -368,7 +397,7 @@ async fn write_control(mut stream: SendStream, mut queue: mpsc::Receiver<Vec<u8>
         for frame in frames {
             framing::push_frame(&mut batch, &frame);
         }
-        if stream.write_all(&batch).await.is_err() {
+        if control_first.write(&mut stream, &batch).await.is_err() {
             // The reader reports the end of the connection.
             return;
         }
@@ -404,7 +433,7 @@ impl ControlReader {
             }
         };
         tracing::debug!(conn = self.conn.0, %reason, "link ended");
-        connection.close(CLOSE_SWARM, reason.as_bytes());
+        part(&connection, CLOSE_SWARM, reason.as_bytes());
         let gone = Event::Gone { conn: self.conn };
         let _ = self.shared.events.send(gone).await;
     }
@@ -437,6 +466,8 @@ struct Acceptor {
     shared: Arc<Shared>,
     arrivals: Arc<Mutex<BTreeMap<ChunkIndex, AbortHandle>>>,
     exchanged: ChunksExchanged,
+    /// A seed's chunks may wait behind each other.
+    moving: Option<Moving>,
 }
 
 impl Acceptor {
@@ -453,6 +484,7 @@ impl Acceptor {
                             shared: self.shared.clone(),
                             arrivals: self.arrivals.clone(),
                             exchanged: self.exchanged.clone(),
+                            moving: self.moving.clone(),
                         };
                         let (announce, start) = tokio::sync::oneshot::channel();
                         let task = streams.spawn(arrival.run(stream, start));
@@ -472,6 +504,7 @@ struct Arrival {
     shared: Arc<Shared>,
     arrivals: Arc<Mutex<BTreeMap<ChunkIndex, AbortHandle>>>,
     exchanged: ChunksExchanged,
+    moving: Option<Moving>,
 }
 
 impl Arrival {
@@ -541,7 +574,7 @@ impl Arrival {
     /// written and hashed at its place, piece by piece, and counts for nothing until it is verified.
     async fn take(&self, stream: &mut RecvStream, index: ChunkIndex) -> ChunkOutcome {
         let length = self.shared.verifier.manifest().geometry().chunk_len(index) as usize;
-        let mut inbox = Inbox::new(stream);
+        let mut inbox = Inbox::new(stream, self.moving.clone());
         let mut bytes = self.shared.buffers.take();
         if length <= PIECE_BYTES {
             let whole = inbox.fill(&mut bytes, length).await;

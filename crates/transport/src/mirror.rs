@@ -79,6 +79,9 @@ const PARTS_MAX: usize = 5;
 /// For one request and its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// How long the reason for which a seed closes a connection may come after the end of its answer.
+const REASON_WITHIN: Duration = Duration::from_secs(1);
+
 /// How long a mirror may ask nothing before a seed parts from it: it asks every few seconds.
 pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
@@ -87,6 +90,7 @@ const ASK_MANIFEST: u8 = 1;
 const TAG_CURRENT: u8 = 0;
 const TAG_RETIRED: u8 = 1;
 const TAG_OLDER: u8 = 2;
+const ROLLED_BACK: u8 = 3;
 
 /// Why a primary could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +129,17 @@ pub enum MirrorError {
     },
 }
 
+impl MirrorError {
+    /// Whether the seed answered, though not with what was asked for: it is there.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        match self {
+            MirrorError::Refused { .. } | MirrorError::Protocol { .. } => true,
+            MirrorError::Trust { .. } | MirrorError::Unreachable { .. } => false,
+        }
+    }
+}
+
 /// Everything a seed tells a mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
@@ -142,6 +157,9 @@ pub struct Listing {
     /// Signed tags of older generations of names, whose images stay fetchable by their pin. Version 1
     /// has none.
     pub older: Vec<Vec<u8>>,
+    /// Of each name from which an operator went back: which images those were, in the server's words. Not in
+    /// version 1.
+    pub rolled_back: Vec<Vec<u8>>,
 }
 
 impl Listing {
@@ -155,6 +173,7 @@ impl Listing {
         frames.extend(self.retired.into_iter().map(tagged(TAG_RETIRED)));
         if version == MirrorVersion::Two {
             frames.extend(self.older.into_iter().map(tagged(TAG_OLDER)));
+            frames.extend(self.rolled_back.into_iter().map(tagged(ROLLED_BACK)));
         }
         frames
     }
@@ -175,6 +194,9 @@ impl Listing {
                 (Some((&TAG_CURRENT, tag)), _) => listing.tags.push(tag.to_vec()),
                 (Some((&TAG_RETIRED, tag)), _) => listing.retired.push(tag.to_vec()),
                 (Some((&TAG_OLDER, tag)), MirrorVersion::Two) => listing.older.push(tag.to_vec()),
+                (Some((&ROLLED_BACK, text)), MirrorVersion::Two) => {
+                    listing.rolled_back.push(text.to_vec());
+                }
                 // What a later release adds is passed over.
                 (Some(_), MirrorVersion::Two) => {}
                 _ => return Err("a tag of no known kind".to_owned()),
@@ -208,6 +230,14 @@ impl Ask {
             _ => None,
         }
     }
+}
+
+/// Whether the other end ended it: one that has no place for another connection is there all the same.
+fn is_turned_away(error: &quinn::ConnectionError) -> bool {
+    matches!(
+        error,
+        quinn::ConnectionError::ConnectionClosed(_) | quinn::ConnectionError::ApplicationClosed(_)
+    )
 }
 
 /// What a proof of holding the swarm key on this connection signs, after `prefix`.
@@ -366,6 +396,10 @@ impl Primary {
                 seed,
                 reason: error.to_string(),
             }),
+            Ok(Err(ConnectError::Unreachable { source, .. })) if is_turned_away(&source) => {
+                let reason = source.to_string();
+                Err(MirrorError::Refused { seed, reason })
+            }
             Ok(Err(error)) => Err(unreachable(error.to_string())),
             Err(_) => Err(unreachable(format!(
                 "no answer within {} s",
@@ -521,7 +555,13 @@ impl Primary {
             frames.remove(0);
         }
         if frames.is_empty() {
-            return Err(self.protocol("an empty answer".to_owned()));
+            // Who closes the connection ends its streams first; why comes a moment later.
+            return Err(
+                match timeout(REASON_WITHIN, self.connection.closed()).await {
+                    Ok(reason) => self.unreachable(reason.to_string()),
+                    Err(_) => self.protocol("an empty answer".to_owned()),
+                },
+            );
         }
         let said = frames.remove(0);
         match said.split_first() {

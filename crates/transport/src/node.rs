@@ -21,12 +21,14 @@ use crate::driver::{self, Command, Setup};
 use crate::endpoint;
 pub use crate::endpoint::StartError;
 use crate::handing_on;
+use crate::http_proof;
 use crate::identity::{Identity, NodeKey};
 pub use crate::join::{JoinRequest, Refusal};
 use crate::joining::{self, Admission};
 use crate::limiter::RateLimiter;
 use crate::link::{self, Opened};
 use crate::places::{Limits, Place, Places};
+use crate::retries::RetryKey;
 use crate::seed_keeper::SeedKeepers;
 use crate::socket::{Bind, canonical};
 pub use crate::status::{Phase, SwarmStatus};
@@ -187,6 +189,7 @@ pub struct Node {
     pub(crate) trust: SwarmTrust,
     pub(crate) tuning: Tuning,
     limiter: Arc<RateLimiter>,
+    pub(crate) retries: RetryKey,
 }
 
 /// Admitted, and told what the image is.
@@ -237,7 +240,15 @@ impl Node {
             trust: SwarmTrust::new(config.trust),
             tuning: config.tuning,
             limiter: Arc::new(RateLimiter::new(config.upload_limit_bytes_per_s)),
+            retries: RetryKey::random()?,
         })
+    }
+
+    /// What this node shows with a token to a seed's HTTP side, which then knows it when it joins
+    /// ([`http_proof::SESSION`]).
+    #[must_use]
+    pub fn http_session(&self, token: &str) -> String {
+        http_proof::of_session(&self.key, token)
     }
 
     /// Where it listens.
@@ -293,6 +304,7 @@ impl Node {
             .set_server_config(Some(Listener::server_config(
                 &joined.identity,
                 &self.tuning,
+                &self.retries,
             )?));
         let conduct = Conduct::new(HANDSHAKES, HANDSHAKE_FADES);
         let handle = driver::spawn(Setup {

@@ -16,6 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,7 +48,9 @@ pub struct Places {
 pub struct Place {
     places: Arc<Places>,
     number: u64,
+    address: IpAddr,
     taken_back: Arc<Notify>,
+    was_used: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -161,7 +164,9 @@ impl Places {
         Some(Place {
             places: self.clone(),
             number,
+            address,
             taken_back,
+            was_used: AtomicBool::new(false),
         })
     }
 
@@ -267,7 +272,26 @@ impl Place {
 
     /// The holder has said what was waited for.
     pub fn busy(&self) {
+        self.was_used.store(true, Ordering::Relaxed);
         self.places.book().set_idle(self.number, None);
+    }
+
+    /// Whether the holder has ever said anything.
+    #[must_use]
+    pub fn was_used(&self) -> bool {
+        self.was_used.load(Ordering::Relaxed)
+    }
+
+    /// What its holder counts as.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Whether the place is somebody else's by now.
+    #[cfg(test)]
+    pub(crate) fn is_taken_back(&self) -> bool {
+        !self.places.book().held.contains_key(&self.number)
     }
 
     /// Comes back when the place is somebody else's.

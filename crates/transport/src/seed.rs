@@ -32,6 +32,7 @@ use crate::mirror;
 pub use crate::mirror::Listing;
 use crate::places::{Limits, Place, Places};
 use crate::resets::{self, ResetKey};
+use crate::retries::RetryKey;
 use crate::revoking;
 pub use crate::revoking::REVOKED_NAMED_MAX;
 use crate::seed_door::{SeedDoor, Verdict};
@@ -39,7 +40,7 @@ use crate::socket::{Bind, canonical};
 use crate::status::SwarmStatus;
 use crate::store::{ChunkSource, FileStore};
 use crate::tls::{Listener, Purpose, TlsError};
-use crate::trust::{PeerIdentity, TrustError};
+use crate::trust::{Gate, PeerIdentity, TrustError};
 use crate::tuning::Tuning;
 
 /// Strangers must always prove their address first: one round trip on a LAN, once in a boot. Otherwise
@@ -134,6 +135,7 @@ struct Inner {
     endpoint: Endpoint,
     listener: Listener,
     tuning: Tuning,
+    retries: RetryKey,
     /// For who comes when there are more nodes than it hands chunks to; with the epoch of the certificate
     /// in it.
     tracking: RwLock<(u32, Arc<ServerConfig>)>,
@@ -163,10 +165,12 @@ impl Seed {
         config: SeedConfig,
         directory: Arc<dyn Directory>,
     ) -> Result<Seed, StartError> {
-        let resets = ResetKey::of(&config.key, &resets::this_place(config.listen));
+        let place = resets::this_place(config.listen);
+        let resets = ResetKey::of(&config.key, &place);
+        let retries = RetryKey::of(&config.key, &place);
         let ca = SwarmCa::new(config.key);
         let identity = Identity::seed(&ca, config.epoch)?;
-        let (server, tracking) = server_configs(&identity, &config.tuning)?;
+        let (server, tracking) = server_configs(&identity, &config.tuning, &retries)?;
         let bind = Bind::Address(config.listen);
         let opened = endpoint::open(bind, &config.tuning, Some(server), Some(resets))?;
         let (endpoint, local_addr) = (opened.endpoint, opened.address);
@@ -174,6 +178,7 @@ impl Seed {
             endpoint,
             listener: Listener::new(VALIDATE_ABOVE),
             tuning: config.tuning,
+            retries,
             tracking: RwLock::new((config.epoch, tracking)),
             identity,
             ca,
@@ -201,6 +206,11 @@ impl Seed {
     /// What it goes by: a key that each process makes anew.
     pub fn id(&self) -> NodeId {
         self.inner.identity.node_id()
+    }
+
+    /// Whom it lets in; the HTTP side asks the same.
+    pub fn gate(&self) -> Gate {
+        self.inner.identity.gate().clone()
     }
 
     /// The limit on what is sent; the HTTP side takes from the same.
@@ -353,7 +363,10 @@ async fn let_in(inner: Arc<Inner>, incoming: Incoming, from: SocketAddr, place: 
         match timeout(JOIN_TIMEOUT, welcome(&inner, incoming, &place)).await {
             Ok(None) => {}
             Ok(Some(mirror)) => return Some(mirror),
-            Err(error) => tracing::debug!(%from, %error, "newcomer took too long"),
+            Err(error) => {
+                tracing::debug!(%from, %error, "newcomer took too long");
+                inner.door.gave_up(&place);
+            }
         }
         None
     };
@@ -361,6 +374,7 @@ async fn let_in(inner: Arc<Inner>, incoming: Incoming, from: SocketAddr, place: 
         mirror = serving => mirror,
         () = place.taken_back() => {
             tracing::debug!(%from, "newcomer said nothing, and others wait");
+            inner.door.gave_up(&place);
             None
         }
     };
@@ -523,7 +537,12 @@ async fn point_out(
         framing::write_frame(send, &join::encode_source(&source)).await?;
         place.idle();
         match framing::read_frame(receive, SEND_IT.len()).await {
-            Ok(frame) if frame == SEND_IT => place.busy(),
+            Ok(frame) if frame == SEND_IT => {
+                place.busy();
+                if let Some(handout) = &handout {
+                    handout.came_to_nothing();
+                }
+            }
             Ok(_) => return Err("neither thanks nor a question".into()),
             // It has got it.
             Err(_) => return Ok(()),
@@ -542,8 +561,9 @@ async fn point_out(
 fn server_configs(
     identity: &Identity,
     tuning: &Tuning,
+    retries: &RetryKey,
 ) -> Result<(ServerConfig, Arc<ServerConfig>), TlsError> {
-    let server = Listener::server_config(identity, tuning)?;
+    let server = Listener::server_config(identity, tuning, retries)?;
     let mut tracking = server.clone();
     tracking.transport_config(tuning.tracking_transport_config());
     Ok((server, Arc::new(tracking)))
@@ -560,7 +580,7 @@ impl Inner {
             return Ok(());
         }
         let identity = Identity::seed(&self.ca, epoch)?.at_gate_of(&self.identity);
-        let (server, many) = server_configs(&identity, &self.tuning)?;
+        let (server, many) = server_configs(&identity, &self.tuning, &self.retries)?;
         *tracking = (epoch, many);
         self.endpoint.set_server_config(Some(server));
         Ok(())

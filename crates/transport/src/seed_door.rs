@@ -92,6 +92,13 @@ impl SeedDoor {
         &self.conduct
     }
 
+    /// The holder of `place` is waited for no longer: who has said nothing on it pays for that.
+    pub(crate) fn gave_up(&self, place: &Place) {
+        if !place.was_used() {
+            self.conduct.said_nothing(place.address());
+        }
+    }
+
     /// What is to be done with a packet from `address`, which `is_allowed` or not, and which has proven
     /// that it is there or not.
     pub(crate) fn judge(&self, address: IpAddr, is_allowed: bool, is_proven: bool) -> Verdict {
@@ -183,6 +190,53 @@ mod tests {
             for host in 0..50 {
                 let honest = door.judge(v4(2, host), true, true);
                 assert!(matches!(honest, Verdict::Enter(_)), "{holders} {host}");
+            }
+        }
+    }
+
+    /// Who takes each place that he gets and says nothing makes the seed do two handshakes a second in the
+    /// end, also while everybody else comes as well.
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_dear() {
+        const STEP: Duration = Duration::from_millis(50);
+        const SECONDS: u32 = 60;
+        for holders in [9, 32] {
+            let door = SeedDoor::new();
+            let mut held: Vec<Place> = Vec::new();
+            let mut handshakes = 0;
+            for step in 0..SECONDS * 20 {
+                for number in 0..holders {
+                    while let Some(place) = enter(&door, v4(1, number), true) {
+                        held.push(place);
+                        handshakes += 1;
+                    }
+                }
+                let honest = door.judge(v4(2, step as usize), true, true);
+                assert!(matches!(honest, Verdict::Enter(_)), "{holders} {step}");
+                held.retain(|place| {
+                    let is_lost = place.is_taken_back();
+                    if is_lost {
+                        door.gave_up(place);
+                    }
+                    !is_lost
+                });
+                tokio::time::advance(STEP).await;
+            }
+            let most = NEWCOMERS.address as u32 + HANDSHAKES / 16 + 2 * SECONDS;
+            assert!(
+                handshakes <= most * holders as u32,
+                "{holders}: {handshakes}"
+            );
+            // And who says something is not kept from coming again.
+            for _ in 0..100 {
+                match door.judge(v4(3, 1), true, true) {
+                    Verdict::Enter(place) => {
+                        place.idle();
+                        place.busy();
+                        door.gave_up(&place);
+                    }
+                    other => panic!("{other:?}"),
+                }
             }
         }
     }

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use crate::addresses::source_of;
 use crate::dialing::{self, OpenError};
 use crate::driver::Command;
+use crate::http_proof;
 use crate::identity::Identity;
 use crate::join::JoinRequest;
 use crate::joining::{Admission, Attempt};
@@ -101,6 +102,15 @@ impl SeedKeepers {
     }
 }
 
+impl SeedKeepers {
+    /// What the node shows to a seed's HTTP side as a member; `None` while it is being let in anew.
+    pub(crate) fn http_member(&self) -> Option<String> {
+        let latest = self.latest.try_lock().ok()?;
+        let certificate = latest.certificate()?;
+        Some(http_proof::of_member(&self.node.key, certificate))
+    }
+}
+
 /// Keeps the connection to one seed.
 pub(crate) struct SeedKeeper {
     node: Arc<Node>,
@@ -119,7 +129,8 @@ pub(crate) struct SeedKeeper {
 
 /// What became of a connection.
 enum Ended {
-    Lost(quinn::ConnectionError),
+    /// It was up for so long, or there was none. `refused`: this node's certificate is not taken.
+    Lost { after: Duration, refused: bool },
     /// It was made from an address that is not the one to use any more.
     Outdated,
 }
@@ -127,46 +138,26 @@ enum Ended {
 impl SeedKeeper {
     async fn run(mut self) {
         let mut wait = RECONNECT;
+        let mut was_refused = false;
         loop {
-            // Asked before: what changes meanwhile is noticed as a change.
-            let source = self.source();
-            match timeout(CONNECT_TIMEOUT, self.open()).await {
-                Ok(Ok(opened)) => {
-                    let connection = opened.connection.clone();
-                    // It takes the place of an earlier one that is still open.
-                    if self
-                        .commands
-                        .send(Command::Attach(Box::new(opened)))
-                        .await
-                        .is_err()
-                    {
-                        return;
-                    }
-                    let up = tokio::time::Instant::now();
-                    match self.watch(&connection, source).await {
-                        Ended::Lost(closed) => {
-                            tracing::debug!(seed = %self.seed, %closed, "connection to the seed lost");
-                            if tls::refusal(&closed).is_some() {
-                                self.renew().await;
-                            }
-                        }
-                        Ended::Outdated => {
-                            tracing::debug!(seed = %self.seed, "this host's address has changed");
+            // How a connection ended does not always tell: this side may have closed it first. Not at once:
+            // a thousand nodes may have been told to join again.
+            if was_refused || self.identity.is_over() {
+                self.renew().await;
+            }
+            if !self.identity.is_over() {
+                match self.stay_connected().await {
+                    Ended::Lost { after, refused } => {
+                        was_refused = refused;
+                        if after > RECONNECT_MAX {
                             wait = RECONNECT;
-                            continue;
                         }
                     }
-                    if up.elapsed() > RECONNECT_MAX {
+                    Ended::Outdated => {
                         wait = RECONNECT;
+                        continue;
                     }
                 }
-                Ok(Err(error)) => {
-                    tracing::debug!(seed = %self.seed, %error, "cannot reach the seed");
-                    if error.is_refusal() {
-                        self.renew().await;
-                    }
-                }
-                Err(_) => tracing::debug!(seed = %self.seed, "cannot reach the seed: no answer"),
             }
             if self.commands.is_closed() {
                 return;
@@ -178,21 +169,56 @@ impl SeedKeeper {
         }
     }
 
+    /// Connects, for as long as the connection lasts.
+    async fn stay_connected(&mut self) -> Ended {
+        let (mut after, mut refused) = (Duration::ZERO, false);
+        // Asked before: what changes meanwhile is noticed as a change.
+        let source = self.source();
+        match timeout(CONNECT_TIMEOUT, self.open()).await {
+            Ok(Ok(opened)) => {
+                let connection = opened.connection.clone();
+                // It takes the place of an earlier one that is still open.
+                let attach = Command::Attach(Box::new(opened));
+                if self.commands.send(attach).await.is_err() {
+                    return Ended::Lost { after, refused };
+                }
+                let up = tokio::time::Instant::now();
+                let Some(closed) = self.watch(&connection, source).await else {
+                    tracing::debug!(seed = %self.seed, "this host's address has changed");
+                    return Ended::Outdated;
+                };
+                after = up.elapsed();
+                tracing::debug!(seed = %self.seed, %closed, "connection to the seed lost");
+                refused = tls::refusal(&closed).is_some();
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(seed = %self.seed, %error, "cannot reach the seed");
+                refused = error.is_refusal();
+            }
+            Err(_) => tracing::debug!(seed = %self.seed, "cannot reach the seed: no answer"),
+        }
+        Ended::Lost { after, refused }
+    }
+
     /// Where this host would send from to the seed now.
     fn source(&self) -> Option<IpAddr> {
         source_of(self.seed, self.node.local_addr().ip())
     }
 
-    /// Until the connection is lost, or should be made anew. While there is no way to the seed it may
-    /// still come back.
-    async fn watch(&mut self, connection: &quinn::Connection, source: Option<IpAddr>) -> Ended {
+    /// Until the connection is lost, and why, or until it should be made anew. While there is no way to the
+    /// seed it may still come back.
+    async fn watch(
+        &mut self,
+        connection: &quinn::Connection,
+        source: Option<IpAddr>,
+    ) -> Option<quinn::ConnectionError> {
         loop {
             let now = self.source();
             if now.is_some() && now != source {
-                return Ended::Outdated;
+                return None;
             }
             tokio::select! {
-                closed = connection.closed() => return Ended::Lost(closed),
+                closed = connection.closed() => return Some(closed),
                 Ok(()) = self.moves.changed() => {}
             }
         }
@@ -223,6 +249,7 @@ impl SeedKeeper {
             } = admission;
             match dialing::greet(connection, seed, address).await {
                 Ok(opened) => return Ok(opened),
+                Err(error) if error.is_refusal() => return Err(error.into()),
                 Err(error) => tracing::debug!(seed = %self.seed, %error, "could not stay"),
             }
         }
@@ -254,7 +281,10 @@ impl SeedKeeper {
             }
         };
         let identity = joined.identity.at_gate_of(&self.identity);
-        let Ok(server) = Listener::server_config(&identity, &self.node.tuning) else {
+        let Node {
+            tuning, retries, ..
+        } = &*self.node;
+        let Ok(server) = Listener::server_config(&identity, tuning, retries) else {
             return;
         };
         self.node.endpoint.set_server_config(Some(server));

@@ -75,6 +75,13 @@ impl SwarmHandle {
         self.seeds.keep(addresses, None);
     }
 
+    /// What this node shows to a seed's HTTP side as a member ([`crate::http_proof::MEMBER`]); `None` while it
+    /// is being let in anew.
+    #[must_use]
+    pub fn http_member(&self) -> Option<String> {
+        self.seeds.http_member()
+    }
+
     /// A reader waits for this chunk: it is fetched before all others.
     pub fn want(&self, index: ChunkIndex) {
         let _ = self.handle.commands.try_send(Command::Want(index));

@@ -12,10 +12,12 @@ use quinn::{AckFrequencyConfig, EndpointConfig, MtuDiscoveryConfig, TransportCon
 
 use crate::congestion::DelayBoundConfig;
 use crate::connection_ids::ShortIds;
+pub use rootswarm_swarm::limits::for_chunks_of;
 
-/// What one stream may have in flight unread: 32 chunks of 256 KiB, 8 of 1 MiB. A stream carries
-/// one chunk, so only chunks over 8 MiB ever meet it, and they flow as they are read.
-const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+/// What one stream may have in flight unread: the longest chunk, so that only the connection's window
+/// holds a sender back. With less, a reader that is busy has one chunk held back and the next one sent
+/// before the rest of it: a long silence in the first, which is then given up.
+const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 
 /// What a node's connection to a seed may have in flight unread: the swarm key vouches for seeds.
 ///
@@ -48,7 +50,13 @@ const SEED_WINDOW_BYTES: u32 = 64 << 10;
 
 /// What one connection may have written and not seen acknowledged. Chunks are slices of the mapped
 /// image, which quinn holds by reference: this is no memory, only how far ahead a sender runs.
-const SEND_WINDOW_BYTES: u64 = 32 << 20;
+///
+/// Ceiling: less than seven eighths of a receiver's window. quinn counts against it what is written, not
+/// what is sent, and a receiver gives more of it an eighth at a time: a control frame that has to wait for
+/// that waits for 2 MiB of chunks, 0.8 s at 20 Mbit/s, where an acknowledgement comes within 25 ms.
+const SEND_WINDOW_BYTES: u64 = 12 << 20;
+
+const _: () = assert!(SEND_WINDOW_BYTES < CONNECTION_WINDOW_BYTES as u64 / 8 * 7);
 
 /// Chunks travel on unidirectional streams: a node has at most some 16 requests outstanding at one
 /// peer, and the rest are streams that were cancelled but not yet closed.
@@ -72,11 +80,17 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Longer than three lost keep-alives; chunk deadlines notice a stalled peer long before.
 const IDLE_TIMEOUT_MS: u32 = 8_000;
 
-/// How many packets a receiver may leave unacknowledged. What it saves was measured over a pair of
-/// namespaces, 50 Mbit/s (tbf) with data both ways: 1,080 acknowledgements for 24 MB instead of
+/// How much a receiver may leave unacknowledged, ten packets of Ethernet's size. What it saves was measured
+/// over a pair of namespaces, 50 Mbit/s (tbf) with data both ways: 1,080 acknowledgements for 24 MB instead of
 /// 2,100 with quinn's default, at some 80 bytes on the wire 0.3 % of what is somebody's uplink. It
 /// saves no processor time that could be seen (1.8 s for 1 GiB on both sides together, either way).
-const ACK_EVERY: u32 = 10;
+///
+/// In bytes: with jumbo packets it is two. A window that rests on its floor (`congestion`) is three or four of
+/// those; with ten they are acknowledged after [`ACK_DELAY`] only, and that looks like a queue (TUNING.md).
+const ACK_EVERY_BYTES: u32 = 10 * 1452;
+
+/// Not fewer: each would be answered by itself (RFC 9000, 13.2.2).
+const ACK_EVERY_MIN: u32 = 2;
 
 /// …but no longer than this, or the end of a chunk and a small window would wait. At 50 Mbit/s from
 /// eight peers ten packets of one of them take longer, so that this decides: 12 ms instead of 5 save a
@@ -178,12 +192,16 @@ impl Tuning {
         Arc::new(self.seed_settings())
     }
 
-    /// The same for nodes that it only tracks: larger packets than QUIC's least are not searched for, so
-    /// that the few chunks which such a node asks a seed for take 5 % more packets.
+    /// The same for nodes that it only tracks. Larger packets than QUIC's least are not searched for, so
+    /// that the few chunks which such a node asks a seed for take 5 % more packets; and they are handed to
+    /// the kernel one by one, because a connection keeps a buffer for as many as it may hand over at once:
+    /// with ten it is a quarter of what a member costs, 12 of 50 kB (`cargo xtask members`).
     #[must_use]
     pub fn tracking_transport_config(&self) -> Arc<TransportConfig> {
         let mut config = self.seed_settings();
-        config.mtu_discovery_config(None);
+        config
+            .mtu_discovery_config(None)
+            .enable_segmentation_offload(false);
         Arc::new(config)
     }
 
@@ -214,7 +232,8 @@ impl Tuning {
 
     fn settings(&self) -> TransportConfig {
         let mut acks = AckFrequencyConfig::default();
-        acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY))
+        let packets = ACK_EVERY_BYTES / u32::from(self.max_payload_bytes());
+        acks.ack_eliciting_threshold(VarInt::from_u32(packets.max(ACK_EVERY_MIN)))
             .max_ack_delay(Some(ACK_DELAY));
 
         let mut config = TransportConfig::default();
@@ -227,8 +246,9 @@ impl Tuning {
             // Nothing is ever sent as a datagram.
             .datagram_receive_buffer_size(None)
             .initial_rtt(INITIAL_RTT)
-            // A chunk that was begun is finished before the next: two half chunks help nobody.
-            .send_fairness(false)
+            // Chunks go one after the other by their priorities (`upload`). Unfairness would do that too,
+            // but a stream that was begun then goes before any other, control frames included.
+            .send_fairness(true)
             .keep_alive_interval(Some(KEEP_ALIVE))
             .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT_MS).into()))
             .mtu_discovery_config(Some(self.mtu_search()))

@@ -1,7 +1,8 @@
 //! One chunk on its way out: its header and its bytes on a stream, at the pace of the rate limit.
 //!
 //! The bytes go from the store's map to QUIC without a copy. Whether the receiver takes anything at all
-//! is watched: QUIC says only that a write waits, not whether for the network or for the receiver.
+//! is watched: QUIC says only that a write waits, not whether for the network, for the receiver or for the
+//! chunks before it, which go first. So it is looked at what leaves for this receiver in all.
 
 use std::future::Future;
 use std::pin::pin;
@@ -11,23 +12,26 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::Connection;
 use rootswarm_image::ChunkIndex;
-use rootswarm_swarm::{ConnId, UploadOutcome};
-use tokio::time::{sleep, timeout};
+use rootswarm_swarm::{ConnId, UploadOutcome, limits};
+use tokio::time::{Instant, sleep};
 
+use crate::control_first::AfterControl;
 use crate::link::{Event, Shared};
 
-/// From a chunk's last byte written to its acknowledgement; the queues on the way are in it.
-const ACK_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// How long a receiver may take nothing at all of an upload.
+/// How long nothing at all may leave for an upload's receiver, and how long the acknowledgement of the last
+/// byte may take after that: the queues on the way are in it.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// While a write waits, it is looked this often at what leaves.
+/// While a step waits, it is looked this often at what leaves.
 const WATCH_EVERY: Duration = Duration::from_millis(50);
 
 /// A connection that sends less between two looks, with bytes to send, waits for its receiver and not
 /// for the network: less than a packet, 0.2 Mbit/s.
 const STALLED_BYTES: u64 = 1200;
+
+/// An upload may wait, the time that a rate limit takes not counted, for as long as so many chunks may take
+/// at the lowest useful rate: those before it, too. A receiver that trickles has no stream for ever.
+const CHUNKS_BEFORE_IT: u32 = limits::UPLOAD_SLOTS as u32;
 
 /// One chunk for one connection.
 pub(crate) struct Upload<'a> {
@@ -35,8 +39,10 @@ pub(crate) struct Upload<'a> {
     connection: &'a Connection,
     shared: &'a Shared,
     index: ChunkIndex,
-    /// What the connection had sent at the last look.
-    sent_bytes: Option<u64>,
+    priority: i32,
+    /// How long it may still wait.
+    patience: Duration,
+    /// All of it is written, or it was said that its receiver does not read.
     is_reported: bool,
 }
 
@@ -46,80 +52,121 @@ impl<'a> Upload<'a> {
         connection: &'a Connection,
         shared: &'a Shared,
         index: ChunkIndex,
+        priority: i32,
     ) -> Self {
         Upload {
             conn,
             connection,
             shared,
             index,
-            sent_bytes: None,
+            priority,
+            patience: Duration::ZERO,
             is_reported: false,
         }
     }
 
     /// Sends the chunk, until it is acknowledged or cannot be.
-    pub(crate) async fn run(mut self) -> UploadOutcome {
+    pub(crate) async fn run(mut self, after_control: AfterControl) -> UploadOutcome {
         let Some(bytes) = self.shared.source.chunk(self.index) else {
             return UploadOutcome::Refused;
         };
-        match self.send(bytes).await {
+        match self.send(bytes, after_control).await {
             Some(outcome) => outcome,
             None => UploadOutcome::Failed,
         }
     }
 
-    async fn send(&mut self, mut bytes: Bytes) -> Option<UploadOutcome> {
+    async fn send(
+        &mut self,
+        mut bytes: Bytes,
+        mut after_control: AfterControl,
+    ) -> Option<UploadOutcome> {
+        self.patience = limits::chunk_timeout(bytes.len() as u64) * CHUNKS_BEFORE_IT;
         let connection = self.connection;
         let opening = self.watch(connection.open_uni());
         let mut stream = opening.await?.ok()?;
+        // A chunk that was begun is finished before the next: two half chunks help nobody. It fails only on a
+        // stream that is closed already, which the first write reports.
+        let _ = stream.set_priority(self.priority);
         let length = u32::try_from(bytes.len()).ok()?;
         let header = [self.index.0.to_be_bytes(), length.to_be_bytes()].concat();
         self.watch(stream.write_all(&header)).await?.ok()?;
         let quantum = self.shared.limiter.quantum_bytes();
         while !bytes.is_empty() {
-            let piece = bytes.split_to(quantum.min(bytes.len()));
+            let mut piece = bytes.split_to(quantum.min(bytes.len()));
             let piece_len = piece.len();
             self.shared.limiter.take(piece_len).await;
-            match self.watch(stream.write_chunk(piece)).await? {
-                Ok(()) => self
-                    .shared
-                    .bytes_uploaded
-                    .fetch_add(piece_len as u64, Ordering::Relaxed),
-                Err(quinn::WriteError::Stopped(_)) => return Some(UploadOutcome::Refused),
-                Err(_) => return None,
-            };
+            while !piece.is_empty() {
+                let write = after_control.write(&mut stream, &mut piece);
+                match self.watch(write).await? {
+                    Ok(()) => {}
+                    Err(quinn::WriteError::Stopped(_)) => return Some(UploadOutcome::Refused),
+                    Err(_) => return None,
+                }
+            }
+            self.shared
+                .bytes_uploaded
+                .fetch_add(piece_len as u64, Ordering::Relaxed);
         }
         stream.finish().ok()?;
-        match timeout(ACK_TIMEOUT, stream.stopped()).await {
-            Ok(Ok(None)) => Some(UploadOutcome::Delivered),
-            Ok(Ok(Some(_))) => Some(UploadOutcome::Refused),
-            _ => None,
+        self.is_reported = true;
+        match self.watch(stream.stopped()).await?.ok()? {
+            None => Some(UploadOutcome::Delivered),
+            Some(_) => Some(UploadOutcome::Refused),
         }
     }
 
-    /// Waits for `step`, not longer than [`SILENCE`], and says so once if meanwhile nothing leaves.
+    /// Waits for `step` as long as anything leaves for this receiver, and says so once if nothing does.
     async fn watch<T>(&mut self, step: impl Future<Output = T>) -> Option<T> {
-        let mut step = pin!(timeout(SILENCE, step));
-        self.sent_bytes = None;
+        let mut step = pin!(step);
+        let began = Instant::now();
+        let mut looked: Option<Look> = None;
+        let mut moved = Look::now(self.connection, began);
         loop {
             tokio::select! {
                 biased;
-                done = &mut step => return done.ok(),
-                () = sleep(WATCH_EVERY), if !self.is_reported => self.look().await,
+                done = &mut step => {
+                    self.patience = self.patience.saturating_sub(began.elapsed());
+                    return Some(done);
+                }
+                () = sleep(WATCH_EVERY) => {}
+            }
+            let now = Look::now(self.connection, Instant::now());
+            let before = looked.replace(now);
+            if !self.is_reported
+                && before.is_some_and(|before| now.sent_bytes - before.sent_bytes < STALLED_BYTES)
+            {
+                self.report().await;
+            }
+            if now.sent_bytes - moved.sent_bytes >= STALLED_BYTES {
+                moved = now;
+            }
+            if now.at - moved.at >= SILENCE || now.at - began >= self.patience {
+                return None;
             }
         }
     }
 
-    async fn look(&mut self) {
-        let sent = self.connection.stats().udp_tx.bytes;
-        let before = self.sent_bytes.replace(sent);
-        if before.is_some_and(|before| sent - before < STALLED_BYTES) {
-            self.is_reported = true;
-            let (conn, index) = (self.conn, self.index);
-            tracing::debug!(conn = conn.0, %index, "an upload's receiver does not read");
-            let stalled = Event::UploadStalled { conn, index };
-            // It fails only when the swarm has ended.
-            let _ = self.shared.events.send(stalled).await;
-        }
+    async fn report(&mut self) {
+        self.is_reported = true;
+        let (conn, index) = (self.conn, self.index);
+        tracing::debug!(conn = conn.0, %index, "an upload's receiver does not read");
+        let stalled = Event::UploadStalled { conn, index };
+        // It fails only when the swarm has ended.
+        let _ = self.shared.events.send(stalled).await;
+    }
+}
+
+/// What a connection has sent by when.
+#[derive(Clone, Copy)]
+struct Look {
+    sent_bytes: u64,
+    at: Instant,
+}
+
+impl Look {
+    fn now(connection: &Connection, at: Instant) -> Look {
+        let sent_bytes = connection.stats().udp_tx.bytes;
+        Look { sent_bytes, at }
     }
 }

@@ -16,6 +16,7 @@ use rootswarm_swarm::{Have, Hello, Role, encode_hello};
 use rootswarm_transport::identity::{Identity, NodeKey};
 use rootswarm_transport::join::{self, Answer, SEND_IT, SignedRequest, Source};
 use rootswarm_transport::node::{JoinRequest, Node, NodeConfig, SeedTrust};
+use rootswarm_transport::retries::RetryKey;
 use rootswarm_transport::seed::{Directory, Grant, NodeId, Refusal, Seed, SeedConfig};
 use rootswarm_transport::store::FileStore;
 use rootswarm_transport::tls::{Dialer, Listener, Purpose};
@@ -199,7 +200,8 @@ impl Lab {
         let identity = newcomer.identity.clone();
         let endpoint = newcomer.endpoint.clone();
         if !matches!(manner, Manner::Absent) {
-            let server = Listener::server_config(&identity, &Tuning::default()).unwrap();
+            let retries = RetryKey::random().unwrap();
+            let server = Listener::server_config(&identity, &Tuning::default(), &retries).unwrap();
             endpoint.set_server_config(Some(server));
         }
         let members = self.seed.status()[0].peers;

@@ -29,6 +29,7 @@ impl Directory for Secrets {
             retired: vec![b"three".to_vec()],
             policy: Some(b"policy".to_vec()),
             older: vec![b"four".to_vec()],
+            rolled_back: vec![b"five".to_vec()],
         })
     }
 }
@@ -68,6 +69,7 @@ async fn a_stranger_is_told_nothing() {
     assert_eq!(primary.version(), MirrorVersion::Two);
     assert_eq!(listing.policy.as_deref(), Some(&b"policy"[..]));
     assert_eq!(listing.older, [b"four"]);
+    assert_eq!(listing.rolled_back, [b"five"]);
     // A mirror of an earlier release is told what it can read.
     let earlier = Primary::connect_1(&dialer, seed.local_addr(), key.clone()).await;
     let earlier = earlier.unwrap();

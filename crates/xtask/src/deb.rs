@@ -99,8 +99,8 @@ const PACKAGES: [Package; 2] = [
             section: 1,
             summary: "seed for booting diskless machines from a swarm",
             commands: &[
-                "serve", "publish", "images", "remove", "tag", "status", "pxe", "token", "revoke",
-                "key",
+                "serve", "publish", "images", "remove", "tag", "rollback", "status", "pxe",
+                "token", "revoke", "key",
             ],
         },
     },

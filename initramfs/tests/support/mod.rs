@@ -5,13 +5,38 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rootswarm_image::{ChunkSize, Manifest};
+
+/// A program that ends with the test, however that ends.
+pub struct Running(pub Child);
+
+impl Deref for Running {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// The agent, as built for this test.
 pub fn agent() -> Command {
@@ -61,6 +86,9 @@ pub struct Request {
     /// First and last byte asked for.
     pub range: Option<(u64, Option<u64>)>,
     pub if_range: Option<String>,
+    /// Which token is shown, and for which download.
+    pub authorization: Option<String>,
+    pub session: Option<String>,
 }
 
 /// What the server does with a request.
@@ -72,7 +100,8 @@ pub struct Reply {
     pub cut_after: Option<usize>,
     /// Before the headers.
     pub delay: Duration,
-    /// Between pieces of 16 KiB.
+    /// The body's pieces, in bytes, and what lies between two.
+    pub piece: usize,
     pub pause: Duration,
 }
 
@@ -85,6 +114,7 @@ impl Reply {
             body,
             cut_after: None,
             delay: Duration::ZERO,
+            piece: 16 * 1024,
             pause: Duration::ZERO,
         }
     }
@@ -101,6 +131,15 @@ impl Reply {
                     .header("ETag: \"one\"")
             }
             Some(_) => Reply::new("416 Range Not Satisfiable", ""),
+        }
+    }
+
+    /// A byte each second, which is alive and no progress.
+    pub fn dripping(self) -> Reply {
+        Reply {
+            piece: 1,
+            pause: Duration::from_secs(1),
+            ..self
         }
     }
 
@@ -197,6 +236,8 @@ fn serve(
         path,
         range: None,
         if_range: None,
+        authorization: None,
+        session: None,
     };
     loop {
         let mut line = String::new();
@@ -214,6 +255,8 @@ fn serve(
                 request.range = Some((first.parse().expect("a number"), last.parse().ok()));
             }
             "if-range" => request.if_range = Some(value.to_owned()),
+            "authorization" => request.authorization = Some(value.to_owned()),
+            "rootswarm-session" => request.session = Some(value.to_owned()),
             _ => {}
         }
     }
@@ -235,7 +278,7 @@ fn serve(
         .cut_after
         .unwrap_or(reply.body.len())
         .min(reply.body.len())];
-    for piece in body.chunks(16 * 1024) {
+    for piece in body.chunks(reply.piece) {
         stream.write_all(piece)?;
         std::thread::sleep(reply.pause);
     }

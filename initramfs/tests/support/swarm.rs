@@ -11,7 +11,7 @@ use rootswarm_transport::seed::{Directory, Grant, JoinRequest, NodeId, Refusal, 
 use rootswarm_transport::store::FileStore;
 use rootswarm_transport::tuning::Tuning;
 
-use crate::support::{Reply, Server, manifest};
+use crate::support::{Reply, Request, Server, manifest};
 
 /// What the seed of a test serves under the name `root`.
 pub struct Published {
@@ -19,6 +19,8 @@ pub struct Published {
     pub manifest: Arc<Manifest>,
     pub tag: SignedTag,
     pub key: Arc<SwarmKey>,
+    /// Of the certificates of its seeds.
+    pub epoch: u32,
 }
 
 impl Published {
@@ -56,7 +58,19 @@ impl Published {
             manifest,
             tag,
             key,
+            epoch: 1,
         }
+    }
+
+    /// The same, as this version of the name and in this epoch.
+    pub fn dated(mut self, version: u64, epoch: u32) -> Published {
+        let tag = Tag {
+            version,
+            epoch,
+            ..self.tag.unverified().clone()
+        };
+        self.tag = tag.sign(&self.key);
+        self
     }
 
     pub fn key_text(&self) -> String {
@@ -65,17 +79,23 @@ impl Published {
 
     /// The HTTP side of a seed. `pause` slows bodies down.
     pub fn http(&self, pause: Duration) -> Server {
+        let answer = self.http_answer(pause);
+        Server::start(move |request, _| answer(request))
+    }
+
+    /// What that side says.
+    pub fn http_answer(&self, pause: Duration) -> impl Fn(&Request) -> Reply + use<> {
         let (image, tag) = (self.image.clone(), self.tag.encode());
         let (id, manifest) = (self.manifest.id().to_string(), self.manifest.encode());
-        Server::start(move |request, _| match request.path.as_str() {
+        move |request| match request.path.as_str() {
             "/tags/root" => Reply::new("200 OK", tag.clone()),
             path if path == format!("/manifests/{id}") => Reply::new("200 OK", manifest.clone()),
-            path if path == format!("/blobs/{id}") => Reply {
+            path if path == format!("/blobs/{id}") || path == "/images/root" => Reply {
                 pause,
                 ..Reply::file(request, &image)
             },
             _ => Reply::new("404 Not Found", ""),
-        })
+        }
     }
 }
 
@@ -154,8 +174,7 @@ impl TestSeed {
     }
 
     /// Of a file that is there already.
-    pub fn of_file(published: &Published, file: &std::path::Path) -> TestSeed {
-        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    pub fn of_file(published: &Published, listen: SocketAddr, file: &std::path::Path) -> TestSeed {
         TestSeed::of(published, listen, None, None, Some(file))
     }
 
@@ -192,7 +211,7 @@ impl TestSeed {
             let config = SeedConfig {
                 listen,
                 key: published.key.clone(),
-                epoch: 1,
+                epoch: published.epoch,
                 upload_limit_bytes_per_s,
                 tuning: Tuning::default(),
             };

@@ -25,12 +25,20 @@ const MAPPED_PIECE_BYTES: usize = 256 * 1024;
 /// connection holds 48 KiB, and all that there may be 96 MiB.
 const READ_PIECE_BYTES: usize = 16 * 1024;
 
-/// The bytes from `start` up to `end` of a mapped image, no faster than `limiter` lets them.
-pub fn mapped(whole: Bytes, start: u64, end: u64, limiter: Arc<RateLimiter>) -> Body {
+/// The bytes from `start` up to `end` of a mapped image, no faster than `limiter` lets them; `held` is
+/// dropped when it ends.
+pub fn mapped(
+    whole: Bytes,
+    start: u64,
+    end: u64,
+    limiter: Arc<RateLimiter>,
+    held: impl Send + 'static,
+) -> Body {
     let (mut sender, channel) = Channel::<Bytes, io::Error>::new(PIECES);
     // Offsets are within the map, whose length is a usize.
     let mut rest = whole.slice(start as usize..end as usize);
     tokio::spawn(async move {
+        let _held = held;
         // A limited uplink wants small pieces, so that its uploads take fair turns.
         let piece_bytes = limiter
             .bytes_per_s()

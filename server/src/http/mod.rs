@@ -35,14 +35,17 @@ use axum::middleware::{self, Next};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
 use bytes::Bytes;
-use rootswarm_image::{ImageId, ImageName};
+use rootswarm_image::{ImageId, ImageName, SwarmPublicKey};
 use rootswarm_swarm::NodeId;
 use rootswarm_transport::blocking::Blocking;
+use rootswarm_transport::http_proof;
 use rootswarm_transport::limiter::RateLimiter;
+use rootswarm_transport::trust::Gate;
 use tokio::sync::Semaphore;
 
 use crate::admission::{Admission, NotAdmitted};
-use crate::catalogue::{Catalogue, Copy};
+use crate::catalogue::{Catalogue, Copy, Found, Published};
+use crate::token::TokenRefusal;
 use range::Selection;
 use server::{Held, MAX_ANSWERS, Seat};
 
@@ -64,6 +67,8 @@ pub struct Shared {
     pub admission: Arc<Admission>,
     /// How fast.
     pub limiter: Arc<RateLimiter>,
+    /// Who is let in without a token: members of this swarm that its gate admits.
+    pub members: (SwarmPublicKey, Gate),
 }
 
 /// What handlers share besides.
@@ -118,6 +123,8 @@ enum HttpError {
     Unreadable,
     #[error("this seed is busy: ask again")]
     Busy,
+    #[error("{0} is being checked or published: come again")]
+    Loading(String),
 }
 
 impl axum::response::IntoResponse for HttpError {
@@ -125,7 +132,7 @@ impl axum::response::IntoResponse for HttpError {
         let status = match self {
             HttpError::NoImage(_) | HttpError::NoBootFile(_) => StatusCode::NOT_FOUND,
             HttpError::NotAdmitted(ref reason) if reason.may_pass() => return self.later(),
-            HttpError::Busy => return self.later(),
+            HttpError::Busy | HttpError::Loading(_) => return self.later(),
             HttpError::NotAdmitted(_) => StatusCode::FORBIDDEN,
             HttpError::Unreadable => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -170,9 +177,9 @@ async fn seated(
     response.map(|body| Body::new(Held::seated(body, seat)))
 }
 
-/// Image bytes need what joining the swarm needs. Who comes by HTTP has no key; what stands for it, when
-/// a one-time token is bound to its bearer, is the secret that an agent makes for its download, or the
-/// address of a client that has none.
+/// Image bytes need what joining the swarm needs, or that the swarm has let the node in. A one-time token is
+/// bound to the node that signed it with its key, and that may then join with it; where there is no node, to
+/// the secret that an agent makes for its download, or to the address of a client that has none.
 async fn admit_to_images(
     routes: &Routes,
     from: SocketAddr,
@@ -182,44 +189,71 @@ async fn admit_to_images(
         return Ok(());
     }
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let (swarm, gate) = &routes.members;
+    let member = text(MEMBER).and_then(|text| http_proof::member(text, swarm, gate));
+    if member.is_some() {
+        return Ok(());
+    }
     let token = text(AUTHORIZATION)
         .and_then(|value| value.strip_prefix("Bearer "))
         .map(|token| token.trim().to_owned());
-    let bearer = match text(SESSION) {
-        Some(session) => format!("session {session}"),
-        None => format!("address {}", from.ip().to_canonical()),
+    let nobody = |bearer: String| {
+        NodeId(*blake3::hash(format!("rootswarm http bearer {bearer}").as_bytes()).as_bytes())
     };
-    let bearer =
-        NodeId(*blake3::hash(format!("rootswarm http bearer {bearer}").as_bytes()).as_bytes());
+    let bearer = match (text(SESSION), &token) {
+        (Some(session), Some(token)) => http_proof::session(session, token)
+            .unwrap_or_else(|| nobody(format!("session {session}"))),
+        _ => nobody(format!("address {}", from.ip().to_canonical())),
+    };
+    if gate.is_revoked(&bearer) {
+        return Err(HttpError::NotAdmitted(NotAdmitted::Token(
+            TokenRefusal::Invalid,
+        )));
+    }
     let admission = routes.admission.clone();
     // It reads a file, and may write one.
     let held = move || admission.hold_http_token(token.as_deref(), bearer);
     Ok(routes.opening.run(held).await.ok_or(HttpError::Busy)??)
 }
 
-/// What an agent names its download with.
-const SESSION: HeaderName = HeaderName::from_static("rootswarm-session");
+/// See [`http_proof`].
+const SESSION: HeaderName = HeaderName::from_static(http_proof::SESSION);
+/// See [`http_proof`].
+const MEMBER: HeaderName = HeaderName::from_static(http_proof::MEMBER);
 
-fn named(shared: &Shared, name: &str) -> Result<crate::catalogue::Published, HttpError> {
-    let unknown = || HttpError::NoImage(printable(name));
-    let name: ImageName = name.parse().map_err(|_| unknown())?;
-    shared
-        .catalogue
-        .snapshot()
-        .image(&name)
-        .cloned()
-        .ok_or_else(unknown)
+fn named(shared: &Shared, name: &str) -> Result<Published, HttpError> {
+    found(shared, name, None)
 }
 
+/// The generation of a name that is this image.
+fn pinned(shared: &Shared, name: &str, pin: &str) -> Result<Published, HttpError> {
+    let pin = pin
+        .parse()
+        .map_err(|_| HttpError::NoImage(printable(pin)))?;
+    found(shared, name, Some(pin))
+}
+
+fn found(shared: &Shared, name: &str, pin: Option<ImageId>) -> Result<Published, HttpError> {
+    let unknown = || HttpError::NoImage(printable(name));
+    let name: ImageName = name.parse().map_err(|_| unknown())?;
+    match shared.catalogue.snapshot().find(&name, pin) {
+        Found::Image(published) => Ok(published.clone()),
+        Found::Loading => Err(HttpError::Loading(name.to_string())),
+        Found::Other(_) | Found::Unknown => Err(unknown()),
+    }
+}
+
+/// A copy by its id: of what a name means, of what it meant, and of what is leaving while somebody
+/// still fetches it.
 fn by_id(shared: &Shared, id: &str) -> Result<Arc<Copy>, HttpError> {
     let unknown = || HttpError::NoImage(printable(id));
     let id: ImageId = id.parse().map_err(|_| unknown())?;
-    shared
-        .catalogue
-        .snapshot()
-        .copy(&id)
-        .cloned()
-        .ok_or_else(unknown)
+    let snapshot = shared.catalogue.snapshot();
+    match snapshot.copy(&id) {
+        Some(copy) => Ok(copy.clone()),
+        None if snapshot.is_copy_loading(&id) => Err(HttpError::Loading(id.to_string())),
+        None => Err(unknown()),
+    }
 }
 
 /// What a client sent, cut and quoted so that it can stand in an answer.
@@ -253,7 +287,7 @@ async fn blob(
 
 fn send_copy(
     shared: &Shared,
-    copy: &Copy,
+    copy: &Arc<Copy>,
     method: &Method,
     headers: &HeaderMap,
     cache: &'static str,
@@ -267,8 +301,10 @@ fn send_copy(
     };
     let whole = copy.store().whole();
     let limiter = shared.limiter.clone();
+    // A copy that nothing names any more stays while it is being downloaded.
+    let download = copy.download();
     resource.answer(method, headers, move |start, end| {
-        body::mapped(whole, start, end, limiter)
+        body::mapped(whole, start, end, limiter, download)
     })
 }
 
@@ -298,7 +334,10 @@ async fn tag(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response<Body>, HttpError> {
-    let published = named(&shared, &name)?;
+    let published = match name.split_once('@') {
+        Some((name, pin)) => pinned(&shared, name, pin)?,
+        None => named(&shared, &name)?,
+    };
     let etag = format!("\"{}\"", blake3::hash(&published.encoded_tag));
     Ok(send_small(published.encoded_tag, etag, &method, &headers))
 }

@@ -1,7 +1,8 @@
 //! What a mirror does not follow.
 
-use rootswarm_image::{ChunkSize, Tag};
+use rootswarm_image::{ChunkSize, ImageName, Tag};
 
+use super::following::follow;
 use super::*;
 
 /// A primary that was put back, or somebody in its place, offers what was newest once.
@@ -45,4 +46,144 @@ fn an_old_tag_does_not_come_back() {
     // Also when the name was removed here meanwhile.
     state.remove(&"web".parse().unwrap()).unwrap();
     offers("removed");
+}
+
+/// A listing as a first seed sends it, with these tags in this order.
+fn listing(tags: &[&SignedTag], older: &[&SignedTag], retired: &[&SignedTag]) -> Listing {
+    let encoded = |tags: &[&SignedTag]| tags.iter().map(|tag| tag.encode()).collect();
+    Listing {
+        tags: encoded(tags),
+        older: encoded(older),
+        retired: encoded(retired),
+        tokens: b"rootswarm-tokens 2\n".to_vec(),
+        revoked: b"rootswarm-revoked 1\nversion 1 epoch 3\n".to_vec(),
+        ..Listing::default()
+    }
+}
+
+/// Of several names, in whatever order they come, as what a name means, meant, or was removed with: what
+/// was newest stays.
+#[test]
+fn no_order_and_no_kind_of_listing_brings_an_old_tag_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = StateDir::open(dir.path()).unwrap();
+    let key = state.key().unwrap();
+    let names: Vec<ImageName> = ["web", "db.2", "a-third"]
+        .iter()
+        .map(|name| name.parse().unwrap())
+        .collect();
+    let tag = |name: &ImageName, version, epoch| {
+        let tag = Tag {
+            name: name.clone(),
+            id: ImageId::from_bytes([version as u8; 32]),
+            length: 1,
+            chunk_size: ChunkSize::from_bytes(1 << 16).unwrap(),
+            version,
+            epoch,
+        };
+        tag.sign(&key)
+    };
+    let (tokens, revoked) = (
+        Tokens::of_mirror(state.clone()),
+        RevocationList::new(state.clone()),
+    );
+    let missing = |listing: Listing| {
+        let applied = apply(&listing, &state, &key, &tokens, &revoked);
+        let tags = applied.missing.iter().map(SignedTag::unverified);
+        let versions: Vec<String> = tags.map(|tag| tag.version.to_string()).collect();
+        versions.join(" ")
+    };
+    for name in &names {
+        let _lock = state.lock().unwrap();
+        state.write_tag(&tag(name, 7, 3)).unwrap();
+    }
+    for name in &names {
+        let (old, late, new) = (tag(name, 6, 3), tag(name, u64::MAX, 2), tag(name, 8, 3));
+        for (tags, expected) in [
+            (&[&old, &late, &new][..], "8"),
+            (&[&new, &old, &late], "8"),
+            (&[&late, &new, &new, &old], "8 8"),
+            (&[&old, &late], ""),
+        ] {
+            assert_eq!(missing(listing(tags, &[], &[])), expected, "{name}");
+        }
+        // As what it meant before it is wanted as such, and the name stays what it is.
+        assert_eq!(missing(listing(&[], &[&old], &[])), "6");
+        assert_eq!(missing(listing(&[&old], &[&new, &late], &[&old])), "");
+        assert_eq!(state.newest(name), (7, 3), "{name}");
+        assert!(state.read_tag(name).unwrap().is_some(), "{name}");
+    }
+    // Removed there in versions that this mirror never saw, of a name that it never had as well: what came
+    // before stays away, and what is published here after the host has taken over is newer.
+    let never: ImageName = "never-here".parse().unwrap();
+    for name in names.iter().chain([&never]) {
+        assert_eq!(missing(listing(&[], &[], &[&tag(name, 12, 5)])), "");
+        assert_eq!(
+            missing(listing(&[&tag(name, 11, 5)], &[], &[])),
+            "",
+            "{name}"
+        );
+        assert_eq!(missing(listing(&[], &[], &[&tag(name, 9, 3)])), "");
+        assert_eq!(state.read_tag(name).unwrap(), None, "{name}");
+        assert_eq!(state.newest(name), (12, 5), "{name}");
+        let _lock = state.lock().unwrap();
+        assert_eq!(state.next_version(name).unwrap(), 13, "{name}");
+    }
+}
+
+/// Published again after it was removed, and taken over here before that was noticed, as when something was
+/// wrong here meanwhile: what the name meant up to its removal goes, in one listing.
+#[test]
+fn what_a_name_meant_before_its_removal_goes_whenever_that_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = StateDir::open(dir.path()).unwrap();
+    let key = state.key().unwrap();
+    let name: ImageName = "web".parse().unwrap();
+    let tag = |version: u64| {
+        let tag = Tag {
+            name: name.clone(),
+            id: ImageId::from_bytes([version as u8; 32]),
+            length: 1,
+            chunk_size: ChunkSize::from_bytes(1 << 16).unwrap(),
+            version,
+            epoch: 3,
+        };
+        tag.sign(&key)
+    };
+    let (tokens, revoked) = (
+        Tokens::of_mirror(state.clone()),
+        RevocationList::new(state.clone()),
+    );
+    for (removed_with, stay) in [(4, &[6_u64, 5][..]), (5, &[6]), (6, &[]), (5, &[6])] {
+        for version in 5..=7 {
+            std::fs::create_dir_all(state.copy(&ImageId::from_bytes([version as u8; 32]))).unwrap();
+            let _lock = state.lock().unwrap();
+            state.write_tag(&tag(version)).unwrap();
+        }
+        let told = listing(&[&tag(7)], &[], &[&tag(removed_with)]);
+        apply(&told, &state, &key, &tokens, &revoked);
+        let versions: Vec<u64> = state
+            .generations(&name)
+            .unwrap()
+            .iter()
+            .map(|tag| tag.unverified().version)
+            .collect();
+        assert_eq!(versions, stay, "removed with {removed_with}");
+        assert_eq!(state.newest(&name).0, 7);
+    }
+}
+
+/// Of much that is wrong the first three are said, and how many more there are.
+#[test]
+fn what_is_wrong_is_said_in_one_line() {
+    let wrong = |count: usize| (1..=count).map(|number| format!("w{number}")).collect();
+    for (count, expected) in [
+        (0, None),
+        (1, Some("w1")),
+        (3, Some("w1; w2; w3")),
+        (4, Some("w1; w2; w3; and 1 more")),
+        (4_096, Some("w1; w2; w3; and 4093 more")),
+    ] {
+        assert_eq!(in_one_line(wrong(count)).as_deref(), expected);
+    }
 }

@@ -135,7 +135,7 @@ pub(crate) mod tests {
 
     fn line() -> String {
         format!(
-            "boot=ram rooturl=swarm://10.0.0.1/web@blake3:{} ip=dhcp console=ttyS0,115200",
+            "boot=ram rooturl=swarm://10.0.0.1/web@blake3:{} ip=dhcp panic=30 console=ttyS0,115200",
             "ab".repeat(32)
         )
     }
@@ -146,7 +146,17 @@ pub(crate) mod tests {
         assert_eq!(plan.kernel_line(), line());
         plan.mode = Some(RootMode::Ro);
         plan.append = String::new();
-        assert!(plan.kernel_line().ends_with(" ip=dhcp rootswarm.mode=ro"));
+        assert!(
+            plan.kernel_line()
+                .ends_with(" ip=dhcp rootswarm.mode=ro panic=30")
+        );
+        // What the admin says about it is all that is said.
+        for own in ["panic=0", "quiet panic=5 debug", "panic=-1"] {
+            plan.append = own.to_owned();
+            let line = plan.kernel_line();
+            assert_eq!(line.matches("panic=").count(), 1, "{line}");
+            assert!(line.ends_with(own), "{line}");
+        }
     }
 
     #[test]

@@ -85,7 +85,7 @@ pub fn tokens(
     for machine in machines {
         let note = format!("pxe {machine}");
         for old in known.iter().filter(|record| record.note == note) {
-            tokens.revoke(&old.id)?;
+            tokens.revoke(&old.id, now_unix_s)?;
         }
         let token = tokens.create(Use::OneTime, Some(lifetime), &note, now_unix_s)?;
         made.push((machine, token));

@@ -20,7 +20,7 @@ use crate::cli::PxeArgs;
 use crate::config::Settings;
 use crate::durable::{self, Owner};
 use crate::exit::Exit;
-use crate::network::{host_port, root_url};
+use crate::network::host_port;
 use crate::state::{StateDir, StateError};
 use crate::token::{TokenError, Tokens, now_unix_s};
 
@@ -30,6 +30,10 @@ pub use place::BootNetwork;
 pub const KERNEL: &str = "vmlinuz";
 /// The same for the initrd.
 pub const INITRD: &str = "initrd.img";
+
+/// After so many seconds a machine that cannot boot tries again: long enough to read its last line, and
+/// for a thousand of them not to hammer the network.
+pub const REBOOT_AFTER_S: u32 = 30;
 
 /// Why no boot files were written.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +55,14 @@ pub enum PxeError {
         /// The seed that is mirrored.
         primary: String,
     },
+    /// The directory that would be served by TFTP.
+    #[error("--out {} is {is}: whatever is in it could be had by TFTP (expected a directory of its own)", path.display())]
+    Out {
+        /// The directory.
+        path: PathBuf,
+        /// What it is.
+        is: &'static str,
+    },
     /// A file that is to be copied cannot be read.
     #[error("cannot read {what} {}: {source}", path.display())]
     Input {
@@ -69,7 +81,7 @@ pub enum PxeError {
     NoPxelinux(PathBuf),
     /// The boot network is not known.
     #[error(
-        "cannot tell which network {host} boots: no interface that is up is on it (give --interface, or --host and --subnet)"
+        "cannot tell which network {host} boots: no interface that is up there has an IPv4 address, which PXE needs (give --interface, or --host and --subnet)"
     )]
     NoNetwork {
         /// The address, or what was said about it.
@@ -150,6 +162,14 @@ impl Plan {
             line.push_str(mode.as_str());
         }
         let append = self.append.trim();
+        // A machine that gave up boots again by itself; without this it stands in a shell until somebody
+        // comes. What the admin says about it wins.
+        if !append
+            .split_whitespace()
+            .any(|word| word.starts_with("panic="))
+        {
+            line.push_str(&format!(" panic={REBOOT_AFTER_S}"));
+        }
         if !append.is_empty() {
             line.push(' ');
             line.push_str(append);
@@ -203,14 +223,23 @@ pub fn write(settings: &Settings, args: &PxeArgs) -> Result<Plan, PxeError> {
         None => Some(place::default_range(&network)?),
     };
     check_text("--append", &args.append)?;
+    let own = host_port(host, settings.listen.port(), SWARM_PORT);
+    let root_url = RootUrl::Swarm {
+        hosts: [own].into_iter().chain(args.seeds.clone()).collect(),
+        name: args.image.clone(),
+        pin: (!args.no_pin).then_some(tag.unverified().id),
+    };
+    if root_url.to_string().parse::<RootUrl>().is_err() {
+        return Err(PxeError::Text {
+            what: "--seed",
+            text: root_url.to_string(),
+            reason: "too many or too long (expected at most 16 seeds with this one)",
+        });
+    }
     let uefi_loader = args.syslinux_dir.join("ipxe/snponly.efi");
     let mut plan = Plan {
         image: args.image.clone(),
-        root_url: root_url(
-            &host_port(host, settings.listen.port(), SWARM_PORT),
-            &args.image,
-            (!args.no_pin).then_some(tag.unverified().id),
-        ),
+        root_url,
         network,
         append: args.append.clone(),
         mode: args.mode,
@@ -228,6 +257,7 @@ pub fn write(settings: &Settings, args: &PxeArgs) -> Result<Plan, PxeError> {
         let path = path.to_owned();
         move |source| PxeError::Output { path, source }
     };
+    check_out(&args.out, &settings.state)?;
     fs::create_dir_all(args.out.join("pxelinux.cfg")).map_err(output(&args.out))?;
     fs::create_dir_all(args.out.join("grub")).map_err(output(&args.out))?;
     plan.out = fs::canonicalize(&args.out).map_err(output(&args.out))?;
@@ -312,6 +342,24 @@ fn is_linux_kernel(file: &File) -> bool {
         file.read_exact_at(&mut found, offset).is_ok() && found == *magic
     };
     holds(0x202, b"HdrS") || holds(0x38, b"ARM\x64")
+}
+
+/// What is in the directory can be had by everybody on the boot network.
+fn check_out(out: &Path, state: &Path) -> Result<(), PxeError> {
+    let refuse = |is| {
+        let path = out.to_owned();
+        Err(PxeError::Out { path, is })
+    };
+    // One that is not there yet is neither.
+    let Ok(found) = fs::canonicalize(out) else {
+        return Ok(());
+    };
+    match fs::canonicalize(state) {
+        Ok(state) if state == found => refuse("the state directory"),
+        Ok(state) if state.starts_with(&found) => refuse("above the state directory"),
+        _ if found == Path::new("/") => refuse("the root of this host"),
+        _ => Ok(()),
+    }
 }
 
 /// What goes into four configuration languages must not be special in any of them.

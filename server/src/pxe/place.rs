@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::PxeError;
+use crate::advertised::primary_ipv4;
 use crate::cli::PxeArgs;
 use crate::network::{self, Cidr, InterfaceAddress};
 
@@ -39,7 +40,7 @@ pub fn find(args: &PxeArgs) -> Result<BootNetwork, PxeError> {
         args.interface.as_deref(),
         args.subnet,
         &interfaces,
-        network::primary_address,
+        primary_ipv4,
     )
 }
 
@@ -48,7 +49,7 @@ fn decide(
     interface: Option<&str>,
     subnet: Option<Cidr>,
     interfaces: &[InterfaceAddress],
-    primary: impl Fn() -> IpAddr,
+    primary: impl Fn() -> Option<IpAddr>,
 ) -> Result<BootNetwork, PxeError> {
     let fits = |entry: &&InterfaceAddress| {
         entry.address.is_ipv4()
@@ -59,7 +60,9 @@ fn decide(
     let nothing_said = host.is_none() && interface.is_none() && subnet.is_none();
     let entry = if nothing_said {
         let primary = primary();
-        interfaces.iter().find(|entry| entry.address == primary)
+        interfaces
+            .iter()
+            .find(|entry| Some(entry.address) == primary)
     } else {
         interfaces.iter().find(fits)
     };
@@ -148,6 +151,7 @@ mod tests {
             interface: interface.into(),
             address,
             network: Cidr::new(address, prefix),
+            standing: crate::network::Standing::Running,
         }
     }
 
@@ -168,7 +172,7 @@ mod tests {
             interface,
             subnet.map(|text| text.parse().unwrap()),
             &interfaces,
-            || "192.168.1.5".parse().unwrap(),
+            || Some("192.168.1.5".parse().unwrap()),
         );
         let found = found.map(|n| {
             (
@@ -222,6 +226,17 @@ mod tests {
         check(Some("10.0.0.9"), Some("eth9"), Some("10.0.0.0/22"), None);
         check(None, None, Some("172.16.0.0/16"), None);
         check(Some("fd00::1"), None, None, None);
+    }
+
+    /// A host that has no IPv4 address but that of loopback boots nobody.
+    #[test]
+    fn loopback_is_no_boot_network() {
+        let interfaces = [entry("lo", "127.0.0.1", 8), entry("eth0", "fd00::1", 64)];
+        for interface in [None, Some("eth0")] {
+            let error = decide(None, interface, None, &interfaces, || None).unwrap_err();
+            let said = error.to_string();
+            assert!(said.contains("has an IPv4 address"), "{said}");
+        }
     }
 
     #[test]

@@ -113,12 +113,15 @@ fn a_reusable_token_admits_until_revoked() {
         );
     }
     let id = tokens.list(NOW).unwrap()[0].id.clone();
-    tokens.revoke(&id).unwrap();
+    tokens.revoke(&id, NOW).unwrap();
     assert_eq!(
         tokens.consume(Some(&token), NODE, NOW).unwrap(),
         Err(TokenRefusal::Invalid)
     );
-    assert!(matches!(tokens.revoke(&id), Err(TokenError::Unknown(_))));
+    assert!(matches!(
+        tokens.revoke(&id, NOW),
+        Err(TokenError::Unknown(_))
+    ));
 }
 
 #[test]
@@ -239,7 +242,7 @@ fn a_token_that_was_used_between_report_and_answer_stays_used() {
         let report = mirror.report_used().unwrap();
         let answer = primary.to_mirror(&report, now).unwrap();
         between();
-        mirror.adopt(&answer).unwrap();
+        mirror.adopt(&answer, now).unwrap();
         report
     };
     exchange(&|| {}, NOW);
@@ -267,7 +270,7 @@ fn a_token_that_was_used_between_report_and_answer_stays_used() {
     assert!(!admits(&primary, &late, OTHER, NOW + 4));
     // One that was never used, and one that the primary has taken out meanwhile.
     assert!(admits(&primary, &kept, OTHER, NOW + 4));
-    exchange(&|| primary.revoke(&early).unwrap(), NOW + 5);
+    exchange(&|| primary.revoke(&early, NOW + 5).unwrap(), NOW + 5);
     exchange(&|| {}, NOW + 5);
     assert!(!admits(&mirror, &early, NODE, NOW + 6));
 }
@@ -300,4 +303,137 @@ fn a_one_time_token_goes_on_to_admit_a_download_that_goes_on() {
     assert_eq!(held, refused);
     let held = tokens.hold(None, NODE, true, NOW).unwrap();
     assert_eq!(held, Err(TokenRefusal::Missing));
+}
+
+/// Any number of tokens at any number of mirrors, whichever of them reports first: each is used at one
+/// mirror, before its report or between that and the answer, and admits nobody else anywhere.
+#[test]
+fn each_of_many_tokens_admits_one_node_at_all_seeds() {
+    for (tokens_made, mirrors_there, reports_first) in [(1, 2, 1), (7, 2, 0), (40, 3, 2)] {
+        let case = format!("{tokens_made} at {mirrors_there}, {reports_first} first");
+        let (_dir, primary) = tokens();
+        let made: Vec<String> = (0..tokens_made)
+            .map(|_| primary.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap())
+            .collect();
+        let places: Vec<_> = (0..mirrors_there)
+            .map(|_| tempfile::tempdir().unwrap())
+            .collect();
+        let mirrors: Vec<Tokens> = places
+            .iter()
+            .map(|place| Tokens::of_mirror(StateDir::open(place.path()).unwrap()))
+            .collect();
+        let bearer = |number: usize| NodeId([number as u8 + 10; 32]);
+        let admits = |tokens: &Tokens, number: usize, node, at| {
+            tokens
+                .consume(Some(&made[number]), node, at)
+                .unwrap()
+                .is_ok()
+        };
+        // Those at a mirror of which every second one is used before its report.
+        let uses = |mirror: usize, early: bool, at| {
+            for number in (mirror..tokens_made).step_by(mirrors_there) {
+                if (number / mirrors_there).is_multiple_of(2) == early {
+                    assert!(
+                        admits(&mirrors[mirror], number, bearer(number), at),
+                        "{case}"
+                    );
+                }
+            }
+        };
+        for round in 0..4 {
+            for turn in 0..mirrors_there {
+                let mirror = (reports_first + turn) % mirrors_there;
+                let now = NOW + round;
+                if round == 1 {
+                    uses(mirror, true, now);
+                }
+                let report = mirrors[mirror].report_used().unwrap();
+                let answer = primary.to_mirror(&report, now).unwrap();
+                if round == 1 {
+                    uses(mirror, false, now);
+                }
+                mirrors[mirror].adopt(&answer, now).unwrap();
+            }
+        }
+        for number in 0..tokens_made {
+            for tokens in mirrors.iter().chain([&primary]) {
+                assert!(!admits(tokens, number, OTHER, NOW + 5), "{case}: {number}");
+                assert!(
+                    admits(tokens, number, bearer(number), NOW + 5),
+                    "{case}: {number}"
+                );
+            }
+        }
+    }
+}
+
+/// What the operator takes back ends, however far beyond its time a download goes on with it at a mirror.
+#[test]
+fn what_is_taken_back_ends_at_a_mirror_too() {
+    for (case, lifetime) in [("a number", 30), ("everything", 30), ("a number", 600)] {
+        let (_dir, primary) = tokens();
+        let place = tempfile::tempdir().unwrap();
+        let mirror = Tokens::of_mirror(StateDir::open(place.path()).unwrap());
+        let lifetime = Some(Duration::from_secs(lifetime));
+        let token = primary.create(Use::OneTime, lifetime, "", NOW).unwrap();
+        let other = primary.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap();
+        let exchange = |at| {
+            let report = mirror.report_used().unwrap();
+            let answer = primary.to_mirror(&report, at).unwrap();
+            mirror.adopt(&answer, at).unwrap();
+        };
+        exchange(NOW);
+        let hold = |tokens: &Tokens, at| tokens.hold(Some(&token), NODE, true, at).unwrap();
+        for at in (0..=200).step_by(20) {
+            assert_eq!(hold(&mirror, NOW + at), Ok(Held::Yes), "{case}: {at}");
+            exchange(NOW + at);
+        }
+        let used = |tokens: &Tokens| {
+            let good = tokens.good(NOW + 200).unwrap();
+            good.iter().filter(|record| record.used.is_some()).count()
+        };
+        assert_eq!((used(&primary), used(&mirror)), (1, 1), "{case}");
+        match case {
+            "a number" => primary.revoke(&token, NOW + 201).unwrap(),
+            _ => primary.end_used(NOW + 201).unwrap(),
+        }
+        // Also where it is heard of later, or asked for once more in between.
+        assert_eq!(hold(&mirror, NOW + 220), Ok(Held::Yes), "{case}");
+        exchange(NOW + 221);
+        for at in [221, 240, 300, 3_000, 40_000] {
+            for tokens in [&primary, &mirror] {
+                assert_eq!(
+                    hold(tokens, NOW + at),
+                    Err(TokenRefusal::Invalid),
+                    "{case}: {at}"
+                );
+            }
+            exchange(NOW + at);
+        }
+        assert_eq!((used(&primary), used(&mirror)), (0, 0), "{case}");
+        assert!(matches!(
+            primary.revoke(&token, NOW + 300),
+            Err(TokenError::Unknown(_))
+        ));
+        // What nobody has used is as good as before.
+        let admitted = primary.consume(Some(&other), OTHER, NOW + 300).unwrap();
+        assert_eq!(admitted, Ok(Use::OneTime), "{case}");
+    }
+}
+
+/// As many tokens as there may be are made anew for the same machines: what was taken back is in nobody's way.
+#[test]
+fn what_was_taken_back_leaves_room() {
+    let (dir, tokens) = tokens();
+    let hash = blake3::hash(b"x");
+    let used = format!("used:{}:{NOW}", "07".repeat(32));
+    let line = |number| format!("{number:08x} {hash} {used} {NOW} 2000000 \n");
+    let text: String = (0..MAX_TOKENS).map(line).collect();
+    write(dir.path(), &format!("{HEADER}\n{text}"));
+    assert!(matches!(
+        tokens.create(Use::OneTime, None, "", NOW),
+        Err(TokenError::TooMany { .. })
+    ));
+    tokens.end_used(NOW).unwrap();
+    tokens.create(Use::OneTime, None, "", NOW).unwrap();
 }

@@ -166,6 +166,8 @@ pub struct Server {
     pub child: Child,
     pub http: SocketAddr,
     pub swarm: SocketAddr,
+    /// What it said on standard error before it said where it listens.
+    pub said_first: Vec<String>,
     lines: mpsc::Receiver<String>,
     errors: mpsc::Receiver<String>,
     state: PathBuf,
@@ -214,6 +216,7 @@ impl Server {
         let lines = pump(child.stdout.take().unwrap());
         let errors = pump(child.stderr.take().unwrap());
         let deadline = Instant::now() + Duration::from_secs(30);
+        let mut said_first = Vec::new();
         let said = loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = errors
@@ -222,6 +225,7 @@ impl Server {
             if line.contains("swarm on ") {
                 break line;
             }
+            said_first.push(line);
         };
         let after = |word: &str| -> SocketAddr {
             let rest = &said[said.find(word).unwrap() + word.len()..];
@@ -230,6 +234,7 @@ impl Server {
         Server {
             swarm: after("swarm on "),
             http: after("http on "),
+            said_first,
             child,
             lines,
             errors,
@@ -266,6 +271,11 @@ impl Server {
         }
     }
 
+    /// What it has said on standard error since that was last read.
+    pub fn said(&self) -> Vec<String> {
+        self.errors.try_iter().collect()
+    }
+
     fn status(&self) -> serde_json::Value {
         serde_json::from_str(&run_ok(&self.state, &["status", "--json"])).unwrap()
     }
@@ -281,6 +291,10 @@ impl Server {
     pub fn nodes(&self) -> usize {
         let status = self.status();
         status["images"][0]["nodes"].as_array().map_or(0, Vec::len)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, name: &str) {
@@ -311,19 +325,28 @@ impl Server {
 
     /// Sends a request of one's own and returns the whole answer: status, headers, body.
     pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-        let mut stream = TcpStream::connect(self.http).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(30)))
-            .unwrap();
-        let mut text = format!("{method} {path} HTTP/1.1\r\nhost: seed\r\nconnection: close\r\n");
-        for (name, value) in headers {
-            text.push_str(&format!("{name}: {value}\r\n"));
-        }
-        stream.write_all((text + "\r\n").as_bytes()).unwrap();
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).unwrap();
-        Answer::parse(&bytes)
+        request_from(self.http, method, path, headers)
     }
+}
+
+/// The whole answer to GET.
+pub fn get(server: SocketAddr, path: &str) -> Answer {
+    request_from(server, "GET", path, &[])
+}
+
+fn request_from(server: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut stream = TcpStream::connect(server).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    let mut text = format!("{method} {path} HTTP/1.1\r\nhost: seed\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    stream.write_all((text + "\r\n").as_bytes()).unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    Answer::parse(&bytes)
 }
 
 impl Drop for Server {
@@ -402,6 +425,25 @@ pub fn request(token: Option<&str>) -> JoinRequest {
     }
 }
 
+/// Makes it two minutes since the tokens kept in `state` were used.
+pub fn age_tokens(state: &Path) {
+    let line = |line: &str| {
+        let mut fields: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        if let Some(used) = fields.get_mut(2).filter(|field| field.starts_with("used:")) {
+            let (head, at) = used.rsplit_once(':').unwrap();
+            *used = format!("{head}:{}", at.parse::<u64>().unwrap() - 120);
+        }
+        fields.join(" ") + "\n"
+    };
+    let file = state.join("tokens");
+    let aged: String = std::fs::read_to_string(&file)
+        .unwrap()
+        .lines()
+        .map(line)
+        .collect();
+    std::fs::write(file, aged).unwrap();
+}
+
 /// Waits until `holds` does.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let waiting = async {
@@ -412,4 +454,30 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let limit = Duration::from_secs(60);
     let waited = tokio::time::timeout(limit, waiting).await;
     assert!(waited.is_ok(), "{what} did not come within {limit:?}");
+}
+
+/// The id in a rooturl.
+pub fn id_of(url: &str) -> String {
+    let pinned = url.trim().rsplit_once("@blake3:");
+    let (_, id) = pinned.unwrap_or_else(|| panic!("no pin: {url}"));
+    id.to_owned()
+}
+
+/// The generations of `web`, newest first.
+pub fn listed(place: &Place) -> Vec<String> {
+    let text = run_ok(&place.state(), &["images"]);
+    let ids = text.lines().filter(|line| line.starts_with("web"));
+    ids.map(|line| line.split_whitespace().last().unwrap().to_owned())
+        .collect()
+}
+
+/// Starts a server that is told `web=FILE` and returns what the name means then, and what was said.
+pub fn serve(place: &Place, file: &str) -> (String, Server) {
+    let server = Server::start(&place.state(), &[&format!("web={file}")]);
+    let mut id = id_of(&server.line());
+    // What is there is announced first, and then what is published.
+    while !server.is_silent() {
+        id = listed(place)[0].clone();
+    }
+    (id, server)
 }

@@ -10,7 +10,7 @@ use rootswarm::network::Cidr;
 use rootswarm::{token, units};
 use rootswarm_agent::baked::{self, Baked};
 use rootswarm_agent::plan::Trust;
-use rootswarm_agent::{args, cmdline, http};
+use rootswarm_agent::{args, cmdline, http_response};
 use rootswarm_image::{HostPort, ImageName, RootUrl, SwarmPublicKey};
 
 fn utf8(input: &[u8]) -> Option<&str> {
@@ -177,7 +177,7 @@ pub(crate) fn range(input: &[u8]) {
 /// What a web server says of the part it sends.
 pub(crate) fn content_range(input: &[u8]) {
     let Some(text) = utf8(input) else { return };
-    if let Some((first, Some(total))) = http::parse_content_range(text) {
+    if let Some((first, Some(total))) = http_response::parse_content_range(text) {
         assert!(first < total);
     }
 }

@@ -49,7 +49,11 @@ pub(super) const STATE_FULL: Fault = Fault {
 };
 
 /// `rootswarm --state STATE WORDS…`: how it ended, and what it said.
-fn rootswarm(state: &Path, words: &[&str], log: &Path) -> Result<(ExitStatus, String), Failure> {
+pub(super) fn rootswarm(
+    state: &Path,
+    words: &[&str],
+    log: &Path,
+) -> Result<(ExitStatus, String), Failure> {
     let mut command = Place::loopback().command(&programs()?.server);
     command.arg("--state").arg(state).args(words);
     // A log of its own for each: what an earlier one said is not this one's.
@@ -59,7 +63,7 @@ fn rootswarm(state: &Path, words: &[&str], log: &Path) -> Result<(ExitStatus, St
     Ok((status, process.output()?))
 }
 
-fn text(path: &Path) -> Result<&str, Failure> {
+pub(super) fn text(path: &Path) -> Result<&str, Failure> {
     path.to_str().ok_or_else(|| "a path is not UTF-8".into())
 }
 

@@ -6,11 +6,13 @@
 //! these: the emulator loads kernel and initramfs, unless PXE is what is meant.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use super::{Fault, Outcome, power};
 use crate::packages;
+use crate::source;
 use crate::vm::facts::Facts;
 use crate::vm::host::{self, Files, HostError, IMAGE};
 use crate::vm::machine::MachineError;
@@ -248,7 +250,10 @@ fn image_larger_than_memory() -> Result<Outcome> {
     let mut lab = lab()?;
     let image = lab.directory().join(NAME);
     File::create(&image)
-        .and_then(|file| file.set_len(LARGE_IMAGE_BYTES))
+        .and_then(|mut file| {
+            file.write_all(&source::superblock(LARGE_IMAGE_BYTES))?;
+            file.set_len(LARGE_IMAGE_BYTES)
+        })
         .map_err(|error| MachineFault::NotFired(format!("{}: {error}", image.display())))?;
     lab.host().publish(NAME, &image)?;
     let url = format!("rooturl=swarm://{}/{NAME}", host::ADDRESS);

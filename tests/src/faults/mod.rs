@@ -10,6 +10,7 @@
 
 mod bad_cables;
 pub mod boots;
+mod catalogue;
 mod disk;
 mod door;
 mod drill;
@@ -117,6 +118,8 @@ pub const ALL: &[Fault] = &[
     reach::FLAPS,
     reach::FIREWALLS,
     reach::CLOSED,
+    peers::UNREACHABLE,
+    peers::KILLED_MIDWAY,
     memory::IMAGE_TOO_LARGE,
     disk::SOURCE_REPLACED,
     disk::COPY_DAMAGED,
@@ -125,6 +128,10 @@ pub const ALL: &[Fault] = &[
     door::LOCKED,
     door::HELD_JOINS,
     door::HELD_HTTP,
+    catalogue::AT_ONCE,
+    catalogue::YESTERDAYS_PIN,
+    catalogue::SLOW_DOWNLOAD,
+    catalogue::COMES_LATE,
 ];
 
 impl Fault {

@@ -1,14 +1,16 @@
-//! Half of the nodes are lost in the middle of a download.
+//! Nodes that are lost: half of them in the middle of a download, or one before the next comes, which
+//! must not wait for what it still seems to hold.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::{Drill, Failure, Fault, Outcome, Running};
+use super::{Added, Drill, Failure, Fault, Outcome, Running};
 use crate::netns::NODE_INTERFACE;
-use crate::network::{all_finish, wait_for_share};
-use crate::swarm::Agent;
+use crate::network::{Network, all_finish, wait_for_share};
+use crate::source;
+use crate::swarm::{Agent, Seed};
 
 const DRILL: Drill = Drill {
     nodes: 6,
@@ -38,6 +40,93 @@ pub(super) const UNPLUGGED: Fault = Fault {
     need_bytes: DRILL.need_bytes(),
     inject: unplugged,
 };
+
+/// What the next node fetches, over links of 1 Gbit, from a seed of 2.
+const NEXT_BYTES: u64 = 71_000_000;
+const FIRST_BIT_PER_S: u64 = 100_000_000;
+
+pub(super) const UNREACHABLE: Fault = Fault {
+    name: "peers: one that nobody can dial",
+    need_bytes: NEXT_BYTES * 6,
+    inject: |directory| {
+        after(directory, "packets dropped", 1.0, |network, _| {
+            network.nodes[0].wall_off()?;
+            Ok(())
+        })
+    },
+};
+
+pub(super) const KILLED_MIDWAY: Fault = Fault {
+    name: "peers: killed midway",
+    need_bytes: NEXT_BYTES * 6,
+    inject: |directory| {
+        after(directory, "nodes killed", 0.3, |_, first| {
+            first.process.kill()?;
+            Ok(())
+        })
+    },
+};
+
+/// A node fetches, alone, and is lost when it holds `share` of the image. What the next one takes is held
+/// against what the first would have taken.
+fn after(
+    directory: &Path,
+    unit: &'static str,
+    share: f64,
+    lose: impl FnOnce(&Network, &mut Agent) -> Result<(), Failure>,
+) -> Result<Outcome, Failure> {
+    let image = directory.join("source");
+    source::write(&image, NEXT_BYTES, 1)?;
+    let network = Network::lay_out(3, 1_000, 2_000)?;
+    let mut seed = Seed::start(network.seed.place(), directory, &[("debian", &image)], &[])?;
+    let url = seed.url("debian")?;
+    let fetch = |number: usize, more: &[&str]| {
+        let label = format!("node{number}");
+        Agent::fetch(network.nodes[number].place(), directory, &label, &url, more)
+    };
+    let began = Instant::now();
+    // It leaves no trace but the time that it took.
+    let mut alone = fetch(2, &[])?;
+    alone.wait_complete(LIMIT)?;
+    let without = began.elapsed();
+    alone.process.wait(LIMIT)?;
+
+    if share < 1.0 {
+        // So slow that it is seen in the middle.
+        network.nodes[0].link.shape(FIRST_BIT_PER_S)?;
+    }
+    let mut first = fetch(0, &["--stay"])?;
+    let least = (NEXT_BYTES as f64 * share) as u64;
+    first.wait_until("its share", LIMIT, |agent| {
+        Ok(agent.count("bytes_have")? >= least)
+    })?;
+    if share < 1.0 && first.is_complete() {
+        return Err("the first node had the image before it was lost".into());
+    }
+    lose(&network, &mut first)?;
+    let began = Instant::now();
+    let mut next = fetch(1, &["--stay"])?;
+    next.wait_complete(LIMIT)?;
+    let with = began.elapsed();
+    all_finish(&mut [next], &image, LIMIT)?;
+    let fired = match first.process.try_wait()? {
+        Some(_) => 1,
+        None => network.nodes[0].walled_off()?,
+    };
+    // Chunks that trickle in at 32 a second take 17 s.
+    if with > without + Duration::from_secs(5) {
+        return Err(format!("the next node took {:.1} s", with.as_secs_f64()).into());
+    }
+    Ok(Outcome {
+        fired,
+        unit,
+        outcome: format!(
+            "the next node has the image after {:.1} s",
+            with.as_secs_f64()
+        ),
+        added: Some(Added { without, with }),
+    })
+}
 
 /// A download in its middle. The nodes that will be lost, which are the first, are apart.
 fn under_way(directory: &Path) -> Result<(Running, Vec<Agent>), Failure> {

@@ -145,6 +145,9 @@ impl Arena {
                 Campaign::begin(*attack, *target, &prey, from)
             })
             .collect::<Result<Vec<_>, _>>()?;
+        for campaign in campaigns.iter().filter(|one| one.holds_places()) {
+            campaign.settle();
+        }
         let mut agents = Vec::new();
         for (number, bound) in bounds.iter().enumerate() {
             let label = format!("node{number}");

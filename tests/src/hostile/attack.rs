@@ -61,10 +61,10 @@ pub(crate) async fn keep_up(scene: Arc<Scene>) {
     match scene.attack {
         Attack::Handshakes => return flood::handshakes(&scene).await,
         Attack::Joins => return flood::joins(&scene).await,
-        Attack::IdleJoins => return hold(&scene, Hold::Joins, scene.prey.seed, 16).await,
+        Attack::IdleJoins => return hold(&scene, Hold::Joins, scene.prey.seed, 9).await,
         Attack::IdleHttp => {
             let http = SocketAddr::new(scene.prey.seed.ip(), HTTP_PORT);
-            return hold(&scene, Hold::Http, http, 50).await;
+            return hold(&scene, Hold::Http, http, 49).await;
         }
         _ => {}
     }
@@ -75,9 +75,10 @@ pub(crate) async fn keep_up(scene: Arc<Scene>) {
     }
 }
 
-/// Holds as many places as so many addresses of the loopback get, on which everybody is allowed.
+/// Holds places from so many addresses of the loopback, on which everybody is allowed: two machines together
+/// some more than there are. Who knocks without end where nothing is to be had is a flood, and other rows'.
 async fn hold(scene: &Arc<Scene>, what: Hold, victim: SocketAddr, addresses: u8) {
-    const EACH: usize = 64;
+    const EACH: usize = 32;
     let from: Vec<IpAddr> = (1..=addresses)
         .map(|host| IpAddr::from([127, 201, 0, host]))
         .collect();

@@ -232,6 +232,25 @@ impl Campaign {
         self.scene.fired.load(Ordering::Relaxed)
     }
 
+    /// Whether it is there to hold what honest nodes need when they come.
+    pub fn holds_places(&self) -> bool {
+        matches!(self.scene.attack, Attack::IdleJoins | Attack::IdleHttp)
+    }
+
+    /// Waits, some seconds at most, until it has what it can get: it does not get more in half a second.
+    pub fn settle(&self) {
+        const STEP: Duration = Duration::from_millis(500);
+        let mut before = 0;
+        for _ in 0..10 {
+            std::thread::sleep(STEP);
+            let now = self.fired();
+            if now > 0 && now - before <= now / 20 {
+                return;
+            }
+            before = now;
+        }
+    }
+
     /// Waits until it has fired.
     pub fn wait_fired(&self, limit: Duration) -> bool {
         let start = std::time::Instant::now();

@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A call that was tried, and the kernel's answer: negative is an error's number.
 #[derive(Debug, Clone)]
@@ -48,8 +48,16 @@ pub fn descriptors(pid: i32) -> io::Result<Vec<Descriptor>> {
         let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        let target = fs::read_link(format!("/proc/{pid}/fd/{number}"))?;
-        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))?;
+        let link = fs::read_link(format!("/proc/{pid}/fd/{number}"));
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"));
+        let (target, info) = match (link, info) {
+            (Ok(target), Ok(info)) => (target, info),
+            // It was closed since the directory was read.
+            (Err(error), _) | (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                continue;
+            }
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+        };
         let flags = info
             .lines()
             .find_map(|line| line.strip_prefix("flags:"))
@@ -61,6 +69,23 @@ pub fn descriptors(pid: i32) -> io::Result<Vec<Descriptor>> {
         });
     }
     Ok(found)
+}
+
+/// Whether an agent has given up what it gives up last: both its filters of system calls are there, beside
+/// those that whoever started it has. Between the two nothing is refused yet.
+///
+/// # Errors
+/// When /proc does not say.
+pub fn is_confined(pid: i32) -> io::Result<bool> {
+    let filters = |process: &str| -> io::Result<u32> {
+        let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Seccomp_filters:"));
+        let number = line.and_then(|number| number.trim().parse().ok());
+        number.ok_or_else(|| io::Error::other("a kernel (before 5.9) that does not count filters"))
+    };
+    Ok(filters(&pid.to_string())? >= filters("self")? + 2)
 }
 
 /// A mapping of a file that others see.
@@ -120,6 +145,9 @@ pub struct Captive {
 
 /// Below the stack pointer, where nothing lives: beyond what a function may use without moving it.
 const SCRATCH_BELOW: u64 = 1024;
+
+/// How long a call may take, none of which waits for anything.
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
 
 impl Captive {
     /// Stops it where it waits for the kernel.
@@ -223,14 +251,25 @@ fn trace(request: libc::c_uint, pid: i32, address: u64, data: u64) -> io::Result
     }
 }
 
+/// Waits until it has stopped. A call that does not return, such as a vfork that was let through, is the end
+/// of the process and an error.
 fn wait_stopped(pid: i32) -> io::Result<()> {
-    let mut status = 0;
-    // SAFETY: the kernel writes one number.
-    let found = unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
-    match found {
-        -1 => Err(io::Error::last_os_error()),
-        _ if libc::WIFSTOPPED(status) => Ok(()),
-        _ => Err(io::Error::other("it has ended")),
+    let asked = Instant::now();
+    loop {
+        let mut status = 0;
+        // SAFETY: the kernel writes one number.
+        let found = unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL | libc::WNOHANG) };
+        match found {
+            -1 => return Err(io::Error::last_os_error()),
+            0 if asked.elapsed() > STOPS_WITHIN => {
+                // SAFETY: takes numbers only.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+                return Err(io::Error::other("it does not come back from a call"));
+            }
+            0 => std::thread::sleep(Duration::from_micros(100)),
+            _ if libc::WIFSTOPPED(status) => return Ok(()),
+            _ => return Err(io::Error::other("it has ended")),
+        }
     }
 }
 
@@ -359,8 +398,10 @@ pub fn write_what_it_holds(pid: i32, status: &str) -> io::Result<Vec<Attempt>> {
 /// # Errors
 /// When it cannot be traced.
 pub fn leave_its_place(pid: i32) -> io::Result<Vec<Attempt>> {
+    let held = descriptors(pid)?;
     let captive = Captive::seize(pid)?;
     let mut attempts = other_sockets(&captive)?;
+    attempts.extend(local_names(&captive, &held)?);
     let mut attempt = |what: String, call, arguments: &[u64]| -> io::Result<i64> {
         let result = captive.call(call, arguments)?;
         if result > 0 && [libc::SYS_clone, libc::SYS_fork, libc::SYS_vfork].contains(&call) {
@@ -453,6 +494,31 @@ pub fn leave_its_place(pid: i32) -> io::Result<Vec<Attempt>> {
             captive.call(call, &arguments)?,
         );
         attempts.push(Attempt { what, result });
+    }
+    Ok(attempts)
+}
+
+/// A name for each socket that it holds, in the file system and beside it.
+fn local_names(captive: &Captive, held: &[Descriptor]) -> io::Result<Vec<Attempt>> {
+    let mut attempts = Vec::new();
+    for socket in held.iter().filter(|it| it.target.starts_with("socket:")) {
+        for (how, name) in [
+            ("as a file", &b"/tmp/taken-over\0"[..]),
+            ("as none", b"\0taken-over"),
+        ] {
+            let family = (libc::AF_UNIX as u16).to_ne_bytes();
+            let address = captive.place(&[&family[..], name].concat())?;
+            let length = (family.len() + name.len()) as u64;
+            // Also by another number.
+            let copy = captive.call(
+                libc::SYS_fcntl,
+                &[socket.number as u64, libc::F_DUPFD_CLOEXEC as u64, 0],
+            )?;
+            let result = captive.call(libc::SYS_bind, &[copy as u64, address, length])?;
+            captive.call(libc::SYS_close, &[copy as u64])?;
+            let what = format!("a local name {how} for {}", socket.target);
+            attempts.push(Attempt { what, result });
+        }
     }
     Ok(attempts)
 }

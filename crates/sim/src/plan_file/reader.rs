@@ -5,7 +5,7 @@ use super::tables::{
     ArrivalsTable, Chunk, Corrupt, ExpectTable, File, Firewall, Freeze, HoldersTable, Hosts, Lie,
     Limits, Links, LostDials, RacksTable, SeedKilled, Slow, Vanish, WhenText,
 };
-use crate::faults::{Fault, When};
+use crate::faults::{Fault, When, Who};
 use crate::plan::{Arrivals, Expect, Holders, Link, Plan, Racks, window_for};
 use crate::quantity::{Rate, Size, Time};
 use rootswarm_image::{ChunkSize, Geometry};
@@ -19,6 +19,9 @@ const NODES_MAX: u64 = rootswarm_swarm::limits::SEED_PEERS_MAX as u64;
 
 /// Nothing in a plan lasts longer than a day.
 const TIME_MAX_US: u64 = 24 * 3_600_000_000;
+
+/// Where nothing goes wrong, nobody is left with few neighbours for longer.
+const FEW_NEIGHBOURS_US: u64 = 5_000_000;
 
 /// Turns tables into what they mean, and knows the file's name for what it refuses.
 pub(super) struct Reader<'a> {
@@ -283,6 +286,34 @@ impl Reader<'_> {
         })
     }
 
+    fn who(
+        &self,
+        plan: &Plan,
+        share: Option<f64>,
+        first: Option<i64>,
+        place: &str,
+    ) -> Result<Who, PlanError> {
+        match (share, first) {
+            (Some(share), None) => {
+                let share = self.share(&format!("{place}.share"), share)?;
+                Ok(Who::Share(share))
+            }
+            (None, Some(first)) => {
+                let field = format!("{place}.first");
+                Ok(Who::First(self.count(
+                    &field,
+                    first,
+                    1,
+                    plan.nodes as u64,
+                )?))
+            }
+            (Some(_), Some(_)) => {
+                Err(self.refuse(place, "found both share and first, expected one".to_owned()))
+            }
+            (None, None) => Err(self.refuse(place, "missing field `share`, or `first`".to_owned())),
+        }
+    }
+
     fn fault(&self, plan: &Plan, mut table: Table, place: &str) -> Result<Fault, PlanError> {
         let share = |value| self.share(&format!("{place}.share"), value);
         let kind = match table.remove("kind") {
@@ -305,7 +336,7 @@ impl Reader<'_> {
             "vanish" => {
                 let it: Vanish = self.table(table, place)?;
                 Fault::Vanish {
-                    share: share(it.share)?,
+                    who: self.who(plan, it.share, it.first, place)?,
                     when: self.when(plan, it.when, place)?,
                 }
             }
@@ -313,7 +344,7 @@ impl Reader<'_> {
                 let it: Freeze = self.table(table, place)?;
                 let lasting = |time| self.time_us(&format!("{place}.for"), time, 0);
                 Fault::Freeze {
-                    share: share(it.share)?,
+                    who: self.who(plan, it.share, it.first, place)?,
                     when: self.when(plan, it.when, place)?,
                     for_us: it.lasting.map(lasting).transpose()?,
                 }
@@ -334,8 +365,13 @@ impl Reader<'_> {
             }
             "lost-dials" => {
                 let it: LostDials = self.table(table, place)?;
+                let until = it
+                    .until
+                    .map(|until| self.time_us(&format!("{place}.until"), until, 1));
                 Fault::LostDials {
                     share: share(it.share)?,
+                    nodes: it.nodes.map_or(Ok(1.0), share)?,
+                    until_us: until.transpose()?.unwrap_or(u64::MAX),
                 }
             }
             "firewall" => {
@@ -348,7 +384,7 @@ impl Reader<'_> {
             "slow" => {
                 let it: Slow = self.table(table, place)?;
                 Fault::Slow {
-                    share: share(it.share)?,
+                    who: self.who(plan, it.share, it.first, place)?,
                     factor: self.within(&format!("{place}.factor"), it.factor, 0.001, 1.0)?,
                 }
             }
@@ -384,6 +420,11 @@ impl Reader<'_> {
             plan.last_over_median_max =
                 self.within("limits.last-over-median", most, 1.0, 1_000.0)?;
         }
+        plan.few_neighbours_us = match limits.few_neighbours {
+            Some(most) => self.time_us("limits.few-neighbours", most, 1_000_000)?,
+            None if plan.faults.is_empty() => FEW_NEIGHBOURS_US,
+            None => u64::MAX,
+        };
         Ok(())
     }
 

@@ -108,6 +108,7 @@ pub(super) struct Limits {
     pub(super) waste: Option<f64>,
     pub(super) seed_copies: Option<f64>,
     pub(super) last_over_median: Option<f64>,
+    pub(super) few_neighbours: Option<Time>,
 }
 
 #[derive(Default, Deserialize)]
@@ -143,14 +144,16 @@ pub(super) struct SeedKilled {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Vanish {
-    pub(super) share: f64,
+    pub(super) share: Option<f64>,
+    pub(super) first: Option<i64>,
     pub(super) when: WhenText,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Freeze {
-    pub(super) share: f64,
+    pub(super) share: Option<f64>,
+    pub(super) first: Option<i64>,
     pub(super) when: WhenText,
     #[serde(rename = "for")]
     pub(super) lasting: Option<Time>,
@@ -174,6 +177,8 @@ pub(super) struct Lie {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct LostDials {
     pub(super) share: f64,
+    pub(super) nodes: Option<f64>,
+    pub(super) until: Option<Time>,
 }
 
 #[derive(Deserialize)]
@@ -186,6 +191,7 @@ pub(super) struct Firewall {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Slow {
-    pub(super) share: f64,
+    pub(super) share: Option<f64>,
+    pub(super) first: Option<i64>,
     pub(super) factor: f64,
 }

@@ -7,6 +7,15 @@ use rootswarm_swarm::{Input, NodeId, Role, Wire};
 use std::net::SocketAddr;
 
 impl World<'_> {
+    /// Whether a dial between these that begins now comes to nothing.
+    pub(super) fn loses_dial(&mut self, from: usize, to: usize) -> bool {
+        let (share, until_us) = self.lost_dials;
+        let may_be_lost = share > 0.0
+            && self.now_ns / 1000 < until_us
+            && (self.hosts[from].loses_dials || self.hosts[to].loses_dials);
+        may_be_lost && chance(&mut self.rng, share)
+    }
+
     pub(crate) fn dial(&mut self, host: usize, node: NodeId, addr: SocketAddr) {
         let to = self.by_id.get(&node).copied();
         let at = to.filter(|to| self.hosts[*to as usize].addr == addr);
@@ -15,7 +24,7 @@ impl World<'_> {
             self.checkers.dialed_nobody(host, node);
             return;
         };
-        let lost = self.lost_dials > 0.0 && chance(&mut self.rng, self.lost_dials);
+        let lost = self.loses_dial(host, to as usize);
         if lost {
             self.sometimes.note(Happening::LostDial);
         }

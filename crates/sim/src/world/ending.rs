@@ -2,10 +2,10 @@
 
 use super::chunk::Receiver;
 use super::wire::Body;
-use super::{Event, State, World};
+use super::{Event, SEED, State, World};
 use crate::faults::Happening;
 use crate::nic::UploadKey;
-use rootswarm_swarm::{ChunkOutcome, ConnId, Input, UploadOutcome, limits};
+use rootswarm_swarm::{ChunkOutcome, ConnId, Input, Instant, UploadOutcome, limits};
 
 /// A sender that sees no acknowledgement for this long gives an upload up.
 const UPLOAD_SILENCE_NS: u64 = 5_000_000_000;
@@ -19,8 +19,46 @@ impl World<'_> {
         for key in self.upload_keys() {
             self.check_upload(key);
         }
+        self.check_neighbours();
         self.events
             .push(self.now_ns + STALL_CHECK_NS, Event::StallCheck);
+    }
+
+    /// Who lacks chunks has neighbours, where there are any.
+    fn check_neighbours(&mut self) {
+        if self.plan.few_neighbours_us == u64::MAX {
+            return;
+        }
+        let neighbours = |world: &Self, host: usize| {
+            let conns = world.hosts[host].conns.iter();
+            conns
+                .filter(|conn| {
+                    let it = &world.conns[**conn as usize];
+                    let side = it.side_of(host);
+                    world.open[**conn as usize][side] && it.hosts[1 - side] as usize != SEED
+                })
+                .count()
+        };
+        let lives = |world: &Self, host: usize| {
+            host != SEED && world.states[host] == State::Alive && world.hosts[host].is_member
+        };
+        let now = Instant(self.now_ns / 1000);
+        let mut with_room = 0;
+        for host in 0..self.hosts.len() {
+            let is_one = lives(self, host) && neighbours(self, host) < limits::PEERS_MAX;
+            with_room += usize::from(is_one);
+            if with_room > limits::NEIGHBOURS_FEW {
+                break;
+            }
+        }
+        for host in 0..self.hosts.len() {
+            let has_few = with_room > limits::NEIGHBOURS_FEW
+                && lives(self, host)
+                && !self.hosts[host].node.is_complete()
+                && neighbours(self, host) < limits::NEIGHBOURS_FEW;
+            self.checkers
+                .has_few_neighbours(host, has_few, self.plan.few_neighbours_us, now);
+        }
     }
 
     fn check_upload(&mut self, key: UploadKey) {

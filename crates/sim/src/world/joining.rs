@@ -11,6 +11,8 @@ use rootswarm_swarm::limits::SEED_NEIGHBOURS_MAX;
 /// Newcomers to whom the seed, and a member, is handing the manifest at a time.
 const OWN: u8 = 4;
 const EACH: u8 = 2;
+/// How long a member has to itself before the newcomer asks the seed as well.
+const HEAD_START_NS: u64 = 300_000_000;
 /// How long a newcomer waits for somebody who is not busy, and how often the model looks.
 const WAIT_NS: u64 = 500_000_000;
 const LOOK_NS: u64 = 1_000_000;
@@ -64,10 +66,17 @@ impl World<'_> {
 
     /// It is admitted, and has reached who has the manifest.
     pub(super) fn admitted(&mut self, host: usize, holder: usize) {
-        let is_there = self.states[holder] == State::Alive;
-        let sender = if is_there { holder } else { SEED };
-        let had_ns = self.carry(sender, host, self.manifest_bytes());
-        if sender != SEED {
+        let lost = holder != SEED && self.loses_dial(host, holder);
+        if holder != SEED && (lost || self.states[holder] != State::Alive) {
+            // No answer: the seed is asked after all.
+            self.handing[holder] = self.handing[holder].saturating_sub(1);
+            self.handing[SEED] = self.handing[SEED].saturating_add(1);
+            let (from, member) = (host as u32, SEED as u32);
+            let event = Event::Admitted { from, member };
+            return self.events.push(self.now_ns + HEAD_START_NS, event);
+        }
+        let had_ns = self.carry(holder, host, self.manifest_bytes());
+        if holder != SEED {
             self.sometimes.note(Happening::ManifestFromMember);
         }
         let (from, member) = (host as u32, holder as u32);

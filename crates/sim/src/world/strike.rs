@@ -1,7 +1,7 @@
 //! How faults strike: the plan's faults turned into events, and what becomes of the hosts.
 
 use super::{Event, Lie, SEED, State, World};
-use crate::faults::{Fault, Happening, When};
+use crate::faults::{Fault, Happening, When, Who};
 use crate::nic::Rate;
 use rootswarm_image::Bitfield;
 use rootswarm_swarm::{Config, Node, Role};
@@ -19,27 +19,36 @@ impl World<'_> {
                     }
                 }
                 Fault::Corrupt { share, chunks } => {
-                    for host in self.victims(share) {
+                    for host in self.victims(Who::Share(share)) {
                         self.hosts[host].corrupts = chunks;
                         // Nobody talks to it for long, so nobody waits for it either.
                         self.give_up(host);
                     }
                 }
                 Fault::Lie { share, silent } => {
-                    for host in self.victims(share) {
+                    for host in self.victims(Who::Share(share)) {
                         self.hosts[host].lies = Some(if silent { Lie::Silent } else { Lie::Busy });
                         // Who claims to hold everything is fed by nobody: its own time is its affair.
                         self.give_up(host);
                     }
                 }
-                Fault::LostDials { share } => self.lost_dials = share,
+                Fault::LostDials {
+                    share,
+                    nodes,
+                    until_us,
+                } => {
+                    self.lost_dials = (share, until_us);
+                    for host in self.victims(Who::Share(nodes)) {
+                        self.hosts[host].loses_dials = true;
+                    }
+                }
                 Fault::Firewall { share, answers } => {
-                    for host in self.victims(share) {
+                    for host in self.victims(Who::Share(share)) {
                         self.firewalls.put(host as u32, answers);
                     }
                 }
-                Fault::Slow { share, factor } => {
-                    for host in self.victims(share) {
+                Fault::Slow { who, factor } => {
+                    for host in self.victims(who) {
                         let (link, efficiency) = (self.plan.node_link, self.plan.efficiency);
                         self.hosts[host].factor = factor;
                         self.up[host].set_rate(Rate::new(link.up_bits * factor, efficiency));
@@ -51,11 +60,13 @@ impl World<'_> {
         }
     }
 
-    /// Nodes drawn by chance.
-    fn victims(&mut self, share: f64) -> Vec<usize> {
+    /// The nodes that a fault strikes.
+    fn victims(&mut self, who: Who) -> Vec<usize> {
         let mut nodes: Vec<usize> = (1..self.hosts.len()).collect();
-        self.rng.shuffle(&mut nodes);
-        nodes.truncate((share * self.plan.nodes as f64).round() as usize);
+        if matches!(who, Who::Share(_)) {
+            self.rng.shuffle(&mut nodes);
+        }
+        nodes.truncate(who.count(self.plan.nodes));
         nodes
     }
 
@@ -88,8 +99,8 @@ impl World<'_> {
                         .push(self.now_ns + after_us * 1000, Event::SeedBack);
                 }
             }
-            Fault::Vanish { share, .. } => {
-                for host in self.victims(share) {
+            Fault::Vanish { who, .. } => {
+                for host in self.victims(who) {
                     self.sometimes.note(Happening::Vanished);
                     if self.hosts[host].finished_ns.is_none() {
                         self.sometimes.note(Happening::VanishedWhileFetching);
@@ -97,8 +108,8 @@ impl World<'_> {
                     self.kill(host);
                 }
             }
-            Fault::Freeze { share, for_us, .. } => {
-                for host in self.victims(share) {
+            Fault::Freeze { who, for_us, .. } => {
+                for host in self.victims(who) {
                     self.freeze(host, for_us);
                 }
             }

@@ -78,22 +78,31 @@ impl Node {
         let mut freed = std::mem::take(&mut self.freed);
         if self.role == Role::Seed || self.picker.is_complete() {
             self.sate();
-        } else if look == Look::News {
-            self.follow_news(&news_of, &freed, now);
         } else {
-            let rested_since = (look == Look::Rested).then_some(self.rested_at);
-            self.fill(rested_since, now);
-            // As is known after having looked in vain; with room left nobody has anything.
-            self.rested_at = now;
-            if look == Look::All {
-                self.looked_at = now;
+            // First: peers that give nothing would be asked in turn for what a seed could bring.
+            self.ask_seeds(now);
+            if look == Look::News {
+                self.follow_news(&news_of, &freed, now);
+            } else {
+                self.look_and_fill(look, now);
             }
-            self.settle(now);
+            self.judge_supply_again();
         }
         // Emptied, their memory is used again.
         news_of.clear();
         freed.clear();
         (self.news_of, self.freed) = (news_of, freed);
+    }
+
+    fn look_and_fill(&mut self, look: Look, now: Instant) {
+        let rested_since = (look == Look::Rested).then_some(self.rested_at);
+        self.fill(rested_since, now);
+        // As is known after having looked in vain; with room left nobody has anything.
+        self.rested_at = now;
+        if look == Look::All {
+            self.looked_at = now;
+        }
+        self.settle(now);
     }
 
     fn has_room_to_ask(&self, now: Instant) -> bool {
@@ -195,11 +204,17 @@ impl Node {
     /// and neither does what has not begun in [`limits::PROMPT_ANSWER`], because on links with long
     /// queues half of the requests are on their way, and their places would lie idle meanwhile.
     pub(super) fn has_room(&self, room: usize, now: Instant) -> bool {
-        self.flights.len() < room
-            || (self.flights.len() < room * 2
+        // What is asked of seeds because peers give next to nothing must not keep these from giving more.
+        let seeds = !self.supply.was_short();
+        let in_flight = match seeds {
+            true => self.flights.len(),
+            false => self.flights.of_peers(),
+        };
+        in_flight < room
+            || (in_flight < room * 2
                 && self
                     .flights
-                    .punctual(now, self.patience(), limits::PROMPT_ANSWER)
+                    .punctual(now, self.patience(), limits::PROMPT_ANSWER, seeds)
                     < room)
     }
 
@@ -255,13 +270,17 @@ impl Node {
     }
 
     pub(super) fn ask(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
-        let answer = (self.chunk_time * 4 * self.leniency)
-            .clamp(limits::ANSWER_TIMEOUT_MIN, limits::ANSWER_TIMEOUT);
+        let answer = (self.chunk_time * 4 * self.leniency).clamp(
+            limits::ANSWER_TIMEOUT_MIN,
+            self.for_chunks(limits::ANSWER_TIMEOUT),
+        );
         self.picker.begin(index);
+        let from_seed = self.peers.is_seed(conn);
         self.flights.add(Flight {
             conn,
             index,
             origin: Origin::Pull,
+            from_seed,
             since: now,
             deadline: now + answer,
             started: false,
@@ -281,7 +300,7 @@ impl Node {
         if self.picker.nothing_left_to_ask() {
             self.endgame(now);
         } else if now.since(since) >= self.seed_patience()
-            && let Some((conn, index)) = self.choose_seed(now)
+            && let Some((conn, index)) = self.choose_seed(limits::PER_PEER_MIN, now)
         {
             self.starved_since = Some(now);
             self.ask(conn, index, now);
@@ -303,57 +322,68 @@ impl Node {
             .fold(now + own, Instant::min)
     }
 
-    /// Where chunks take long, the next one from a neighbour is as far away. With a fixed patience,
-    /// emulated machines (chunks of 100 ms and more) drew 2.5 copies for four nodes from the seed.
-    fn seed_patience(&self) -> Duration {
-        self.chunk_time.max(limits::SEED_PATIENCE)
-    }
-
-    fn choose_seed(&mut self, now: Instant) -> Option<(ConnId, ChunkIndex)> {
-        let seed = self.peers.iter().find(|peer| {
-            peer.active
-                && peer.role == Role::Seed
-                && peer.outstanding < limits::PER_PEER_MIN
-                && peer.backoff_until <= now
-        })?;
-        if !seed.is_near && self.minds_racks(now) {
-            let errands = self
-                .locality
-                .errands(&seed.have, Errand::Duty, &self.picker)?;
-            return Some((seed.conn, self.picker.pick(&errands, &mut self.rng)?));
-        }
-        Some((seed.conn, self.picker.pick(&seed.have, &mut self.rng)?))
-    }
-
     /// Asks a second peer for a chunk that is on its way for much longer than chunks use to be
-    /// (Cohen 2003, "endgame mode"). The slower of the two is cancelled.
-    fn endgame(&mut self, now: Instant) {
+    /// (Cohen 2003, "endgame mode"). The slower of the two is cancelled. To whom peers bring next to
+    /// nothing asks a seed; another peer only if there is none to ask, and then a seed as the third.
+    pub(super) fn endgame(&mut self, now: Instant) {
+        let is_short = self.missing(now) > 0;
         let overdue = (self.chunk_time * 3).max(Duration::from_millis(30));
-        let minds_racks = self.locality.matters();
-        for slow in self.flights.stragglers(now, overdue) {
-            if self.flights.len() >= limits::IN_FLIGHT * 2 {
-                return;
-            }
-            // Near neighbours first, then other racks, then a seed.
-            let delay = |peer: &Peer| match peer.role {
-                Role::Seed => 3,
-                Role::Peer if minds_racks && !peer.is_near => 2,
-                Role::Peer => 1,
+        for slow in self.flights.stragglers(now, overdue, is_short) {
+            let is_alone = self.flights.of_chunk(slow.index).count() == 1;
+            let other = if is_short {
+                let seed = self.second_for(&slow, Some(Role::Seed), overdue, is_short, now);
+                seed.or_else(|| {
+                    let peer = || self.second_for(&slow, Some(Role::Peer), overdue, is_short, now);
+                    is_alone.then(peer).flatten()
+                })
+            } else {
+                self.second_for(&slow, None, overdue, is_short, now)
             };
-            let count = self.peers.len();
-            let start = self.rng.below(count);
-            let other = self.peers.from(start).find(|peer| {
-                peer.active
-                    && peer.conn != slow.conn
-                    && peer.have.get(slow.index)
-                    && peer.outstanding < limits::PER_PEER_MIN
-                    && peer.backoff_until <= now
-                    && now.since(slow.since) >= overdue * delay(peer)
-            });
-            if let Some(conn) = other.map(|peer| peer.conn) {
+            if let Some(conn) = other {
                 self.ask(conn, slow.index, now);
             }
         }
+    }
+
+    /// Whom to ask for what is late, from one drawn by chance: of this role alone, if one is given.
+    fn second_for(
+        &mut self,
+        slow: &Flight,
+        role: Option<Role>,
+        overdue: Duration,
+        is_short: bool,
+        now: Instant,
+    ) -> Option<ConnId> {
+        let (most, seeds_most) = match is_short && role == Some(Role::Seed) {
+            true => (limits::IN_FLIGHT_MAX, self.room()),
+            false => (limits::IN_FLIGHT * 2, limits::PER_PEER_MIN),
+        };
+        if self.flights.len() >= most {
+            return None;
+        }
+        let minds_racks = self.locality.matters();
+        // Near neighbours first, then other racks, then a seed.
+        let delay = |peer: &Peer| match peer.role {
+            Role::Seed if is_short => 1,
+            Role::Seed => 3,
+            Role::Peer if minds_racks && !peer.is_near => 2,
+            Role::Peer => 1,
+        };
+        let start = self.rng.below(self.peers.len());
+        let other = self.peers.from(start).find(|peer| {
+            peer.active
+                && role.is_none_or(|role| peer.role == role)
+                && peer.conn != slow.conn
+                && peer.have.get(slow.index)
+                && self.flights.find(peer.conn, slow.index).is_none()
+                && match peer.role {
+                    Role::Seed => peer.outstanding < seeds_most.min(peer.outstanding_max),
+                    Role::Peer => peer.outstanding < limits::PER_PEER_MIN,
+                }
+                && peer.backoff_until <= now
+                && now.since(slow.since) >= overdue * delay(peer)
+        });
+        other.map(|peer| peer.conn)
     }
 
     pub(super) fn chunk_started(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
@@ -399,6 +429,7 @@ impl Node {
             conn,
             index,
             origin: Origin::Push,
+            from_seed: true,
             since,
             deadline,
             started: true,
@@ -424,6 +455,18 @@ impl Node {
                 if let Some(flight) = flight.filter(|flight| flight.origin == Origin::Pull) {
                     // The smoothing of RFC 6298: an eighth of what is new.
                     self.chunk_time = (self.chunk_time * 7 + now.since(flight.since)) / 8;
+                    self.supply.took(now.since(flight.since));
+                    if flight.from_seed
+                        && let Some(seed) = self.peers.get_mut(conn)
+                    {
+                        seed.served_until = Some(now + limits::ASKED_LATELY);
+                        // It sends one after the other; for a moment none has begun.
+                        let (at, longest) = (
+                            now + limits::ANSWER_TIMEOUT_MIN,
+                            self.for_chunks(limits::ANSWER_TIMEOUT),
+                        );
+                        self.flights.next_begins_by(conn, at, now, longest);
+                    }
                 }
                 self.stored(index, now);
             }
@@ -447,7 +490,10 @@ impl Node {
         };
         if self.picker.has(index) {
             self.counters.duplicate += 1;
-        } else if from_seed {
+            return;
+        }
+        self.supply.arrived(from_seed, now);
+        if from_seed {
             self.counters.from_seed += 1;
         } else {
             self.counters.from_peers += 1;
@@ -499,6 +545,10 @@ impl Node {
     /// Gives up what took too long.
     pub(super) fn expire(&mut self, now: Instant) {
         self.look_at_all();
+        self.wait_behind_chunks(now);
+        if self.flights.next_deadline().is_none_or(|at| at > now) {
+            return;
+        }
         // If nothing arrives at all it may be this node's own link. Asking again and again at the
         // old pace would fill it with chunks that are given up before they are through: wait twice
         // as long, as RFC 6298 does after a timeout, until one arrives.
@@ -510,9 +560,17 @@ impl Node {
         }
     }
 
+    /// What was asked of a seed comes after the chunks that are on their way from it, one stream after the
+    /// other: as long as one of them moves (the transport ends those that do not) its answer is not late.
+    fn wait_behind_chunks(&mut self, now: Instant) {
+        let peers = &self.peers;
+        let longest = self.for_chunks(limits::ANSWER_TIMEOUT);
+        self.flights
+            .wait_behind_others(now, longest, |conn| peers.is_seed(conn));
+    }
+
     fn let_down(&mut self, conn: ConnId, now: Instant) {
-        self.counters.failures += 1;
-        let failures = self.peers.get_mut(conn).map_or(0, |peer| peer.failed(now));
+        let failures = self.count_failure(conn, now);
         if failures >= limits::FAILURES_MAX {
             self.close(conn, CloseReason::Unresponsive, now);
         }
@@ -528,16 +586,18 @@ impl Node {
         };
         self.counters.declined += 1;
         self.release(&flight);
-        if let Some(peer) = self.peers.get_mut(conn) {
-            let (low, high) = match peer.role {
-                Role::Seed => limits::SEED_BUSY_BACKOFF_US,
-                Role::Peer => limits::BUSY_BACKOFF_US,
-            };
+        if self.peers.is_seed(conn) {
+            self.seed_declined(conn, now);
+        } else if let Some(peer) = self.peers.get_mut(conn) {
+            let (low, high) = limits::BUSY_BACKOFF_US;
             let wait = self.rng.between(low, high) << peer.declined();
             peer.backoff_until = Instant(now.0 + wait);
-            if let Some(at) = &mut self.look_again_at {
-                *at = peer.backoff_until.min(*at);
-            }
+        }
+        if let Some(peer) = self.peers.get(conn)
+            && peer.backoff_until > now
+            && let Some(at) = &mut self.look_again_at
+        {
+            *at = peer.backoff_until.min(*at);
         }
     }
 

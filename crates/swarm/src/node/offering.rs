@@ -19,6 +19,7 @@ use crate::message::Message;
 use crate::peers::Peer;
 use crate::time::Instant;
 use rootswarm_image::{Bitfield, ChunkIndex};
+use std::time::Duration;
 
 /// How many chunks, of an image of `chunks`, a seed that feeds `fed` of `members` nodes hands out to help
 /// on after a first round: see [`limits::SEED_HELPED_COPIES`] and what follows it.
@@ -34,7 +35,7 @@ impl Node {
         self.offer_again_at = None;
         let is_news = std::mem::take(&mut self.may_offer_more);
         self.end_unanswered(now);
-        if self.picker.have().is_empty() || !self.may_offer() {
+        if self.picker.have().is_empty() || !self.may_offer(now) {
             return;
         }
         if let Some(since) = self.nobody_needs_since
@@ -69,24 +70,29 @@ impl Node {
 
     /// A seed offers once every chunk has a holder, while the nodes it feeds still lack a twentieth
     /// of the image or more, it has not done so enough, and its link is faster than theirs (see `seeding`).
-    fn may_offer(&mut self) -> bool {
+    fn may_offer(&mut self, now: Instant) -> bool {
         if self.role == Role::Peer {
             return true;
         }
         let chunks = u64::from(self.geometry.chunk_count());
         let peers = &self.peers;
         let fed = || peers.iter().filter(|peer| peer.is_fed);
-        let held_percent = || {
-            let (nodes, held) = fed().fold((0, 0), |(nodes, held), peer| {
-                (nodes + 1, held + u64::from(peer.have.count()))
-            });
-            held * 100 / (chunks * nodes).max(1)
+        let held_percent = |within: Option<Duration>| {
+            let (mut held, mut could_hold) = (0, 0);
+            for peer in fed() {
+                held += u64::from(peer.have.count());
+                could_hold += match within {
+                    Some(time) => peer.could_hold(chunks, time, now),
+                    None => chunks,
+                };
+            }
+            held * 100 / could_hold.max(1)
         };
         let (members, uploaded) = (self.tracker.len(), self.counters.uploaded);
         // Most of the time this is all that has to be known: a seed has thousands of peers to look at.
         let most = most_helped(chunks, members, members);
         let seeding = &mut self.seeding;
-        seeding.helps_on(&self.picker, uploaded, most, held_percent)
+        seeding.helps_on(&self.picker, uploaded, most, now, held_percent)
             && seeding.helped(uploaded) < most_helped(chunks, fed().count(), members)
     }
 

@@ -9,7 +9,7 @@ use crate::peers::Peer;
 use crate::time::Instant;
 use rootswarm_image::Bitfield;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 impl Node {
     pub(super) fn connected(
@@ -139,13 +139,16 @@ impl Node {
             return;
         };
         let rewiring = self.tracker.join(node, peer.rack.as_deref(), &mut self.rng);
-        let (mut fed, mut beside) = (0, 0);
+        let (mut fed, mut beside, mut same_address) = (0, 0, 0);
         for other in self.peers.iter().filter(|other| other.is_fed) {
-            fed += 1;
-            beside += usize::from(other.rack == peer.rack);
+            same_address += usize::from(other.addr.ip() == peer.addr.ip());
+            if !other.is_silent {
+                fed += 1;
+                beside += usize::from(other.rack == peer.rack);
+            }
         }
         self.rewire(rewiring, now);
-        let Some(peer) = self.peers.get_mut(conn) else {
+        let Some(peer) = self.peers.get(conn) else {
             return;
         };
         // A rack that comes late has its share too.
@@ -153,11 +156,36 @@ impl Node {
             0 => limits::SEED_NEIGHBOURS_MAX,
             _ => limits::SEED_NEIGHBOURS,
         };
-        peer.is_fed = fed < most && !peer.is_complete();
-        if !peer.is_fed {
+        let wants = !peer.is_complete() && same_address < limits::FED_PER_ADDRESS;
+        let is_fed = wants && (fed < most || self.take_quiet_place(now));
+        if let Some(peer) = self.peers.get_mut(conn) {
+            peer.is_fed = is_fed;
+        }
+        if !is_fed {
             self.send(conn, Message::WantHaves(false));
         }
         self.note_completion(conn, now);
+    }
+
+    /// All places among the fed nodes are taken: who has been quiet for longest gives up his, if anybody
+    /// is. He may be gone for long before his connection ends, and a hall that lost power held all places.
+    fn take_quiet_place(&mut self, now: Instant) -> bool {
+        let quiet_after = self.quiet_after();
+        let quiet = self
+            .peers
+            .iter()
+            .filter(|peer| peer.is_fed && !peer.is_silent)
+            .filter(|peer| now.since(peer.heard_at) > quiet_after)
+            .min_by_key(|peer| (peer.heard_at, peer.conn))
+            .map(|peer| peer.conn);
+        let Some(conn) = quiet else {
+            return false;
+        };
+        if let Some(peer) = self.peers.get_mut(conn) {
+            peer.is_fed = false;
+        }
+        self.send(conn, Message::WantHaves(false));
+        true
     }
 
     pub(super) fn disconnected(&mut self, conn: ConnId, now: Instant) {
@@ -201,25 +229,41 @@ impl Node {
             let rewiring = self.tracker.leave(peer.node);
             self.rewire(rewiring, now);
             if peer.is_fed {
-                self.feed_another();
+                self.feed_another(now);
             }
         }
     }
 
     /// A place among the fed nodes is free: the one that holds least gets it, those first in whose
-    /// rack nobody is fed.
-    fn feed_another(&mut self) {
+    /// rack nobody is fed, and last those whose address took or refused and announced nothing.
+    pub(super) fn feed_another(&mut self, now: Instant) {
         let mut fed: BTreeMap<Option<&str>, usize> = BTreeMap::new();
-        for peer in self.peers.iter().filter(|peer| peer.is_fed) {
+        let counts = |peer: &&Peer| peer.is_fed && !peer.is_silent;
+        for peer in self.peers.iter().filter(counts) {
             *fed.entry(peer.rack.as_deref()).or_default() += 1;
         }
+        // Those that were silent and speak again have kept theirs.
+        if fed.values().sum::<usize>() >= limits::SEED_NEIGHBOURS_MAX {
+            return;
+        }
+        let mut addresses: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        for peer in self.peers.iter().filter(|peer| peer.is_fed) {
+            *addresses.entry(peer.addr.ip()).or_default() += 1;
+        }
+        let has_part = |peer: &&Peer| {
+            let fed = addresses.get(&peer.addr.ip());
+            fed.is_some_and(|fed| *fed >= limits::FED_PER_ADDRESS)
+        };
         let waiting = self
             .peers
             .iter()
-            .filter(|peer| peer.active && !peer.is_fed && !peer.is_complete());
+            .filter(|peer| peer.active && !peer.is_fed && !peer.is_complete() && !has_part(peer));
         let is_rack_fed = |peer: &&Peer| fed.contains_key(&peer.rack.as_deref());
         let Some(conn) = waiting
-            .min_by_key(|peer| (is_rack_fed(peer), peer.chunks(), peer.conn))
+            .min_by_key(|peer| {
+                let is_leech = self.leeches.is_one(peer.addr.ip(), now);
+                (is_leech, is_rack_fed(peer), peer.chunks(), peer.conn)
+            })
             .map(|peer| peer.conn)
         else {
             return;
@@ -238,7 +282,7 @@ impl Node {
         if peer.is_complete() && peer.complete_since.is_none() {
             peer.complete_since = Some(now);
             if std::mem::take(&mut peer.is_fed) {
-                self.feed_another();
+                self.feed_another(now);
             }
         }
     }
@@ -370,6 +414,9 @@ impl Node {
     /// Once a second.
     pub(super) fn keep_house(&mut self, now: Instant) {
         self.give_up_unconfirmed(now);
+        if self.role == Role::Peer {
+            self.note_silent(now);
+        }
         self.part_from_surplus(now);
         if self.role == Role::Seed {
             self.tell_cut_off();
@@ -404,17 +451,35 @@ impl Node {
             for conn in parting {
                 self.close(conn, CloseReason::Done, now);
             }
-        } else if self.role == Role::Peer && self.neighbours() < DEGREE / 2 {
-            let askable: Vec<ConnId> = self
-                .peers
-                .iter()
-                .filter(|peer| peer.active)
-                .map(|peer| peer.conn)
-                .collect();
-            if !askable.is_empty() {
-                let conn = askable[self.rng.below(askable.len())];
-                self.send(conn, Message::WantPeers);
-            }
+        } else if self.role == Role::Peer {
+            self.look_for_neighbours(now);
+        }
+    }
+
+    /// A node that lacks chunks and has few neighbours asks for more: one of those it reaches, or, while it
+    /// has hardly any, all of them, and dials again whom it knows.
+    fn look_for_neighbours(&mut self, now: Instant) {
+        let active = |peer: &&Peer| peer.active;
+        let neighbours = self.peers.iter().filter(active);
+        let few =
+            neighbours.filter(|peer| peer.role == Role::Peer).count() < limits::NEIGHBOURS_FEW;
+        if few {
+            self.membership.hurry(now, &mut self.rng);
+            self.may_dial = true;
+        } else if self.neighbours() >= DEGREE / 2 {
+            return;
+        }
+        let mut askable: Vec<ConnId> = self
+            .peers
+            .iter()
+            .filter(active)
+            .map(|peer| peer.conn)
+            .collect();
+        if !few && !askable.is_empty() {
+            askable = vec![askable[self.rng.below(askable.len())]];
+        }
+        for conn in askable {
+            self.send(conn, Message::WantPeers);
         }
     }
 }

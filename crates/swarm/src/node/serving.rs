@@ -13,6 +13,10 @@ use std::time::Duration;
 /// A node that stopped a push has a reason, most likely the chunk: its haves will tell.
 const REFUSED_BACKOFF: Duration = Duration::from_millis(20);
 
+/// Who has said nothing for so long, or for as long as makes an upload overdue, is pushed to after the
+/// others: nodes that fetch announce what they got, and those that get nothing ask.
+const QUIET: Duration = Duration::from_millis(500);
+
 impl Node {
     pub(super) fn requested(&mut self, conn: ConnId, index: ChunkIndex, now: Instant) {
         let beyond = match self.end_offer(conn) {
@@ -20,16 +24,38 @@ impl Node {
             None => self.slots_beyond(conn),
         };
         let held = self.geometry.contains(index) && self.picker.has(index);
-        let waits = self.role == Role::Seed && self.seeding.first_copies_wait(&self.picker);
-        if held
-            && !waits
-            && beyond.is_some_and(|beyond| self.uploads.begin(conn, index, beyond, now))
-        {
+        let asked_beyond = match self.role {
+            Role::Seed => self.may_answer(conn, now),
+            Role::Peer => Some(0),
+        };
+        let beyond = beyond.zip(asked_beyond).map(|(one, other)| one + other);
+        if held && beyond.is_some_and(|beyond| self.uploads.begin(conn, index, beyond, now)) {
             self.outputs.push_back(Output::Upload { conn, index });
         } else {
             self.send(conn, Message::Busy(index));
             self.may_offer_to(conn, now);
         }
+    }
+
+    /// Whether a seed has time for a request from this connection: no first copy waits, and its address
+    /// has not more than its part of the slots. If so, returns for how many uploads beyond the slots: a
+    /// node asks for the next chunk when it has one, before the seed hears that it has, so that each
+    /// address may have one more. With parts of two, four nodes that got nothing from peers had half of
+    /// their rate from a seed of ten times as much.
+    fn may_answer(&mut self, conn: ConnId, now: Instant) -> Option<usize> {
+        let address = self.peers.get(conn)?.addr.ip();
+        let askers = self.askers.asked(address, now).max(1);
+        if self.seeding.first_copies_wait(&self.picker) {
+            return None;
+        }
+        let slots = self.uploads.slots();
+        let part = (slots / askers).max(limits::SEED_PER_NODE) + 1;
+        let peers = &self.peers;
+        let to_address = self.uploads.receivers().filter(|conn| {
+            let peer = peers.get(*conn);
+            peer.is_some_and(|peer| peer.addr.ip() == address)
+        });
+        (to_address.count() < part).then_some(askers.min(slots))
     }
 
     pub(super) fn cancelled(&mut self, conn: ConnId, index: ChunkIndex) {
@@ -56,6 +82,11 @@ impl Node {
                 UploadOutcome::Delivered => {
                     self.counters.uploaded += 1;
                     peer.delivered();
+                    peer.refusals = 0;
+                    peer.heard_at = now;
+                    if std::mem::take(&mut peer.is_silent) {
+                        self.uploads.set_silent(conn, false);
+                    }
                     // Its network has the chunk. It counts as held once the peer announces it, so
                     // that a peer that verifies slowly is not pushed more than it can take.
                     // Who is not fed does not announce, and has asked for it.
@@ -67,10 +98,12 @@ impl Node {
                         return;
                     }
                 }
-                UploadOutcome::Refused => peer.backoff_until = now + REFUSED_BACKOFF,
+                UploadOutcome::Refused => {
+                    peer.backoff_until = now + REFUSED_BACKOFF;
+                    self.count_refusal(conn, now);
+                }
                 UploadOutcome::Failed => {
-                    self.counters.failures += 1;
-                    peer.failed(now);
+                    self.count_failure(conn, now);
                 }
             }
             self.note_completion(conn, now);
@@ -80,10 +113,42 @@ impl Node {
         }
     }
 
+    /// Pushes cost the one who refuses them nothing, and keep from the others what is theirs: first copies
+    /// wait, and with them all that is asked for. Who refuses one after the other comes last.
+    fn count_refusal(&mut self, conn: ConnId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(conn).filter(|peer| peer.is_fed) else {
+            return;
+        };
+        peer.refusals += 1;
+        if peer.refusals >= limits::REFUSALS_MAX {
+            (peer.refusals, peer.is_fed) = (0, false);
+            self.leeches.took(peer.addr.ip(), now);
+            self.send(conn, Message::WantHaves(false));
+            self.feed_another(now);
+        }
+    }
+
+    /// Something with this peer broke off, or was not answered. Returns how many such failures in a row
+    /// there were.
+    pub(super) fn count_failure(&mut self, conn: ConnId, now: Instant) -> u32 {
+        self.counters.failures += 1;
+        let is_seed = self.role == Role::Seed;
+        self.peers.get_mut(conn).map_or(0, |peer| {
+            let same = (is_seed || peer.role == Role::Seed) && peer.backoff_until > now;
+            if same {
+                peer.failures()
+            } else {
+                peer.failed(now)
+            }
+        })
+    }
+
     /// Pushed chunks that were not announced in time go out again, to whomever.
     pub(super) fn give_up_unconfirmed(&mut self, now: Instant) {
-        let patience = (self.uploads.patience() * 2)
-            .clamp(limits::CONFIRM_TIMEOUT_MIN, limits::CONFIRM_TIMEOUT);
+        let patience = (self.uploads.patience() * 2).clamp(
+            limits::CONFIRM_TIMEOUT_MIN,
+            self.for_chunks(limits::CONFIRM_TIMEOUT),
+        );
         let mut lost = Vec::new();
         for peer in self
             .peers
@@ -116,7 +181,7 @@ impl Node {
             return;
         }
         // A receiver that is stuck with a chunk no other node holds: somebody else gets it too.
-        for index in self.uploads.newly_overdue(now) {
+        for index in self.note_silent(now) {
             self.seeding.ended(index, &self.picker);
         }
         while self.uploads.free_slots(0, now) > 0 && self.seeding.may_push(&self.picker) {
@@ -154,6 +219,27 @@ impl Node {
         self.feed_again_at = self.feed_again_at.into_iter().chain(overdue).min();
     }
 
+    /// Looks for uploads that have become overdue, and returns what they are of. Receivers that have said
+    /// nothing since those began are most likely gone, long before their connections end: they take no
+    /// slots any more, and a seed feeds others in their place.
+    pub(super) fn note_silent(&mut self, now: Instant) -> Vec<ChunkIndex> {
+        let overdue = self.uploads.newly_overdue(now);
+        for upload in &overdue {
+            let Some(peer) = self.peers.get_mut(upload.conn) else {
+                continue;
+            };
+            if peer.heard_at > upload.since {
+                continue;
+            }
+            self.uploads.set_silent(upload.conn, true);
+            self.may_offer_more = true;
+            if !std::mem::replace(&mut peer.is_silent, true) && peer.is_fed {
+                self.feed_another(now);
+            }
+        }
+        overdue.into_iter().map(|upload| upload.index).collect()
+    }
+
     /// The fed node with the fewest uploads under way to its address, from one drawn by chance. By
     /// address: one machine with many keys gets no more than a machine's part of this uplink, and holds
     /// no more of its slots.
@@ -169,7 +255,8 @@ impl Node {
         let unproven = limits::PUSHES_MAX / places;
         let occupied = self.uploads_by_address(now);
         let start = self.rng.below(count);
-        let mut best: Option<((bool, usize), ConnId)> = None;
+        let quiet = self.quiet_after();
+        let mut best: Option<((bool, bool, usize), ConnId)> = None;
         for peer in self.peers.from(start) {
             if !peer.is_fed || peer.is_complete() || peer.backoff_until > now {
                 continue;
@@ -182,19 +269,27 @@ impl Node {
             } else {
                 unproven
             };
-            let rank = (self.leeches.is_one(peer.addr.ip(), now), under_way);
+            // Of hundreds that lost power together, none is tried before those who speak.
+            let is_quiet = now.since(peer.heard_at) > quiet;
+            let is_leech = self.leeches.is_one(peer.addr.ip(), now);
+            let rank = (is_leech, is_quiet, under_way);
             if under_way < per_address
                 && ahead < ahead_max
                 && best.is_none_or(|(first, _)| rank < first)
                 && !to_address.is_stuck
             {
                 best = Some((rank, peer.conn));
-                if rank == (false, 0) {
+                if rank == (false, false, 0) {
                     break;
                 }
             }
         }
         best.map(|(_, conn)| conn)
+    }
+
+    /// Who has said nothing for longer is quiet.
+    pub(super) fn quiet_after(&self) -> Duration {
+        self.uploads.patience().max(QUIET)
     }
 
     fn uploads_by_address(&self, now: Instant) -> BTreeMap<IpAddr, Occupied> {

@@ -3,11 +3,13 @@
 //! [`Bench`] is one node whose peers are played by the test; `wires` joins real nodes.
 
 mod announcements;
+mod long_chunks;
 mod offers;
 mod racks;
 mod reaching;
 mod revocation;
 mod rewiring;
+mod starving;
 mod surplus;
 mod wires;
 
@@ -517,6 +519,44 @@ fn a_stuck_push_goes_to_another() {
         uploads.iter().map(|(_, index)| *index).collect()
     };
     assert_eq!(chunks(&again), chunks(&stuck));
+}
+
+/// Nodes that refuse whatever they are pushed hold all places among the fed: the one that came after them
+/// has the image all the same, and soon.
+#[test]
+fn who_refuses_all_pushes_loses_his_place() {
+    let mut bench = Bench::new(Role::Seed, Bitfield::full(CHUNKS));
+    let first = 10;
+    let honest = first + limits::SEED_NEIGHBOURS as u64;
+    let mut queue = VecDeque::new();
+    for conn in first..=honest {
+        queue.extend(uploads(&bench.meet(conn, Role::Peer, Have::Nothing)));
+    }
+    let (began, mut held) = (bench.now, BTreeSet::new());
+    while held.len() < CHUNKS as usize {
+        let Some((conn, index)) = queue.pop_front() else {
+            queue.extend(uploads(&bench.later(Duration::from_millis(5))));
+            assert!(
+                bench.now.since(began) < Duration::from_secs(5),
+                "{} held",
+                held.len()
+            );
+            continue;
+        };
+        let outcome = match conn == honest {
+            true => UploadOutcome::Delivered,
+            false => UploadOutcome::Refused,
+        };
+        let outputs = bench.input(Input::UploadEnded {
+            conn: ConnId(conn),
+            index: ChunkIndex(index),
+            outcome,
+        });
+        queue.extend(uploads(&outputs));
+        if conn == honest && held.insert(index) {
+            queue.extend(uploads(&bench.say(conn, Message::Have(run(index, 1)))));
+        }
+    }
 }
 
 /// The tracker introduces newcomers, and tells both ends of an edge that it is no more.

@@ -37,17 +37,24 @@ fn golden_bytes() {
     let listing = Listing {
         policy: Some(b"p".to_vec()),
         older: vec![vec![6], vec![5]],
+        rolled_back: vec![vec![4]],
         ..listing
     };
     // What the other end cannot read is not sent to it.
     assert_eq!(listing.clone().encode(one), frames);
     let two = MirrorVersion::Two;
     let mut frames = vec![b"t".to_vec(), b"r".to_vec(), b"p".to_vec()];
-    frames.extend([vec![0, 8, 7], vec![1, 9], vec![2, 6], vec![2, 5]]);
+    frames.extend([
+        vec![0, 8, 7],
+        vec![1, 9],
+        vec![2, 6],
+        vec![2, 5],
+        vec![3, 4],
+    ]);
     assert_eq!(listing.clone().encode(two), frames);
     assert_eq!(Listing::decode(frames.clone(), two), Ok(listing.clone()));
     assert!(Listing::decode(frames[..2].to_vec(), two).is_err());
-    frames.push(vec![3, 1]);
+    frames.push(vec![4, 1]);
     assert_eq!(Listing::decode(frames.clone(), two), Ok(listing));
     frames.push(Vec::new());
     assert!(Listing::decode(frames, two).is_err());
@@ -68,21 +75,59 @@ fn golden_bytes() {
     assert_eq!(texts, expected);
 }
 
+/// An endpoint with a seed's certificate, a node that trusts it, and the swarm key of both.
+async fn seed_and_mirror() -> (quinn::Endpoint, Node, Arc<SwarmKey>) {
+    let key = Arc::new(SwarmKey::generate().unwrap());
+    let identity = Identity::seed(&SwarmCa::new(key.clone()), 1).unwrap();
+    let tuning = crate::tuning::Tuning::default();
+    let retries = crate::retries::RetryKey::random().unwrap();
+    let config = crate::tls::Listener::server_config(&identity, &tuning, &retries).unwrap();
+    let address: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let node = Node::bind(crate::node::NodeConfig {
+        bind: Some(address.ip()),
+        port: 0,
+        trust: crate::trust::SeedTrust::Key(key.public()),
+        upload_limit_bytes_per_s: None,
+        tuning,
+    });
+    let seed = quinn::Endpoint::server(config, address).unwrap();
+    (seed, node.await.unwrap(), key)
+}
+
+/// The reason may come after the end of the stream on which nothing was answered.
+#[tokio::test]
+async fn why_a_seed_answers_nothing_is_heard() {
+    for later_ms in [0, 50, 300] {
+        let (seed, node, key) = seed_and_mirror().await;
+        let at = seed.local_addr().unwrap();
+        let asked = async {
+            let primary = Primary::connect(&node, at, key.clone()).await.unwrap();
+            primary.listing(Vec::new()).await
+        };
+        let turns_away = async {
+            let connection = seed.accept().await.unwrap().await.unwrap();
+            let (mut send, _receive) = connection.accept_bi().await.unwrap();
+            send.finish().unwrap();
+            tokio::time::sleep(Duration::from_millis(later_ms)).await;
+            connection.close(VarInt::from_u32(3), b"not today");
+            connection
+        };
+        let (listing, _connection) = tokio::join!(asked, turns_away);
+        let said = listing.unwrap_err().to_string();
+        assert!(said.contains("not today"), "{later_ms} ms: {said}");
+    }
+}
+
 /// A seed's TLS key and certificate are not the swarm key: whoever stole them is not believed, what
 /// ever proof he sends, none at all or one of another connection.
 #[tokio::test]
 async fn a_seed_without_the_swarm_key_tells_a_mirror_nothing() {
-    let key = Arc::new(SwarmKey::generate().unwrap());
-    let other = Arc::new(SwarmKey::generate().unwrap());
-    let ca = SwarmCa::new(key.clone());
-    let identity = Identity::seed(&ca, 1).unwrap();
-    let tuning = crate::tuning::Tuning::default();
-    let config = crate::tls::Listener::server_config(&identity, &tuning).unwrap();
-    let address = "127.0.0.1:0".parse().unwrap();
-    let seed = quinn::Endpoint::server(config, address).unwrap();
+    let (seed, node, key) = seed_and_mirror().await;
     let at = seed.local_addr().unwrap();
+    let other = Arc::new(SwarmKey::generate().unwrap());
+    let own = key.clone();
     let answers = move |case: usize, connection: Connection| {
-        let (key, other) = (key.clone(), other.clone());
+        let (key, other) = (own.clone(), other.clone());
         async move {
             let request = accept(&connection, &key.public(), ANSWER_TIMEOUT).await;
             let mut request = request.unwrap().unwrap();
@@ -102,16 +147,6 @@ async fn a_seed_without_the_swarm_key_tells_a_mirror_nothing() {
             connection.closed().await;
         }
     };
-    let key = Arc::new(SwarmKey::from_pkcs8(ca.key().to_pkcs8()).unwrap());
-    let node = Node::bind(crate::node::NodeConfig {
-        bind: Some(address.ip()),
-        port: 0,
-        trust: crate::trust::SeedTrust::Key(key.public()),
-        upload_limit_bytes_per_s: None,
-        tuning,
-    })
-    .await
-    .unwrap();
     for case in 0..4 {
         let asked = async {
             let primary = Primary::connect(&node, at, key.clone()).await.unwrap();

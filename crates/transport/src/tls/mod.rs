@@ -36,6 +36,7 @@ use rustls::sign::SingleCertAndKey;
 use self::provider::{FixedTime, provider};
 use self::verifiers::{ClientVerifier, ServerRule, ServerVerifier, Verdict};
 use crate::identity::Identity;
+use crate::retries::RetryKey;
 use crate::trust::{self, PeerIdentity, SeedTrust, SwarmTrust, TrustError};
 use crate::tuning::Tuning;
 
@@ -102,7 +103,7 @@ const TLS_ALERTS: std::ops::RangeInclusive<u64> = 0x100..=0x1ff;
 /// rustls or quinn would not take a configuration: a bug, or a build without a cipher suite.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set up TLS: {0}")]
-pub struct TlsError(String);
+pub struct TlsError(pub(crate) String);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -417,10 +418,11 @@ pub struct Listener {
 
 impl Listener {
     /// The server half of an endpoint for this identity: a seed takes newcomers, mirrors and members, a
-    /// node only members.
+    /// node only members. One that takes another's place at an endpoint has the same `retries`.
     pub fn server_config(
         identity: &Identity,
         tuning: &Tuning,
+        retries: &RetryKey,
     ) -> Result<quinn::ServerConfig, TlsError> {
         let verifier = ClientVerifier {
             identity: identity.clone(),
@@ -452,6 +454,7 @@ impl Listener {
             .max_incoming(INCOMING_MAX)
             .incoming_buffer_size(INCOMING_BYTES)
             .incoming_buffer_size_total(INCOMING_TOTAL_BYTES);
+        retries.apply(&mut config);
         Ok(config)
     }
 

@@ -367,3 +367,39 @@ fn a_seeds_certificate_ends_as_a_nodes_does() {
         assert_eq!(trust.detached().check_epoch(&seed).is_ok(), accepted);
     }
 }
+
+/// Whoever tells a member that an epoch has passed (a list, a node's certificate, another seed's), and
+/// however many have: a seed's certificate of before is over at once, for all who share the gate.
+#[test]
+fn a_seeds_certificate_ends_however_the_epoch_is_learnt() {
+    let ca = new_ca();
+    let [key, other] = [(); 2].map(|()| NodeKey::generate().unwrap().public());
+    for (begun, next) in [(1, 3), (4, 6), (7, u32::MAX)] {
+        for teller in ["a list", "a node", "a seed"] {
+            let gate = Gate::of(begun, ca.public());
+            let shared = gate.clone();
+            let of_seed = ca.issue_seed(&key, begun).unwrap();
+            let seen = |certificate: &CertificateDer<'_>, usage, role, gate: &Gate| {
+                check(certificate, &ca.public(), usage, Some(role), Some(gate)).is_ok()
+            };
+            assert!(seen(&of_seed, Usage::Server, Role::Seed, &shared));
+            match teller {
+                "a list" => gate.apply(&Revocations {
+                    version: 1,
+                    epoch: next,
+                    nodes: Vec::new(),
+                }),
+                "a node" => {
+                    let newer = ca.issue_node(&other, next).unwrap();
+                    assert!(seen(&newer, Usage::Client, Role::Peer, &gate));
+                }
+                _ => {
+                    let newer = ca.issue_seed(&other, next).unwrap();
+                    assert!(seen(&newer, Usage::Server, Role::Seed, &gate));
+                }
+            }
+            let accepted = seen(&of_seed, Usage::Server, Role::Seed, &shared);
+            assert!(!accepted, "{begun} to {next} by {teller}");
+        }
+    }
+}

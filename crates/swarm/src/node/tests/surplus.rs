@@ -48,7 +48,7 @@ fn a_node_parts_from_neighbours_that_nobody_named() {
 fn a_neighbour_that_is_busy_for_it_stays() {
     let mut bench = crowded();
     bench.later(limits::HOUSEKEEPING_FIRST * 9 / 10);
-    let asked = bench.say(20, Message::Have(run(3, 1)));
+    let asked = bench.say(20, Message::Have(run(0, CHUNKS)));
     assert!(asked.iter().any(|output| matches!(
         output,
         Output::Send {

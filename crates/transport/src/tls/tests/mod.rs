@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::identity::{NodeKey, ProofError, SwarmCa};
+use crate::retries::RetryKey;
 use crate::trust::SeedTrust;
 
 /// What a server sends to everyone it trusts: stands for the bytes of an image.
@@ -46,7 +47,9 @@ impl Server {
     }
 
     fn start_with(identity: &Identity, listener: Listener) -> Server {
-        let config = Listener::server_config(identity, &Tuning::default()).unwrap();
+        let config =
+            Listener::server_config(identity, &Tuning::default(), &RetryKey::random().unwrap())
+                .unwrap();
         let endpoint = Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = endpoint.local_addr().unwrap();
         let (decide, decisions) = mpsc::unbounded_channel();

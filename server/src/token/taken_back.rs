@@ -1,0 +1,80 @@
+//! Tokens that the operator takes back, and those with which a download by HTTP goes on.
+//!
+//! One that was used is not simply forgotten: a mirror may go on with it beyond the time it was made for, and
+//! to that one a token that is missing here may as well be one that was forgotten with time. So it is put
+//! down as used by nobody, which releases before this one read like any other use.
+
+use rootswarm_swarm::NodeId;
+
+use super::{TokenError, TokenRecord, Tokens, Used};
+
+/// No key has this id.
+const NOBODY: NodeId = NodeId([0; 32]);
+
+/// How long that is remembered, unless there are too many: a mirror that is away for longer has its own word.
+pub(super) const REMEMBERED_FOR_S: u64 = 24 * 3_600;
+
+impl Used {
+    /// Whether the token was used and then taken back.
+    pub(super) fn is_taken_back(&self) -> bool {
+        self.by == NOBODY
+    }
+}
+
+fn take_back(record: &mut TokenRecord, now_unix_s: u64) {
+    record.used = Some(Used {
+        by: NOBODY,
+        at_unix_s: now_unix_s,
+    });
+}
+
+impl Tokens {
+    /// Takes a token out by its number. The whole token is taken too: that is what the admin has.
+    pub fn revoke(&self, id: &str, now_unix_s: u64) -> Result<(), TokenError> {
+        let id = id.split('-').next().unwrap_or(id);
+        let _lock = self.state.lock()?;
+        let mut records = self.load()?;
+        let named = |record: &TokenRecord| {
+            record.id == id && !record.used.is_some_and(|used| used.is_taken_back())
+        };
+        if !records.iter().any(named) {
+            return Err(TokenError::Unknown(id.to_owned()));
+        }
+        records.retain(|record| !named(record) || record.used.is_some());
+        for record in records.iter_mut().filter(|record| named(record)) {
+            take_back(record, now_unix_s);
+        }
+        self.store(&records)
+    }
+
+    /// Whether they are kept for a first seed.
+    pub(crate) fn are_a_mirrors(&self) -> bool {
+        self.keeps_used
+    }
+
+    /// Ends what was used until `until_unix_s`: no download goes on with it.
+    pub fn end_used(&self, until_unix_s: u64) -> Result<(), TokenError> {
+        let _lock = self.state.lock()?;
+        let mut records = self.load()?;
+        let mut changed = false;
+        for record in &mut records {
+            let Some(used) = record.used else { continue };
+            if !used.is_taken_back() && used.at_unix_s <= until_unix_s {
+                take_back(record, until_unix_s);
+                changed = true;
+            }
+        }
+        match changed {
+            true => self.store(&records),
+            false => Ok(()),
+        }
+    }
+
+    /// The tokens that still admit somebody: [`list`](Tokens::list), and those that go on to admit the node or
+    /// the download that has used them.
+    pub fn good(&self, now_unix_s: u64) -> Result<Vec<TokenRecord>, TokenError> {
+        let mut records = self.load()?;
+        records.retain(|record| !record.is_spent(now_unix_s));
+        Ok(records)
+    }
+}
