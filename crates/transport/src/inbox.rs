@@ -5,14 +5,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
+use bytes::BufMut as _;
 use quinn::RecvStream;
 use rootswarm_swarm::limits::CHUNK_SILENCE;
+use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
-
-/// Pieces taken from the stream in one go: there is one in each packet, and one wake-up brings a batch
-/// of 10 to 40.
-const PIECES: usize = 32;
 
 /// What chunks' streams of one connection have brought, all together: one that waits behind another is not
 /// silent. A seed sends one after the other, and the second may have begun.
@@ -24,33 +21,26 @@ pub(crate) struct Inbox<'a> {
     stream: &'a mut RecvStream,
     /// Where chunks may wait behind each other.
     moving: Option<Moving>,
-    /// What came with the last piece and belongs to the next.
-    rest: Bytes,
 }
 
 impl Inbox<'_> {
     pub(crate) fn new(stream: &mut RecvStream, moving: Option<Moving>) -> Inbox<'_> {
-        Inbox {
-            stream,
-            moving,
-            rest: Bytes::new(),
-        }
+        Inbox { stream, moving }
     }
 
     /// Adds to `bytes` until it has `length`. How many it has then: fewer at the end of the stream.
     /// Nothing when it breaks off or falls silent.
+    ///
+    /// No more than that is taken from the stream: what is taken is memory of this process, and the sender may
+    /// send as much again. quinn puts together what waits there, so that a piece of it may be as long as the
+    /// window.
     pub(crate) async fn fill(&mut self, bytes: &mut Vec<u8>, length: usize) -> Option<usize> {
         bytes.reserve_exact(length);
-        let mut pieces = [const { Bytes::new() }; PIECES];
-        loop {
-            let room = length - bytes.len();
-            let now = self.rest.split_to(room.min(self.rest.len()));
-            bytes.extend_from_slice(&now);
-            if bytes.len() == length {
-                return Some(length);
-            }
+        while bytes.len() < length {
             let before = self.moved();
-            let read = timeout(CHUNK_SILENCE, self.stream.read_chunks(&mut pieces)).await;
+            // As many packets as there are, under one lock.
+            let mut room = bytes.limit(length - bytes.len());
+            let read = timeout(CHUNK_SILENCE, self.stream.read_buf(&mut room)).await;
             let count = match read {
                 Ok(read) => read.ok()?,
                 Err(_) if self.moved() != before => continue,
@@ -59,24 +49,11 @@ impl Inbox<'_> {
             if let Some(Moving(moved)) = &self.moving {
                 moved.fetch_add(1, Ordering::Relaxed);
             }
-            let Some(count) = count else {
-                return Some(bytes.len());
-            };
-            for piece in &mut pieces[..count] {
-                // Taken, so that quinn's buffer behind it is free again.
-                let piece = std::mem::take(piece);
-                let room = length - bytes.len();
-                if piece.len() <= room {
-                    bytes.extend_from_slice(&piece);
-                } else if self.rest.is_empty() {
-                    bytes.extend_from_slice(&piece[..room]);
-                    self.rest = piece.slice(room..);
-                } else {
-                    // Two packets beyond the end of what is wanted: one buffer for both.
-                    self.rest = [&self.rest[..], &piece].concat().into();
-                }
+            if count == 0 {
+                break;
             }
         }
+        Some(bytes.len())
     }
 
     fn moved(&self) -> u64 {
@@ -86,9 +63,6 @@ impl Inbox<'_> {
 
     /// Whether nothing more comes.
     pub(crate) async fn ends(&mut self) -> bool {
-        if !self.rest.is_empty() {
-            return false;
-        }
         let more = timeout(CHUNK_SILENCE, self.stream.read_chunk(usize::MAX, true)).await;
         matches!(more, Ok(Ok(None)))
     }
@@ -99,7 +73,7 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::time::Duration;
 
-    use quinn::Endpoint;
+    use quinn::{Connection, Endpoint};
     use rootswarm_image::SwarmKey;
     use rootswarm_swarm::Role;
 
@@ -109,9 +83,8 @@ mod tests {
     use crate::tls::{Dialer, Listener};
     use crate::tuning::Tuning;
 
-    /// One chunk has begun and waits for the other, which takes longer than a silence may.
-    #[tokio::test]
-    async fn a_chunk_that_waits_behind_another_is_not_silent() {
+    /// Two ends of a connection, and what must live as long.
+    async fn connected() -> ([Connection; 2], [Endpoint; 2]) {
         let ca = SwarmCa::new(Arc::new(SwarmKey::generate().unwrap()));
         let node = || {
             let key = NodeKey::generate().unwrap();
@@ -130,8 +103,76 @@ mod tests {
         let sender = Endpoint::client(loopback).unwrap();
         let dialer = Dialer::data(node(), &tuning);
         let (sending, _) = dialer.connect(&sender, address, Role::Peer).await.unwrap();
-        let receiving = accepted.await.unwrap();
+        ([sending, accepted.await.unwrap()], [sender, receiver])
+    }
 
+    /// A reader that is late takes what it wants, so that the sender goes on by as much and not by a window.
+    #[tokio::test]
+    async fn no_more_is_taken_than_is_wanted() {
+        for (at_once, wanted) in [(1_200, 1), (100, 700), (50_000, 1_000), (1 << 20, 3_000)] {
+            let ([sending, receiving], _ends) = connected().await;
+            let mut stream = sending.open_uni().await.unwrap();
+            let piece = vec![7; at_once];
+            let mut sent = stream.write(&piece).await.unwrap();
+            let mut incoming = receiving.accept_uni().await.unwrap();
+            let quiet = Duration::from_millis(200);
+            while let Ok(written) = timeout(quiet, stream.write(&piece)).await {
+                sent += written.unwrap();
+            }
+            // Less than what has the receiver give more room, an eighth of the window.
+            assert!(sent > 50_000, "{at_once}: {sent}");
+            let mut inbox = Inbox::new(&mut incoming, None);
+            let mut bytes = Vec::new();
+            assert_eq!(inbox.fill(&mut bytes, wanted).await, Some(wanted));
+            let more = timeout(quiet, stream.write(&piece)).await;
+            assert!(more.is_err(), "{at_once}: {more:?} after {sent}");
+            // The rest is there.
+            stream.reset(0u32.into()).ok();
+            assert_eq!(bytes, vec![7; wanted]);
+        }
+    }
+
+    /// What is asked for in pieces of any length is what was sent, to its end.
+    #[tokio::test]
+    async fn pieces_of_any_length_are_the_whole() {
+        let ([sending, receiving], _ends) = connected().await;
+        for (length, piece) in [
+            (0, 7),
+            (1, 1),
+            (70_001, 999),
+            (300_000, 1 << 18),
+            (500_000, 40_000),
+        ] {
+            let sent: Vec<u8> = (0..length).map(|place| (place % 251) as u8).collect();
+            let mut stream = sending.open_uni().await.unwrap();
+            let writing = async {
+                stream.write_all(&sent).await.unwrap();
+                stream.finish().unwrap();
+            };
+            let reading = async {
+                let mut incoming = receiving.accept_uni().await.unwrap();
+                let mut inbox = Inbox::new(&mut incoming, None);
+                let mut whole = Vec::new();
+                loop {
+                    let mut bytes = Vec::new();
+                    let found = inbox.fill(&mut bytes, piece).await.unwrap();
+                    assert_eq!(found, bytes.len());
+                    whole.extend(bytes);
+                    if found < piece {
+                        break;
+                    }
+                }
+                (whole, inbox.ends().await)
+            };
+            let ((), (whole, ended)) = tokio::join!(writing, reading);
+            assert!(whole == sent && ended, "{length} in pieces of {piece}");
+        }
+    }
+
+    /// One chunk has begun and waits for the other, which takes longer than a silence may.
+    #[tokio::test]
+    async fn a_chunk_that_waits_behind_another_is_not_silent() {
+        let ([sending, receiving], _ends) = connected().await;
         const STEPS: usize = 12;
         let step = CHUNK_SILENCE / 4;
         let mut streams = Vec::new();
