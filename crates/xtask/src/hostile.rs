@@ -24,6 +24,19 @@ pub struct Args {
     /// Runs of each row, and without an attack; their medians are compared
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100))]
     runs: u8,
+    /// Name the attacks and make none
+    #[arg(long)]
+    list: bool,
+}
+
+/// What is done to a program that was taken over, in one boot of a machine.
+const CAPTIVE: &[&str] = match cfg!(target_arch = "x86_64") {
+    true => &["writes what it holds", "leaves its namespaces"],
+    false => &[],
+};
+
+fn captive_name(goal: &str) -> String {
+    format!("taken over: {goal}")
 }
 
 /// Twice the image at this rate is what a quiet run takes.
@@ -39,6 +52,22 @@ const ADDED_MAX: f64 = 0.10;
 /// # Errors
 /// When a honest node fails, grows beyond its bound or is slowed down too much.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    let filter = args.filter.as_deref().unwrap_or_default();
+    let names = Attack::ALL
+        .iter()
+        .map(|(attack, _)| attack.name().to_owned());
+    let names = names.chain(CAPTIVE.iter().map(|goal| captive_name(goal)));
+    let chosen: Vec<String> = names.filter(|name| name.contains(filter)).collect();
+    ensure!(
+        !chosen.is_empty(),
+        "no attack's name contains {filter:?}: see cargo xtask hostile --list"
+    );
+    if args.list {
+        for name in chosen {
+            print::line(format_args!("{name}"))?;
+        }
+        return Ok(());
+    }
     ensure!(
         rustix::process::geteuid().is_root(),
         "control groups are made by root: run it as root"
@@ -80,11 +109,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut failures = Vec::new();
     for (attack, targets) in Attack::ALL {
         let name = attack.name();
-        if args
-            .filter
-            .as_ref()
-            .is_some_and(|part| !name.contains(part))
-        {
+        if !name.contains(filter) {
             continue;
         }
         for target in *targets {
@@ -123,32 +148,29 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     #[cfg(target_arch = "x86_64")]
-    failures.extend(captive(args.filter.as_deref())?);
+    failures.extend(captive(filter)?);
     ensure!(failures.is_empty(), "{}", failures.join("; "));
     Ok(())
 }
 
 /// An agent that was taken over after the handoff, row by row; returns what it could do.
 #[cfg(target_arch = "x86_64")]
-fn captive(filter: Option<&str>) -> anyhow::Result<Vec<String>> {
+fn captive(filter: &str) -> anyhow::Result<Vec<String>> {
     use rootswarm_tests::hostile::captive;
-    let name = |goal: &str| format!("taken over: {goal}");
-    // They are made in one boot.
-    let goals = ["writes what it holds", "leaves its namespaces"];
-    let is_wanted = |goal: &str| filter.is_none_or(|part| name(goal).contains(part));
-    if !goals.into_iter().any(is_wanted) {
+    let is_wanted = |goal: &&str| captive_name(goal).contains(filter);
+    if !CAPTIVE.iter().any(is_wanted) {
         return Ok(Vec::new());
     }
     let scratch = Scratch::create("hostile", 64_000_000, &std::env::temp_dir())?;
     let mut failures = Vec::new();
     for (goal, attempts) in captive::take_over(scratch.path())? {
-        if !is_wanted(goal) {
+        if !is_wanted(&goal) {
             continue;
         }
         let done: Vec<_> = attempts.iter().filter(|it| !it.is_refused()).collect();
         print::line(format_args!(
             "{:<33} node {:>5} refused {:>5} of {}",
-            name(goal),
+            captive_name(goal),
             "",
             attempts.len() - done.len(),
             attempts.len()
