@@ -10,7 +10,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rootswarm_image::{SwarmKey, Tag};
+use rootswarm_image::{ImageName, SwarmKey, Tag};
 
 use crate::advertised::{self, Told};
 use crate::cli::{
@@ -84,6 +84,11 @@ fn key_to_read(settings: &Settings) -> Result<(StateDir, SwarmKey), StateError> 
     }
     let state = StateDir::open(&settings.state)?;
     let key = state.key()?;
+    // Whoever mistyped --state would bake a key into his initrds that no seed of his has.
+    tracing::warn!(
+        "no swarm key was in state directory {}: it has a new one now",
+        settings.state.display()
+    );
     Ok((state, key))
 }
 
@@ -151,14 +156,14 @@ fn remove(settings: &Settings, args: &RemoveArgs) -> Result<(), Failure> {
 }
 
 fn rollback(settings: &Settings, args: &RollbackArgs) -> Result<(), Failure> {
-    let (state, key) = open_with_key(settings)?;
+    let (state, key) = published_with_key(settings, &args.name)?;
     let state = giving_up_only_what_was_said(state, args.keep);
     let signed = state.rollback(&args.name, &args.which, &key)?;
     print_root_url(settings, &state, signed.unverified())
 }
 
 fn tag(settings: &Settings, args: &TagArgs) -> Result<(), Failure> {
-    let (state, key) = open_with_key(settings)?;
+    let (state, key) = published_with_key(settings, &args.existing)?;
     let state = giving_up_only_what_was_said(state, args.keep);
     let signed = state.retag(&args.name, &args.existing, &key)?;
     print_root_url(settings, &state, signed.unverified())
@@ -178,6 +183,18 @@ fn open_with_key(settings: &Settings) -> Result<(StateDir, SwarmKey), StateError
     mend_revocations(&state);
     let key = state.key()?;
     Ok((state, key))
+}
+
+/// The same of a directory that is there, in which something was published: a mistyped `--state` makes none.
+fn published_with_key(
+    settings: &Settings,
+    name: &ImageName,
+) -> Result<(StateDir, SwarmKey), StateError> {
+    let state = StateDir::open_existing(&settings.state)?;
+    match state.existing_key()? {
+        None if state.read_tags()?.is_empty() => Err(StateError::UnknownImage(name.clone())),
+        _ => open_with_key(settings),
+    }
 }
 
 /// The state directory, to change something in it that is there.

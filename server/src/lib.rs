@@ -13,6 +13,7 @@
 pub mod address_race;
 pub mod admission;
 pub mod advertised;
+mod ahead;
 pub mod catalogue;
 pub mod cli;
 pub mod commands;

@@ -48,6 +48,7 @@ pub use self::reach::Reach;
 use self::reach::{SyncError, verdict};
 use crate::address_race::{first_that_answers, interleave};
 use crate::admission::Admission;
+use crate::ahead;
 use crate::policy::{Allow, Remembered};
 use crate::publish::Workspace;
 use crate::revocation::RevocationList;
@@ -105,6 +106,8 @@ pub struct Mirror {
     /// Images that could not be fetched: when, and what was said about it.
     failed: BTreeMap<ImageId, (Instant, String)>,
     said: Option<String>,
+    /// What is newer here than what the primary said last.
+    newer: Vec<SignedTag>,
     /// What the seed of this very process goes by.
     itself: Option<NodeId>,
     /// The primary's addresses, as its name was last resolved.
@@ -135,6 +138,7 @@ impl Mirror {
             fetching: None,
             failed: BTreeMap::new(),
             said: None,
+            newer: Vec::new(),
             itself: None,
             addresses: Vec::new(),
         }
@@ -282,12 +286,14 @@ impl Mirror {
         Ok(primary)
     }
 
-    /// Asks for everything, and tells which one-time tokens were used here.
+    /// Asks for everything, and tells which one-time tokens were used here, and which tags are newer.
     async fn ask(&self, primary: &Primary) -> Result<Listing, SyncError> {
         let tokens = self.tokens.clone();
         // Tokens that cannot be read are said where they are to be taken over.
         let report = blocking(move || tokens.report_used()).await;
-        Ok(primary.listing(report.unwrap_or_default()).await?)
+        let mut report = report.unwrap_or_default();
+        report.extend(ahead::report(&self.newer));
+        Ok(primary.listing(report).await?)
     }
 
     /// Remembers whom the primary lets in, as far as it tells.
@@ -361,6 +367,7 @@ impl Mirror {
                 let (tokens, revoked) = (self.tokens.clone(), self.revoked.clone());
                 blocking(move || Ok(apply(&listing, &state, &key, &tokens, &revoked))).await?
             };
+            self.newer = applied.newer;
             let fault = learnt.into_iter().chain(applied.faults).next();
             let fault =
                 fault.map(|it| format!("not all of {} is mirrored at the moment: {it}", self.of));

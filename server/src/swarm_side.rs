@@ -21,6 +21,7 @@ use rootswarm_transport::tuning::Tuning;
 use tokio::sync::RwLock;
 
 use crate::admission::{Admission, NotAdmitted};
+use crate::ahead;
 use crate::catalogue::{Catalogue, Copy, Found, Published, Snapshot};
 use crate::config::Settings;
 use crate::node_name::node_hex;
@@ -84,6 +85,9 @@ impl Directory for Tracker {
         let policy = self.admission.to_mirror();
         let policy = policy.ok_or("this seed is a mirror itself and has learnt nothing yet")?;
         let (state, tokens) = (self.catalogue.state(), self.admission.tokens());
+        for line in ahead::heed(state, report) {
+            tracing::warn!("{line}");
+        }
         let mut listing = listing(state, tokens, report)?;
         listing.policy = Some(policy.text().into_bytes());
         Ok(listing)

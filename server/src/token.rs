@@ -445,24 +445,28 @@ pub fn parse(text: &str) -> Result<Vec<TokenRecord>, (usize, &'static str)> {
 pub fn format(records: &[TokenRecord]) -> String {
     let mut text = format!("{HEADER}\n");
     for record in records {
-        let usage = match (record.usage, record.used) {
-            (Use::Reusable, _) => "reusable".to_owned(),
-            (Use::OneTime, None) => "one-time".to_owned(),
-            (Use::OneTime, Some(used)) => {
-                format!("used:{}:{}", node_hex(&used.by), used.at_unix_s)
-            }
-        };
-        let expires = record
-            .expires_unix_s
-            .map_or("never".to_owned(), |expires| expires.to_string());
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "{} {} {usage} {} {expires} {}",
-            record.id, record.hash, record.created_unix_s, record.note
-        );
+        text += &format_record(record);
+        text.push('\n');
     }
     text
+}
+
+/// The line of one token.
+fn format_record(record: &TokenRecord) -> String {
+    let usage = match (record.usage, record.used) {
+        (Use::Reusable, _) => "reusable".to_owned(),
+        (Use::OneTime, None) => "one-time".to_owned(),
+        (Use::OneTime, Some(used)) => {
+            format!("used:{}:{}", node_hex(&used.by), used.at_unix_s)
+        }
+    };
+    let expires = record
+        .expires_unix_s
+        .map_or("never".to_owned(), |expires| expires.to_string());
+    format!(
+        "{} {} {usage} {} {expires} {}",
+        record.id, record.hash, record.created_unix_s, record.note
+    )
 }
 
 /// The record of `token` that admits `bearer`, compared by hash in constant time (`blake3::Hash` is)

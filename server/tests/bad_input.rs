@@ -231,10 +231,42 @@ fn arguments() {
         "a refused pxe made its directory"
     );
     let missing = place.directory.path().join("nowhere");
-    for args in [&["images"][..], &["remove", "web"], &["token", "list"]] {
+    let to_change: &[&[&str]] = &[
+        &["remove", "web"],
+        &["rollback", "web"],
+        &["tag", "prod", "web"],
+        &["token", "revoke", "12345678"],
+        &["revoke", "--all"],
+    ];
+    for args in [&[&["images"][..], &["token", "list"]], to_change].concat() {
         refuse(&missing, args, 5, "does not exist");
     }
     assert!(!missing.exists());
+    // Nor does a directory of something else become one.
+    let other = place.directory.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("file"), "").unwrap();
+    for args in [&["rollback", "web"][..], &["tag", "prod", "web"]] {
+        refuse(&other, args, 6, "no image is published as web");
+    }
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
+}
+
+/// Whoever has mistyped `--state` is told before he bakes a key that no seed of his has.
+#[test]
+fn a_key_that_is_new_is_said_to_be() {
+    let place = Place::new();
+    let new = place.directory.path().join("mistyped");
+    for (state, is_new) in [(&new, true), (&new, false), (&place.state(), false)] {
+        for args in [&["key"][..], &["key", "--minimum"]] {
+            let output = run(state, args);
+            assert!(output.status.success(), "{}", stderr(&output));
+            let said = stderr(&output);
+            let is_first = is_new && args.len() == 1;
+            assert_eq!(said.contains("it has a new one now"), is_first, "{said}");
+            assert_eq!(said.lines().count(), usize::from(is_first), "{said}");
+        }
+    }
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! Which seed a mirror is told to mirror: one that it can, at any of its addresses, and not itself.
 
 mod common;
+#[path = "common/pair.rs"]
+mod pair;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use common::{Server, run, run_ok, squashfs, stderr, until};
+use pair::{Pair, names};
 
 #[test]
 fn a_mirror_that_cannot_be_one_says_why() {
@@ -122,4 +126,48 @@ async fn every_address_of_a_name_is_tried() {
         let mirrored = second.join("tags/web");
         until(&format!("{address}'s image"), || mirrored.exists()).await;
     }
+}
+
+/// The first seed comes back with a state directory from a backup, in which names have lower versions than the
+/// mirror has seen, or none at all: it says so itself, and what is published there next is followed at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_seed_from_a_backup_hears_of_newer_versions_and_goes_on_above_them() {
+    let mut pair = Pair::new(&[]);
+    let (first, second) = (pair.first(), pair.second());
+    let day = |number: usize| squashfs(150_000 + number, 2 * number as u64 + 1);
+    pair.publish("web", &day(1));
+    let backup = pair.dir.path().join("backup");
+    let copy = |from: &Path, to: &Path| {
+        let copied = Command::new("cp").arg("-a").args([from, to]).status();
+        assert!(copied.unwrap().success());
+    };
+    copy(&first, &backup);
+    for number in 2..=4 {
+        pair.publish("web", &day(number));
+    }
+    pair.publish("db", &day(5));
+    until("all versions", || names(&first) == names(&second)).await;
+    let before = names(&second);
+    drop(pair.a.take());
+    fs::remove_dir_all(&first).unwrap();
+    copy(&backup, &first);
+    let listen = pair.at.to_string();
+    let a = Server::start(&first, &["--listen", &listen]);
+    let said = a.error("a mirror has version 4 of web");
+    assert!(said.contains("here it is version 1"), "{said}");
+    assert_eq!(names(&second), before, "the mirror keeps what is newer");
+    pair.a = Some(a);
+    // Whatever signs a name anew is above: a publish, and for a name that is not here any more as well.
+    pair.publish("web", &day(6));
+    let current = |state: &Path| {
+        names(state)
+            .into_iter()
+            .find(|line| line.starts_with("web "))
+    };
+    until("what was published", || current(&first) == current(&second)).await;
+    assert!(
+        current(&first).unwrap().starts_with("web 5 "),
+        "{:?}",
+        current(&first)
+    );
 }

@@ -13,6 +13,8 @@ use crate::token::{Tokens, now_unix_s};
 pub(super) struct Applied {
     /// Tags whose image is not here.
     pub(super) missing: Vec<SignedTag>,
+    /// Tags that are newer here.
+    pub(super) newer: Vec<SignedTag>,
     /// What was not followed, and why.
     pub(super) doubts: Vec<String>,
     /// What could not be taken over because of something that is wrong here.
@@ -49,7 +51,10 @@ pub(super) fn apply(
         match follow(bytes, state, key) {
             Ok(None) => {}
             Ok(Some(tag)) => applied.missing.push(tag),
-            Err(doubt) => applied.doubts.push(doubt),
+            Err(doubt) => {
+                applied.newer.extend(newer_here(bytes, state));
+                applied.doubts.push(doubt);
+            }
         }
     }
     for bytes in &listing.older {
@@ -101,6 +106,21 @@ pub(super) fn follow(
         .and_then(|()| state.remove_unnamed_copies())
         .map_err(|error| error.to_string())?;
     Ok(None)
+}
+
+/// The tag here of a name of the primary's, if it is newer, or was when the name was removed.
+fn newer_here(bytes: &[u8], state: &StateDir) -> Option<SignedTag> {
+    let theirs = SignedTag::decode(bytes).ok()?;
+    let theirs = theirs.unverified();
+    let current = state.read_tag(&theirs.name).ok().flatten();
+    let removed = || {
+        let retired = state.read_retired().into_iter();
+        retired.filter(|tag| tag.unverified().name == theirs.name)
+    };
+    let newest = current.into_iter().chain(removed());
+    newest
+        .max_by_key(|tag| tag.unverified().version)
+        .filter(|tag| tag.unverified().version > theirs.version)
 }
 
 /// Keeps what a name of the primary's meant before, if that is among the generations that are kept here,

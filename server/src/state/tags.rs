@@ -123,23 +123,19 @@ impl StateDir {
     /// The version that the next tag of `name` has: one more than any before, also across removal.
     /// Called with the lock held.
     pub(crate) fn next_version(&self, name: &ImageName) -> Result<u64, StateError> {
-        let current = self.read_tag(name).ok().flatten();
-        let retired = read_tag_file(
-            &self.root.join("retired").join(name.as_str()),
-            name.as_str(),
-        )
-        .ok()
-        .flatten();
-        let newest = current
-            .iter()
-            .chain(&retired)
-            .map(|tag| tag.unverified().version)
-            .chain([
-                self.newest_generation_version(name),
-                self.noted_version(name),
-            ])
-            .max();
-        Ok(newest.unwrap_or(0).saturating_add(1))
+        Ok(self.version_to_beat(name).saturating_add(1))
+    }
+
+    /// The highest version that is known here of a name, removed or published at a mirror as well.
+    pub(crate) fn version_to_beat(&self, name: &ImageName) -> u64 {
+        let (newest, _) = self.newest(name);
+        newest.max(self.newest_generation_version(name))
+    }
+
+    /// Notes the version that a name has at a mirror.
+    pub(crate) fn remember_version(&self, tag: &Tag) -> Result<(), StateError> {
+        let _lock = self.lock()?;
+        self.note_version(tag)
     }
 
     fn version_note(&self, name: &ImageName) -> PathBuf {

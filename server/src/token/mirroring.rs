@@ -7,11 +7,15 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
-use super::{REPEAT_FOR_S, TokenError, TokenRecord, Tokens, Use, Used, format, parse, parse_used};
+use super::{
+    MAX_TOKENS, REPEAT_FOR_S, TokenError, TokenRecord, Tokens, Use, Used, format, format_record,
+    parse, parse_record, parse_used,
+};
 use crate::node_name::node_hex;
 
 impl Tokens {
-    /// For the primary: `HASH NODE WHEN`, a line for each token that was used up here.
+    /// For the primary: `HASH NODE WHEN`, a line for each token that was used up here, and for one that goes on
+    /// beyond its time `token` with the whole record, which a primary of an earlier release passes over.
     pub fn report_used(&self) -> Result<Vec<u8>, String> {
         let records = self.load().map_err(|error| error.to_string())?;
         let mut text = String::new();
@@ -21,13 +25,18 @@ impl Tokens {
                 let node = node_hex(&used.by);
                 // Writing to a String cannot fail.
                 let _ = writeln!(text, "{} {node} {}", record.hash, used.at_unix_s);
+                if is_beyond_its_time(&record) {
+                    let _ = writeln!(text, "{WHOLE}{}", format_record(&record));
+                }
             }
         }
         Ok(text.into_bytes())
     }
 
     /// Takes a mirror's [`report`](Tokens::report_used), and returns the file for the mirror. Lines
-    /// that are not understood are passed over: they concern the mirror's tokens, not ours.
+    /// that are not understood are passed over: they concern the mirror's tokens, not ours. A token that goes on
+    /// to admit its bearer there, and that was forgotten here because its time is over, is put down again: it
+    /// is listed, and whoever revokes it by its number ends it.
     pub fn to_mirror(&self, report: &[u8], now_unix_s: u64) -> Result<Vec<u8>, TokenError> {
         let report = String::from_utf8_lossy(report);
         let used = report.lines().filter_map(|line| {
@@ -35,9 +44,20 @@ impl Tokens {
             let used = parse_used(&used.replacen(' ', ":", 1))?;
             Some((blake3::Hash::from_hex(hash).ok()?, used))
         });
+        let whole = report
+            .lines()
+            .filter_map(|line| parse_record(line.strip_prefix(WHOLE)?).ok())
+            .filter(|record| record.used.is_some() && !record.is_spent(now_unix_s));
         let _lock = self.lock_soon()?;
         let mut records = self.load()?;
         let mut changed = false;
+        for record in whole {
+            let is_here = records.iter().any(|own| own.hash == record.hash);
+            if !is_here && records.len() < MAX_TOKENS {
+                records.push(record);
+                changed = true;
+            }
+        }
         for (hash, used) in used {
             let named = |record: &&mut TokenRecord| record.hash == hash;
             let Some(record) = records.iter_mut().find(named) else {
@@ -114,6 +134,9 @@ impl Tokens {
         Ok(())
     }
 }
+
+/// What the line of a whole record begins with.
+const WHOLE: &str = "token ";
 
 /// Whether a token is good only because its bearer goes on to use it ([`Tokens::hold`]).
 fn is_beyond_its_time(record: &TokenRecord) -> bool {

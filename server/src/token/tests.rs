@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use super::*;
 
@@ -436,4 +437,69 @@ fn what_was_taken_back_leaves_room() {
     ));
     tokens.end_used(NOW).unwrap();
     tokens.create(Use::OneTime, None, "", NOW).unwrap();
+}
+
+/// A download begins at a mirror while the first seed is away, and goes on beyond the token's time; the first seed,
+/// which never heard of it, has forgotten the token, or lost its file. Once both talk it is listed there, and
+/// whoever takes it back by its number, or takes everything back, ends it at the mirror.
+#[test]
+fn what_was_forgotten_can_be_taken_back_while_it_is_used() {
+    let forgotten = |tokens: &Tokens, _: &Path| {
+        let lifetime = Some(Duration::from_secs(5));
+        tokens
+            .create(Use::OneTime, lifetime, "", NOW + 650)
+            .unwrap();
+    };
+    let lost = |_: &Tokens, root: &Path| std::fs::remove_file(root.join("tokens")).unwrap();
+    for (case, lifetime, forget) in [
+        ("forgotten", 30, &forgotten as &dyn Fn(&Tokens, &Path)),
+        ("forgotten", 600, &forgotten),
+        ("lost", 600, &lost),
+    ] {
+        for by_number in [true, false] {
+            let (dir, primary) = tokens();
+            let place = tempfile::tempdir().unwrap();
+            let mirror = Tokens::of_mirror(StateDir::open(place.path()).unwrap());
+            let exchange = |at| {
+                let report = mirror.report_used().unwrap();
+                let answer = primary.to_mirror(&report, at).unwrap();
+                mirror.adopt(&answer, at).unwrap();
+            };
+            let lasts = Some(Duration::from_secs(lifetime));
+            let token = primary.create(Use::OneTime, lasts, "rack 3", NOW).unwrap();
+            exchange(NOW);
+            let hold = |at| mirror.hold(Some(&token), NODE, true, at).unwrap();
+            for at in (0..=700).step_by(20) {
+                assert_eq!(hold(NOW + at), Ok(Held::Yes), "{case} {lifetime}: {at}");
+            }
+            forget(&primary, dir.path());
+            assert!(
+                primary.good(NOW + 701).unwrap().is_empty(),
+                "{case} {lifetime}"
+            );
+            exchange(NOW + 701);
+            let good = primary.good(NOW + 702).unwrap();
+            assert_eq!(good.len(), 1, "{case} {lifetime}");
+            assert_eq!((&*good[0].note, good[0].used.unwrap().by), ("rack 3", NODE));
+            // And it admits nobody else there.
+            let other = primary.consume(Some(&token), OTHER, NOW + 702).unwrap();
+            assert_eq!(other, Err(TokenRefusal::Invalid));
+            match by_number {
+                true => primary.revoke(&good[0].id, NOW + 702).unwrap(),
+                false => primary.end_used(NOW + 702).unwrap(),
+            }
+            exchange(NOW + 703);
+            assert_eq!(
+                hold(NOW + 704),
+                Err(TokenRefusal::Invalid),
+                "{case} {lifetime}"
+            );
+            // What is over is not reported as going on.
+            exchange(NOW + 705);
+            assert!(
+                primary.good(NOW + 706).unwrap().is_empty(),
+                "{case} {lifetime}"
+            );
+        }
+    }
 }
