@@ -368,6 +368,25 @@ impl Link {
         token_bucket(&self.bridge, &self.port, down_bit_per_s)
     }
 
+    /// The same both ways, with a queue of so many milliseconds behind a bucket of so many bytes: a switch port
+    /// that lets nothing through at once, and holds little.
+    ///
+    /// # Errors
+    /// When `tc` refuses.
+    pub fn shape_tightly(
+        &self,
+        rate_bit_per_s: u64,
+        queue_ms: u16,
+        bucket_bytes: u64,
+    ) -> Result<()> {
+        let queue_ms = u64::from(queue_ms);
+        self.ends()
+            .into_iter()
+            .try_for_each(|(namespace, interface)| {
+                bucket(namespace, interface, rate_bit_per_s, queue_ms, bucket_bytes)
+            })
+    }
+
     /// Sets the largest packet that either end sends, in bytes of IP.
     ///
     /// # Errors
@@ -407,8 +426,18 @@ impl Link {
 pub fn token_bucket(namespace: &str, interface: &str, rate_bit_per_s: u64) -> Result<()> {
     // One millisecond of the rate, so that a 10 Gbit link is not limited by the timer.
     let burst_bytes = BURST_MIN_BYTES.max(rate_bit_per_s / 8 / 1000);
+    bucket(namespace, interface, rate_bit_per_s, QUEUE_MS, burst_bytes)
+}
+
+fn bucket(
+    namespace: &str,
+    interface: &str,
+    rate_bit_per_s: u64,
+    queue_ms: u64,
+    burst_bytes: u64,
+) -> Result<()> {
     let (rate, burst) = (format!("{rate_bit_per_s}bit"), format!("{burst_bytes}b"));
-    let latency = format!("{QUEUE_MS}ms");
+    let latency = format!("{queue_ms}ms");
     run(
         "tc",
         [

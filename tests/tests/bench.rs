@@ -48,9 +48,48 @@ fn every_tool_brings_true_copies() -> TestResult {
         let over = outcome.last_over_bound.ok_or("the links are shaped")?;
         assert!(over > 0.9, "{outcome:?}");
         assert!((1.0..3.0).contains(&outcome.seed_copies), "{outcome:?}");
-        let first_bytes = if tool == Tool::Aria2 { 0 } else { 2 };
+        let first_bytes = match tool {
+            Tool::Aria2 | Tool::Uftp => 0,
+            _ => 2,
+        };
         assert_eq!(outcome.first_byte_s.len(), first_bytes, "{outcome:?}");
         assert!(!scratch.path().join("run").exists());
+    }
+    assert_eq!(namespaces(), 0);
+    Ok(())
+}
+
+/// Jumbo packets, short queues, a node at a tenth, one that is killed, and nodes that come one after the other: what
+/// is said of them is what was laid out.
+#[test]
+fn hard_cases_are_what_they_say() -> TestResult {
+    let _alone = LAB.lock().unwrap_or_else(PoisonError::into_inner);
+    let scratch = Scratch::create("bench", 10 * BYTES, &std::env::temp_dir())?;
+    let image = Image::generate(&scratch.path().join("source"), BYTES)?;
+    for (text, finished) in [
+        ("2x50@9000", 2),
+        ("3x50~15", 3),
+        ("3x50+slow", 2),
+        ("3x50+killed", 2),
+        ("3x50+over2", 3),
+        ("3x50@4000~25+over1", 3),
+    ] {
+        let case: Case = text.parse()?;
+        for tool in [Tool::Rootswarm, Tool::Nginx] {
+            let trial = Trial {
+                case,
+                tool,
+                run: 1,
+                image: &image,
+                binaries: Some(programs()?),
+                timeout: None,
+            };
+            let outcome =
+                run(&trial, &scratch).map_err(|error| format!("{text} {tool}: {error}"))?;
+            assert_eq!(outcome.node_s.len(), finished, "{outcome:?}");
+            let over = outcome.last_over_bound.ok_or("the links are shaped")?;
+            assert!(over > 0.8, "{outcome:?}");
+        }
     }
     assert_eq!(namespaces(), 0);
     Ok(())
@@ -67,7 +106,7 @@ fn a_run_that_is_given_up_says_so_and_leaves_nothing() -> TestResult {
             node_bit_per_s: Some(1_000_000),
             seed_bit_per_s: Some(1_000_000),
             nodes: 1,
-            image_bytes: None,
+            ..Case::default()
         },
         tool: Tool::Nginx,
         run: 1,

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rootswarm_tests::bench::{
-    Case, Failure, Image, Report, Skipped, Tool, Trial, default_cases, markdown, run as measure,
-    svg, terminal,
+    Case, Failure, Image, Report, Skipped, Tool, Trial, default_cases, hard_cases, markdown,
+    run as measure, svg, terminal,
 };
 use rootswarm_tests::packages;
 use rootswarm_tests::scratch::Scratch;
@@ -24,15 +24,21 @@ const LONG_S: f64 = 120.0;
 /// Measure rootswarm and other tools in one lab of shaped links.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// NODESxMBIT[/SEEDMBIT], NODESxmax (not shaped) or quick (1 MB to one node); may be repeated
+    /// NODESxMBIT[/SEEDMBIT], NODESxmax (not shaped) or quick (1 MB to one node), then @MTU, ~MS (what a link
+    /// queues, behind a bucket of two packets), and +slow, +killed (one node at a tenth, or killed half-way) or
+    /// +overSECONDS (they come one after the other); may be repeated
     /// [default: 8x100 24x50 16x50/500 1x1000 4xmax quick]
     #[arg(long = "case")]
     cases: Vec<Case>,
-    /// rootswarm, nginx (with wget), aria2, libtorrent or udpcast
+    /// The cases in which jumbo packets and simple schemes break: 8x100@9000 1x1000@9000 1xmax@9000 4xmax@9000
+    /// 40x20/200 8x50+slow 8x50+killed 8x50+over10 24x50+over20 3x20~15
+    #[arg(long, conflicts_with = "cases")]
+    hard: bool,
+    /// rootswarm, nginx (with wget), aria2, libtorrent, udpcast, mbuffer or uftp
     #[arg(
         long = "tool",
         value_delimiter = ',',
-        default_value = "rootswarm,nginx,aria2,libtorrent,udpcast"
+        default_value = "rootswarm,nginx,aria2,libtorrent,udpcast,mbuffer,uftp"
     )]
     tools: Vec<Tool>,
     /// Runs of each case with each tool; each run begins with another tool
@@ -54,7 +60,7 @@ pub struct Args {
     #[arg(long)]
     svg: Option<PathBuf>,
     /// Measure nothing: show what earlier runs wrote with --json, as one report; may be repeated
-    #[arg(long, conflicts_with_all = ["cases", "tools", "runs", "slow", "timeout", "image", "bin_dir"])]
+    #[arg(long, conflicts_with_all = ["cases", "hard", "tools", "runs", "slow", "timeout", "image", "bin_dir"])]
     from: Vec<PathBuf>,
     /// Move this file instead of 96.3 MB of pseudo-random bytes
     #[arg(long)]
@@ -104,6 +110,7 @@ pub fn measure_rootswarm(
 ) -> anyhow::Result<Report> {
     measure_all(&Args {
         cases: cases.to_vec(),
+        hard: false,
         tools: vec![Tool::Rootswarm],
         runs,
         slow: false,
@@ -119,9 +126,10 @@ pub fn measure_rootswarm(
 
 #[allow(clippy::print_stderr)] // A command that people run.
 fn measure_all(args: &Args) -> anyhow::Result<Report> {
-    let cases = match args.cases.is_empty() {
-        true => default_cases(),
-        false => args.cases.clone(),
+    let cases = match (args.hard, args.cases.is_empty()) {
+        (true, _) => hard_cases(),
+        (false, true) => default_cases(),
+        (false, false) => args.cases.clone(),
     };
     let mut needs = vec![("ip", "iproute2"), ("tc", "iproute2")];
     needs.extend(args.tools.iter().flat_map(|tool| tool.packages()));

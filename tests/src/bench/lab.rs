@@ -8,6 +8,8 @@ use super::Case;
 
 /// 10.77.0.0/16: the seed is .0.1, node 0 is .1.0 (so that 65,000 would fit).
 const PREFIX_LEN: u8 = 16;
+/// Which a token bucket counts as well.
+const ETHERNET_HEADER_BYTES: u16 = 14;
 const SEED: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
 /// A namespace and its cable.
@@ -37,7 +39,7 @@ impl Lab {
     /// Without root, iproute2 or the kernel's support.
     pub fn lay_out(case: &Case) -> Result<Self, NetnsError> {
         let bridge = Bridge::create("switch")?;
-        let seed = lay_node(&bridge, "seed", SEED, case.seed_bit_per_s)?;
+        let seed = lay_node(&bridge, "seed", SEED, case.seed_bit_per_s, case)?;
         let nodes = (0..case.nodes).map(|number| {
             let [high, low] = u16::try_from(256 + number)
                 .unwrap_or(u16::MAX)
@@ -47,7 +49,8 @@ impl Lab {
                 &bridge,
                 &format!("node{number}"),
                 address,
-                case.node_bit_per_s,
+                case.rate_of(number as usize),
+                case,
             )
         });
         let nodes = nodes.collect::<Result<_, _>>()?;
@@ -64,9 +67,13 @@ fn lay_node(
     label: &str,
     address: Ipv4Addr,
     rate_bit_per_s: Option<u64>,
+    case: &Case,
 ) -> Result<LabNode, NetnsError> {
     let namespace = Namespace::create(label)?;
     let link = bridge.attach(&namespace, address, PREFIX_LEN)?;
+    if let Some(mtu) = case.mtu_bytes {
+        link.set_mtu(mtu)?;
+    }
     // Local peer discovery of BitTorrent clients is multicast, which needs a route.
     namespace.ip([
         "route",
@@ -75,8 +82,13 @@ fn lay_node(
         "dev",
         crate::netns::NODE_INTERFACE,
     ])?;
-    if let Some(rate_bit_per_s) = rate_bit_per_s {
-        link.shape(rate_bit_per_s)?;
+    match (rate_bit_per_s, case.queue_ms) {
+        (None, _) => {}
+        (Some(rate), None) => link.shape(rate)?,
+        (Some(rate), Some(queue_ms)) => {
+            let packet = case.mtu_bytes.unwrap_or(1500) + ETHERNET_HEADER_BYTES;
+            link.shape_tightly(rate, queue_ms, 2 * u64::from(packet))?;
+        }
     }
     Ok(LabNode { namespace, link })
 }

@@ -1,6 +1,8 @@
 //! One run: seed ready, all nodes started at once, every finish timed, every copy compared.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +15,7 @@ use crate::vm::binaries::Binaries;
 
 pub use super::error::BenchError;
 use super::tool::{Done, First, Seed, SeedPlace, Start};
-use super::{Case, Lab, Tool};
+use super::{Case, Lab, Tool, Trouble};
 
 /// The file in the seed's directory whose appearance begins the run for programs that wait.
 pub(super) const GO: &str = "go";
@@ -89,7 +91,8 @@ pub struct Outcome {
     pub image_bytes: u64,
     /// The fluid bound, where the links were shaped.
     pub bound_s: Option<f64>,
-    /// When each node had the whole image, from the moment the first was started, ascending.
+    /// When each node had the whole image, from the moment the first was started, ascending; where nodes come
+    /// one after the other, from its own start. One that is slow or killed on purpose is not among them.
     pub node_s: Vec<f64>,
     /// When the last one had it.
     pub last_s: f64,
@@ -128,9 +131,20 @@ pub struct Trial<'a> {
     pub timeout: Option<Duration>,
 }
 
+/// A node that is still to be started.
+struct Due {
+    number: usize,
+    command: Command,
+    directory: PathBuf,
+}
+
 struct Fetching {
     process: Process,
     directory: PathBuf,
+    /// From the moment the first was started.
+    start_s: f64,
+    /// Whether the run ends without it: the one that is slow, or killed.
+    is_victim: bool,
     cpu_before_s: f64,
     finished_s: Option<f64>,
     first_byte_s: Option<f64>,
@@ -167,39 +181,54 @@ fn measure(trial: &Trial<'_>, root: &Path) -> Result<Outcome, BenchError> {
         node: &lab.seed,
         image: &image.path,
         directory: &seed_directory,
-        nodes: case.nodes,
+        nodes: &lab.nodes,
+        slowest_bit_per_s: case
+            .seed_bit_per_s
+            .into_iter()
+            .chain((0..lab.nodes.len()).filter_map(|number| case.rate_of(number)))
+            .min(),
+        mtu_bytes: case.mtu_bytes.unwrap_or(1500),
         binaries: trial.binaries,
     })?;
     let seed_cpu_before_s = seed.process.usage()?.cpu_s;
     let sent_before_bytes = lab.seed.namespace.traffic(NODE_INTERFACE)?.tx_bytes;
 
-    let commands = lab.nodes.iter().enumerate().map(|(number, node)| {
+    let due = lab.nodes.iter().enumerate().map(|(number, node)| {
         let directory = make(&format!("node{number}"))?;
-        Ok((seed.fetch(node, &directory), directory))
-    });
-    let commands = commands.collect::<Result<Vec<_>, BenchError>>()?;
-    let mut start = Instant::now();
-    let mut nodes = Vec::with_capacity(commands.len());
-    for (number, (command, directory)) in commands.into_iter().enumerate() {
-        let process = Process::spawn(
-            &format!("{tool} node {number}"),
+        let command = seed.fetch(node, &directory);
+        Ok(Due {
+            number,
             command,
-            &directory.join("log"),
-        )?;
-        nodes.push(Fetching {
-            process,
             directory,
-            cpu_before_s: 0.0,
-            finished_s: None,
-            first_byte_s: None,
-            rss_peak_bytes: 0,
-            rss_anon_peak_bytes: 0,
-        });
+        })
+    });
+    let mut due = due.collect::<Result<VecDeque<_>, BenchError>>()?;
+    let go = seed_directory.join(GO);
+    let is_spread = matches!(case.trouble, Trouble::Over(_));
+    let start_of = tool.start();
+    if is_spread && start_of == Start::OnGo {
+        // Nobody waits for those that come later.
+        let_go(&go)?;
     }
-    if tool.start() == Start::OnGo {
-        start = release(&mut nodes, &seed_directory.join(GO))?;
+    let mut start = Instant::now();
+    let mut nodes = Vec::with_capacity(due.len());
+    let waits = match start_of {
+        Start::AtOnce => false,
+        Start::OnGo => !is_spread,
+        Start::Together(..) => true,
+    };
+    if waits {
+        while let Some(next) = due.pop_front() {
+            let at = start + Duration::from_secs_f64(case.start_s(next.number));
+            std::thread::sleep(at.saturating_duration_since(Instant::now()));
+            nodes.push(spawn(trial, next)?);
+        }
+        let released = release(start_of, &mut nodes, &go)?;
+        if !is_spread {
+            start = released;
+        }
     }
-    let seed_rss_anon_peak_bytes = watch(trial, start, &mut seed, &mut nodes)?;
+    let seed_rss_anon_peak_bytes = watch(trial, start, &mut seed, &mut nodes, &mut due)?;
 
     // The counters first: a seed that goes on talking is not to be blamed for what comes now.
     let sent_bytes = lab.seed.namespace.traffic(NODE_INTERFACE)?.tx_bytes - sent_before_bytes;
@@ -216,7 +245,8 @@ fn measure(trial: &Trial<'_>, root: &Path) -> Result<Outcome, BenchError> {
         node.process.terminate(STOP_GRACE)?;
     }
     seed.process.terminate(STOP_GRACE)?;
-    for (number, node) in nodes.iter().enumerate() {
+    let whole = nodes.iter().enumerate();
+    for (number, node) in whole.filter(|(_, node)| !node.is_victim) {
         let copy = node.directory.join("image");
         let same = source::same(&image.path, &copy);
         if !same.map_err(|source| BenchError::Read { path: copy, source })? {
@@ -229,7 +259,7 @@ fn measure(trial: &Trial<'_>, root: &Path) -> Result<Outcome, BenchError> {
         values.sort_by(f64::total_cmp);
         values
     };
-    let node_s = ascending(|node| node.finished_s);
+    let node_s = ascending(|node| node.finished_s.map(|at| at - node.start_s));
     let last_s = node_s.last().copied().unwrap_or_default();
     let bound_s = case.fluid_bound_s(image.bytes);
     let peak = |of: fn(&Fetching) -> u64| nodes.iter().map(of).max().unwrap_or_default();
@@ -241,7 +271,7 @@ fn measure(trial: &Trial<'_>, root: &Path) -> Result<Outcome, BenchError> {
         bound_s,
         last_s,
         last_over_bound: bound_s.map(|bound_s| last_s / bound_s),
-        first_byte_s: ascending(|node| node.first_byte_s),
+        first_byte_s: ascending(|node| node.first_byte_s.filter(|_| !node.is_victim)),
         seed_copies: sent_bytes as f64 / image.bytes as f64,
         seed_cpu_s,
         nodes_cpu_s,
@@ -252,44 +282,104 @@ fn measure(trial: &Trial<'_>, root: &Path) -> Result<Outcome, BenchError> {
     })
 }
 
-/// Lets the waiting programs go, once they all wait. Returns that moment.
-fn release(nodes: &mut [Fetching], go: &Path) -> Result<Instant, BenchError> {
-    for node in nodes.iter_mut() {
-        let ready = node.directory.join(READY);
-        node.process
-            .wait_for_output(READY, READY_LIMIT, |_| ready.exists().then_some(()))?;
-        node.cpu_before_s = node.process.usage()?.cpu_s;
-    }
-    let start = Instant::now();
+fn spawn(trial: &Trial<'_>, due: Due) -> Result<Fetching, BenchError> {
+    let Trial { case, tool, .. } = *trial;
+    let Due {
+        number,
+        command,
+        directory,
+    } = due;
+    let label = format!("{tool} node {number}");
+    Ok(Fetching {
+        process: Process::spawn(&label, command, &directory.join("log"))?,
+        directory,
+        start_s: case.start_s(number),
+        is_victim: case.victim() == Some(number),
+        cpu_before_s: 0.0,
+        finished_s: None,
+        first_byte_s: None,
+        rss_peak_bytes: 0,
+        rss_anon_peak_bytes: 0,
+    })
+}
+
+fn let_go(go: &Path) -> Result<(), BenchError> {
     std::fs::write(go, "").map_err(|source| BenchError::Write {
         path: go.to_owned(),
         source,
-    })?;
+    })
+}
+
+/// Lets the waiting programs go, once they all wait. Returns that moment.
+fn release(start: Start, nodes: &mut [Fetching], go: &Path) -> Result<Instant, BenchError> {
+    for node in nodes.iter_mut() {
+        let ready = node.directory.join(READY);
+        let pid = node.process.pid();
+        let is_ready = |_: &str| {
+            let ready = match start {
+                Start::Together(table, port) => listens(pid, table, port),
+                Start::OnGo | Start::AtOnce => ready.exists(),
+            };
+            ready.then_some(())
+        };
+        node.process.wait_for_output(READY, READY_LIMIT, is_ready)?;
+        node.cpu_before_s = node.process.usage()?.cpu_s;
+    }
+    let start = Instant::now();
+    let_go(go)?;
     Ok(start)
 }
 
-/// Waits until every node is done, noting times and memory. Returns the seed's memory peak.
+/// Whether somebody listens on a port where this process is.
+fn listens(pid: u32, table: &str, port: u16) -> bool {
+    let path = format!("/proc/{pid}/net/{table}");
+    let table = std::fs::read_to_string(path).unwrap_or_default();
+    // ADDRESS:PORT REMOTE:PORT: nobody is at the other end.
+    table.contains(&format!(":{port:04X} 00000000:0000 "))
+}
+
+/// Starts those who are due, and waits until every node is done, noting times and memory. Returns the seed's
+/// memory peak.
 fn watch(
     trial: &Trial<'_>,
     start: Instant,
     seed: &mut Seed,
-    nodes: &mut [Fetching],
+    nodes: &mut Vec<Fetching>,
+    due: &mut VecDeque<Due>,
 ) -> Result<u64, BenchError> {
+    let case = trial.case;
     let limit = trial.timeout.unwrap_or_else(|| limit(trial));
-    let poll = if trial.case.nodes <= FEW_NODES {
+    let poll = if case.nodes <= FEW_NODES {
         POLL_FEW
     } else {
         POLL_MANY
     };
+    let all = case.nodes as usize - usize::from(case.victim().is_some());
+    let mut dies_s = case
+        .fluid_bound_s(trial.image.bytes)
+        .filter(|_| case.trouble == Trouble::Killed)
+        .map(|bound_s| bound_s / 2.0);
     let mut seed_peak_bytes = 0;
     let mut next_sample = start;
     loop {
         let now = Instant::now();
+        let elapsed = now - start;
+        let is_due = |next: &Due| elapsed.as_secs_f64() >= case.start_s(next.number);
+        while due.front().is_some_and(is_due)
+            && let Some(next) = due.pop_front()
+        {
+            nodes.push(spawn(trial, next)?);
+        }
+        if dies_s.take_if(|at| elapsed.as_secs_f64() >= *at).is_some() {
+            for node in nodes.iter_mut().filter(|node| node.is_victim) {
+                node.process.kill()?;
+            }
+        }
         let sample = now >= next_sample;
         let mut done = 0;
-        for node in nodes.iter_mut() {
+        for node in nodes.iter_mut().filter(|node| !node.is_victim) {
             if node.finished_s.is_none() {
-                look(trial.tool, now - start, node)?;
+                look(trial.tool, elapsed, node)?;
             }
             done += usize::from(node.finished_s.is_some());
             if sample && let Ok(usage) = node.process.usage() {
@@ -301,7 +391,7 @@ fn watch(
             next_sample = now + MEMORY_POLL;
             seed_peak_bytes = seed_peak_bytes.max(seed.process.usage()?.rss_anon_bytes);
         }
-        if done == nodes.len() {
+        if done == all {
             return Ok(seed_peak_bytes);
         }
         if sample && let Some(status) = seed.process.try_wait()? {
@@ -315,11 +405,12 @@ fn watch(
                 });
             }
         }
-        if now - start > limit {
-            let late = nodes.iter().find(|node| node.finished_s.is_none());
+        if elapsed > limit {
+            let mut late = nodes.iter().filter(|node| !node.is_victim);
+            let late = late.find(|node| node.finished_s.is_none());
             return Err(BenchError::Unfinished {
                 done,
-                nodes: nodes.len(),
+                nodes: all,
                 waited_s: limit.as_secs_f64(),
                 tail: late.map(|node| node.process.tail(20)).unwrap_or_default(),
             });
@@ -374,5 +465,9 @@ fn limit(trial: &Trial<'_>) -> Duration {
             .fluid_bound_s(bytes)
             .map(|bound_s| 10.0 * bound_s)
     };
-    Duration::from_secs_f64(SLACK_S + needed_s.unwrap_or_default())
+    let arrivals_s = match trial.case.trouble {
+        Trouble::Over(seconds) => f64::from(seconds),
+        _ => 0.0,
+    };
+    Duration::from_secs_f64(SLACK_S + arrivals_s + needed_s.unwrap_or_default())
 }

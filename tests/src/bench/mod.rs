@@ -13,7 +13,7 @@ mod summary;
 mod table;
 mod tool;
 
-pub use case::{Case, ParseCaseError, default_cases};
+pub use case::{Case, ParseCaseError, Trouble, default_cases, hard_cases};
 pub use error::BenchError;
 pub use lab::{Lab, LabNode};
 pub use measure::{Image, Outcome, Trial, run};

@@ -178,6 +178,8 @@ fn colour(tool: Tool) -> &'static str {
         Tool::Aria2 => "#c69026",
         Tool::Libtorrent => "#a371f7",
         Tool::Udpcast => "#3fa45b",
+        Tool::Mbuffer => "#db61a2",
+        Tool::Uftp => "#1b7c83",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Case, Outcome, Report, Skipped, Tool, default_cases};
+use super::{Case, Outcome, Report, Skipped, Tool, default_cases, hard_cases};
 
 /// Of several runs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -72,7 +72,7 @@ pub struct Summary {
 /// One summary for each case and tool of the report, known cases first.
 pub fn summarise(report: &Report) -> Vec<Summary> {
     let mut cases = report.cases();
-    let known = default_cases();
+    let known = [default_cases(), hard_cases()].concat();
     // Stable: other cases stay in the report's order, behind.
     cases.sort_by_key(|case| {
         known

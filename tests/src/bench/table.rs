@@ -101,6 +101,8 @@ pub(super) fn name(tool: Tool) -> String {
     match tool {
         Tool::Nginx => "nginx + wget".to_owned(),
         Tool::Udpcast => "udpcast (multicast)".to_owned(),
+        Tool::Mbuffer => "mbuffer (pipeline)".to_owned(),
+        Tool::Uftp => "uftp (multicast)".to_owned(),
         tool => tool.to_string(),
     }
 }

@@ -3,10 +3,12 @@
 
 mod aria2;
 mod libtorrent;
+mod mbuffer;
 mod nginx;
 mod rootswarm;
 mod torrent;
 mod udpcast;
+mod uftp;
 
 use std::fmt;
 use std::io;
@@ -42,11 +44,15 @@ pub enum Tool {
     Libtorrent,
     /// udpcast, reliable multicast.
     Udpcast,
+    /// mbuffer, each node passing on to the next what it receives: a pipeline of TCP connections.
+    Mbuffer,
+    /// uftp, reliable multicast, encrypted.
+    Uftp,
 }
 
 /// The text is no tool.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("tool `{0}`: expected rootswarm, nginx, aria2, libtorrent or udpcast")]
+#[error("tool `{0}`: expected rootswarm, nginx, aria2, libtorrent, udpcast, mbuffer or uftp")]
 pub struct ParseToolError(String);
 
 impl fmt::Display for Tool {
@@ -57,6 +63,8 @@ impl fmt::Display for Tool {
             Tool::Aria2 => "aria2",
             Tool::Libtorrent => "libtorrent",
             Tool::Udpcast => "udpcast",
+            Tool::Mbuffer => "mbuffer",
+            Tool::Uftp => "uftp",
         })
     }
 }
@@ -101,6 +109,9 @@ pub(super) enum Start {
     /// It is started before, makes a file `ready` in its directory, and the run begins when the
     /// file that its `GO` names appears: an interpreter's own start is not the tool's fault.
     OnGo,
+    /// It is started before, and the run begins when it listens on that port, by that table of /proc/net: the
+    /// seed waits for `GO`. Nodes that come later are waited for.
+    Together(&'static str, u16),
 }
 
 /// What a seed is made from.
@@ -111,8 +122,12 @@ pub(super) struct SeedPlace<'a> {
     pub image: &'a Path,
     /// Its own, empty directory.
     pub directory: &'a Path,
-    /// How many nodes will come.
-    pub nodes: u32,
+    /// The nodes that will come, in their order.
+    pub nodes: &'a [LabNode],
+    /// The rate of the slowest link there is, where they are shaped.
+    pub slowest_bit_per_s: Option<u64>,
+    /// The largest packet, in bytes of IP.
+    pub mtu_bytes: u16,
     /// For [`Tool::Rootswarm`].
     pub binaries: Option<&'a Binaries>,
 }
@@ -137,12 +152,14 @@ impl Seed {
 
 impl Tool {
     /// Every tool, in the order of tables.
-    pub const ALL: [Tool; 5] = [
+    pub const ALL: [Tool; 7] = [
         Tool::Rootswarm,
         Tool::Nginx,
         Tool::Aria2,
         Tool::Libtorrent,
         Tool::Udpcast,
+        Tool::Mbuffer,
+        Tool::Uftp,
     ];
 
     /// The packages it needs, as (program or file, package).
@@ -164,6 +181,8 @@ impl Tool {
                 ("aria2c", "aria2"),
             ],
             Tool::Udpcast => &[("udp-sender", "udpcast"), ("udp-receiver", "udpcast")],
+            Tool::Mbuffer => &[("mbuffer", "mbuffer")],
+            Tool::Uftp => &[("uftp", "uftp"), ("uftpd", "uftp")],
         }
     }
 
@@ -176,7 +195,8 @@ impl Tool {
     pub(super) fn done(self) -> Done {
         match self {
             Tool::Rootswarm => Done::File(IMAGE_NAME),
-            Tool::Nginx | Tool::Udpcast => Done::Exits,
+            Tool::Nginx | Tool::Udpcast | Tool::Mbuffer => Done::Exits,
+            Tool::Uftp => Done::File(IMAGE_NAME),
             Tool::Aria2 | Tool::Libtorrent => Done::File("complete"),
         }
     }
@@ -184,22 +204,24 @@ impl Tool {
     pub(super) fn first(self) -> First {
         match self {
             Tool::Rootswarm => First::Says(rootswarm::STATUS, rootswarm::first_chunk_s),
-            Tool::Nginx | Tool::Udpcast => First::Grows,
+            Tool::Nginx | Tool::Udpcast | Tool::Mbuffer => First::Grows,
             Tool::Libtorrent => First::File("first"),
-            Tool::Aria2 => First::Unknown,
+            Tool::Aria2 | Tool::Uftp => First::Unknown,
         }
     }
 
     pub(super) fn start(self) -> Start {
         match self {
             Tool::Libtorrent => Start::OnGo,
+            Tool::Mbuffer => Start::Together("tcp", mbuffer::PORT),
+            Tool::Uftp => Start::Together("udp", uftp::PORT),
             _ => Start::AtOnce,
         }
     }
 
     /// Whether the seed's program ends by itself when all nodes have the image.
     pub(super) fn seed_ends(self) -> bool {
-        self == Tool::Udpcast
+        matches!(self, Tool::Udpcast | Tool::Mbuffer | Tool::Uftp)
     }
 
     /// Starts the seed in its namespace and waits until it accepts nodes.
@@ -210,6 +232,8 @@ impl Tool {
             Tool::Aria2 => aria2::seed(place),
             Tool::Libtorrent => libtorrent::seed(place),
             Tool::Udpcast => udpcast::seed(place),
+            Tool::Mbuffer => mbuffer::seed(place),
+            Tool::Uftp => uftp::seed(place),
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn seed(place: &SeedPlace<'_>) -> Result<Seed, BenchError> {
     command.args(["--interface", NODE_INTERFACE, "--nokbd", "--no-progress"]);
     command.args(["--full-duplex", "--rexmit-hello-interval", "20"]);
     // It begins when all are there, and never without one of them.
-    command.args(["--min-receivers", &place.nodes.to_string()]);
+    command.args(["--min-receivers", &place.nodes.len().to_string()]);
     let mut process = Process::spawn("udp-sender", command, &place.directory.join("log"))?;
     process.wait_for_line("UDP sender for", SEED_READY)?;
     let fetch = |node: &LabNode, directory: &Path| {
