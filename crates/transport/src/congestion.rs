@@ -10,6 +10,11 @@
 //!
 //! Pacing and loss detection are quinn's.
 
+#[cfg(test)]
+mod link;
+#[cfg(test)]
+mod table;
+
 use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,6 +47,18 @@ const GROWTH_BYTES: u64 = 4 * ETHERNET_PAYLOAD_BYTES;
 /// for the reason given at [`GROWTH_BYTES`].
 const KEPT_BYTES: u64 = 24 * ETHERNET_PAYLOAD_BYTES;
 
+/// After a loss the queue's length is known, if not in milliseconds, and finding it again costs packets: for
+/// this long a window grows by [`CAREFUL_GROWTH`] in a round trip at most. Before, a queue that is shorter than the
+/// target lost half of what was sent.
+const CAREFUL: Duration = Duration::from_secs(1);
+
+/// Of the window, or a tenth of a packet.
+const CAREFUL_GROWTH: f64 = 1.0 / 32.0;
+
+/// A round is no shorter than this after a loss. Where round trips are 50 µs, growth in each would be hundreds
+/// of losses a second.
+const CAREFUL_ROUND: Duration = Duration::from_millis(5);
+
 /// What losses leave at least.
 const FLOOR_PACKETS: u64 = 2;
 
@@ -68,16 +85,45 @@ pub(crate) struct DelayBound {
     window_bytes: u64,
     /// Growing by all that is acknowledged, until the queue is seen for the first time.
     is_starting: bool,
+    samples: Samples,
     /// The shortest round trip ever: the path without its queues.
     base: Option<Duration>,
-    /// The shortest round trip since the round began: what acknowledgements were held back for and
-    /// what a scheduler added is not in it.
+    /// The shortest round trip since the round began: what a scheduler added is not in it.
     shortest: Option<Duration>,
     round_ends: Instant,
     /// The window was used up at some time in this round.
     was_full: bool,
     /// Losses of what was sent before are one event.
     recovery_since: Instant,
+    has_lost: bool,
+}
+
+/// Round trips without the time for which the peer held an acknowledgement back.
+///
+/// A controller is never told that time. quinn takes it off (RFC 9002, 5.3) before a round trip goes into
+/// its estimate, seven parts old and one part new: from two estimates the new part follows. It is
+/// known one acknowledgement late. The largest packet of an acknowledgement that was not held back says the
+/// same at once, so that the shorter of both is taken.
+#[derive(Clone, Copy, Debug, Default)]
+struct Samples {
+    estimate: Option<Duration>,
+    has_any: bool,
+}
+
+impl Samples {
+    /// What went into the estimate since the last call, to some nanoseconds.
+    fn next(&mut self, estimate: Duration) -> Option<Duration> {
+        let before = self.estimate.replace(estimate)?;
+        if before == estimate {
+            return None;
+        }
+        // The first one is the estimate; before it there was a guess.
+        if !std::mem::replace(&mut self.has_any, true) {
+            return Some(estimate);
+        }
+        let old = before.saturating_mul(7);
+        Some(estimate.saturating_mul(8).saturating_sub(old))
+    }
 }
 
 impl DelayBound {
@@ -87,23 +133,34 @@ impl DelayBound {
             packet_bytes,
             window_bytes: INITIAL_PACKETS * packet_bytes,
             is_starting: true,
+            samples: Samples::default(),
             base: None,
             shortest: None,
             round_ends: now,
             was_full: false,
             recovery_since: now,
+            has_lost: false,
         }
+    }
+
+    /// Whether a loss was a short while ago.
+    fn is_careful(&self, now: Instant) -> bool {
+        self.has_lost && now < self.recovery_since + CAREFUL
     }
 
     /// A packet that was sent at `sent` has arrived.
     fn acked(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
-        let took = now.saturating_duration_since(sent);
-        self.base = Some(self.base.map_or(took, |base| base.min(took)));
-        self.shortest = Some(self.shortest.map_or(took, |shortest| shortest.min(took)));
+        self.took(now.saturating_duration_since(sent));
         self.was_full |= !app_limited;
         if self.is_starting && !app_limited {
             self.window_bytes += bytes;
         }
+    }
+
+    /// A round trip took this long.
+    fn took(&mut self, took: Duration) {
+        self.base = Some(self.base.map_or(took, |base| base.min(took)));
+        self.shortest = Some(self.shortest.map_or(took, |shortest| shortest.min(took)));
     }
 
     fn floor_bytes(&self) -> u64 {
@@ -111,7 +168,7 @@ impl DelayBound {
     }
 
     /// A round trip has passed in which `shortest` was the shortest one.
-    fn end_round(&mut self, queued: Duration, shortest: Duration) {
+    fn end_round(&mut self, now: Instant, queued: Duration, shortest: Duration) {
         let target = QUEUE_TARGET;
         if queued > target {
             // Of this connection's own part of what is too much, half goes.
@@ -122,7 +179,12 @@ impl DelayBound {
             self.window_bytes = scaled(self.window_bytes, keep).max(least);
         } else if self.was_full {
             let room = 1.0 - queued.as_secs_f64() / target.as_secs_f64();
-            self.window_bytes += scaled(GROWTH_BYTES, room);
+            let wanted = scaled(GROWTH_BYTES, room);
+            let most = match self.is_careful(now) {
+                true => scaled(self.window_bytes, CAREFUL_GROWTH).max(self.packet_bytes / 10),
+                false => wanted,
+            };
+            self.window_bytes += wanted.min(most);
         }
     }
 }
@@ -134,8 +196,11 @@ impl Controller for DelayBound {
         sent: Instant,
         bytes: u64,
         app_limited: bool,
-        _: &RttEstimator,
+        rtt: &RttEstimator,
     ) {
+        if let Some(sample) = self.samples.next(rtt.get()) {
+            self.took(sample.max(rtt.min()));
+        }
         self.acked(now, sent, bytes, app_limited);
     }
 
@@ -151,11 +216,15 @@ impl Controller for DelayBound {
             return;
         }
         if !self.is_starting {
-            self.end_round(queued, shortest);
+            self.end_round(now, queued, shortest);
         }
         self.shortest = None;
         self.was_full = false;
-        self.round_ends = now + shortest;
+        let round = match self.is_careful(now) {
+            true => shortest.max(CAREFUL_ROUND),
+            false => shortest,
+        };
+        self.round_ends = now + round;
     }
 
     fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent: bool, _: u64) {
@@ -163,6 +232,7 @@ impl Controller for DelayBound {
             return;
         }
         self.recovery_since = now;
+        self.has_lost = true;
         self.is_starting = false;
         self.window_bytes = match is_persistent {
             true => self.floor_bytes(),
@@ -268,6 +338,24 @@ mod tests {
     }
 
     #[test]
+    fn what_an_acknowledgement_was_held_back_for_is_not_in_a_round_trip() {
+        // As quinn estimates: what comes in is what it was told, less the peer's delay.
+        let (mut samples, mut estimate) = (Samples::default(), Duration::from_millis(10));
+        assert_eq!(samples.next(estimate), None);
+        for (at, micros) in [480, 520, 16_000, 900, 700, 25_000].into_iter().enumerate() {
+            let took = Duration::from_micros(micros);
+            estimate = match at {
+                0 => took,
+                _ => (7 * estimate + took) / 8,
+            };
+            let sample = samples.next(estimate).unwrap();
+            let off = sample.abs_diff(took);
+            assert!(off < Duration::from_nanos(10), "{sample:?}");
+            assert_eq!(samples.next(estimate), None);
+        }
+    }
+
+    #[test]
     fn an_unused_window_does_not_grow() {
         let mut path = Path::new();
         let before = path.packets();
@@ -329,13 +417,22 @@ mod tests {
             path.lose(false);
         }
         assert_eq!(path.packets(), FLOOR_PACKETS);
-        // A queue does not raise it, room does.
+        // A queue does not raise it, room does: a little as long as the loss is not long ago.
         path.round(40, true);
         assert_eq!(path.packets(), FLOOR_PACKETS);
         for _ in 0..64 {
             path.round(0, true);
         }
-        assert!(path.packets() > FLOOR_PACKETS);
+        let careful = path.packets();
+        assert!(
+            (FLOOR_PACKETS..=FLOOR_PACKETS + 2).contains(&careful),
+            "{careful}"
+        );
+        path.now += CAREFUL;
+        for _ in 0..64 {
+            path.round(0, true);
+        }
+        assert!(path.packets() > 32 * FLOOR_PACKETS, "{}", path.packets());
         path.now += Duration::from_millis(1);
         path.lose(true);
         assert_eq!(path.packets(), FLOOR_PACKETS, "persistent congestion");

@@ -54,7 +54,7 @@ const SEED_WINDOW_BYTES: u32 = 64 << 10;
 /// Ceiling: less than seven eighths of a receiver's window. quinn counts against it what is written, not
 /// what is sent, and a receiver gives more of it an eighth at a time: a control frame that has to wait for
 /// that waits for 2 MiB of chunks, 0.8 s at 20 Mbit/s, where an acknowledgement comes within 25 ms.
-const SEND_WINDOW_BYTES: u64 = 12 << 20;
+pub(crate) const SEND_WINDOW_BYTES: u64 = 12 << 20;
 
 const _: () = assert!(SEND_WINDOW_BYTES < CONNECTION_WINDOW_BYTES as u64 / 8 * 7);
 
@@ -80,17 +80,21 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Longer than three lost keep-alives; chunk deadlines notice a stalled peer long before.
 const IDLE_TIMEOUT_MS: u32 = 8_000;
 
-/// How much a receiver may leave unacknowledged, ten packets of Ethernet's size. What it saves was measured
-/// over a pair of namespaces, 50 Mbit/s (tbf) with data both ways: 1,080 acknowledgements for 24 MB instead of
-/// 2,100 with quinn's default, at some 80 bytes on the wire 0.3 % of what is somebody's uplink. It
-/// saves no processor time that could be seen (1.8 s for 1 GiB on both sides together, either way).
+/// How much a receiver may leave unacknowledged, four packets of Ethernet's size. Windows before short queues are
+/// small, and what is not acknowledged at once comes back after [`ACK_DELAY`] only: with ten packets 0.64 of
+/// 50 Mbit/s were used behind a queue of 5 ms, and 0.03 of 100 Mbit/s behind one of 1 ms, with four all of it and
+/// 0.92 (`congestion::table`). With two, queues were 4 to 7 ms longer there.
 ///
-/// In bytes: with jumbo packets it is two. A window that rests on its floor (`congestion`) is three or four of
-/// those; with ten they are acknowledged after [`ACK_DELAY`] only, and that looks like a queue (TUNING.md).
-const ACK_EVERY_BYTES: u32 = 10 * 1452;
+/// What more would save was measured over a pair of namespaces, 50 Mbit/s (tbf) with data both ways: 1,080
+/// acknowledgements for 24 MB with ten packets instead of 2,100 with quinn's default, at some 80 bytes on the wire
+/// 0.3 % of what is somebody's uplink, and no processor time that could be seen.
+///
+/// In bytes: with jumbo packets it is each second one.
+const ACK_EVERY_BYTES: u32 = 4 * 1452;
 
-/// Not fewer: each would be answered by itself (RFC 9000, 13.2.2).
-const ACK_EVERY_MIN: u32 = 2;
+/// quinn asks the peer to leave as many unanswered as this, not fewer: each second packet is answered (RFC 9000,
+/// 13.2.2).
+const ACK_EVERY_MIN: u32 = 1;
 
 /// …but no longer than this, or the end of a chunk and a small window would wait. At 50 Mbit/s from
 /// eight peers ten packets of one of them take longer, so that this decides: 12 ms instead of 5 save a

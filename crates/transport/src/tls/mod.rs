@@ -344,6 +344,12 @@ impl Dialer {
         Ok(config)
     }
 
+    /// What it dials with, for endpoints without sockets.
+    #[cfg(test)]
+    pub(crate) fn bare_config(&self, expected: Role) -> Result<quinn::ClientConfig, TlsError> {
+        self.client_config(expected, Verdict::default())
+    }
+
     fn explain(
         &self,
         address: SocketAddr,
