@@ -122,11 +122,25 @@ impl Network {
     /// # Errors
     /// When a namespace, a cable or its shaping cannot be made.
     pub fn lay_out(nodes: u8, node_mbit: u64, seed_mbit: u64) -> Result<Self, NetnsError> {
+        Self::lay_out_any(nodes, Some(node_mbit), Some(seed_mbit))
+    }
+
+    /// The same with cables that need not be shaped: `None` is as fast as the machine.
+    ///
+    /// # Errors
+    /// As [`Network::lay_out`].
+    pub fn lay_out_any(
+        nodes: u8,
+        node_mbit: Option<u64>,
+        seed_mbit: Option<u64>,
+    ) -> Result<Self, NetnsError> {
         let bridge = Bridge::create("switch")?;
-        let site = |label: &str, host, rate_mbit: u64| {
+        let site = |label: &str, host, rate_mbit: Option<u64>| {
             let namespace = Namespace::create(label)?;
             let link = bridge.attach(&namespace, Ipv4Addr::new(10, 79, 0, host), 24)?;
-            link.shape(rate_mbit * MBIT)?;
+            if let Some(rate_mbit) = rate_mbit {
+                link.shape(rate_mbit * MBIT)?;
+            }
             Ok::<_, NetnsError>(Site { namespace, link })
         };
         let seed = site("seed", 1, seed_mbit)?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::links::{DRILL, LIMIT, QUICK_DRILL, finished};
-use super::{Drill, Failure, Fault, Outcome};
+use super::{Bound, Drill, Failure, Fault, Outcome};
 use crate::bad_cable::{BadCable, Dice, Done, Fate};
 
 const MS: Duration = Duration::from_millis(1);
@@ -15,6 +15,9 @@ const MS: Duration = Duration::from_millis(1);
 pub(super) const DELAY: Fault = Fault {
     name: "cables: delay 25 ms each way",
     need_bytes: DRILL.need_bytes(),
+    // Fifty milliseconds for each round trip of joining and of the first requests: a third more was
+    // measured. A download that takes a trip for each chunk is many times slower.
+    bound: Some(Bound::times(2.5)),
     inject: |directory| {
         spoil(
             directory,
@@ -29,6 +32,9 @@ pub(super) const DELAY: Fault = Fault {
 pub(super) const REORDER: Fault = Fault {
     name: "cables: reorder 5 %",
     need_bytes: DRILL.need_bytes(),
+    // What comes late is taken for lost and sent again, which slows its sender down: 1.6 times was
+    // measured.
+    bound: Some(Bound::times(3.0)),
     inject: |directory| {
         spoil(
             directory,
@@ -43,6 +49,8 @@ pub(super) const REORDER: Fault = Fault {
 pub(super) const DUPLICATE: Fault = Fault {
     name: "cables: duplicate 5 %",
     need_bytes: DRILL.need_bytes(),
+    // The twentieth more that arrives is thrown away, and costs the sender nothing.
+    bound: Some(Bound::times(2.0)),
     inject: |directory| {
         spoil(
             directory,
@@ -60,6 +68,8 @@ pub(super) const DUPLICATE: Fault = Fault {
 pub(super) const CORRUPT: Fault = Fault {
     name: "cables: corrupt 1 %",
     need_bytes: DRILL.need_bytes(),
+    // What fails its check is a loss of one in a hundred, as in `links: loss 1 %`.
+    bound: Some(Bound::times(3.0)),
     inject: |directory| {
         spoil(
             directory,
@@ -77,6 +87,9 @@ pub(super) const CORRUPT: Fault = Fault {
 pub(super) const ALL_AT_ONCE: Fault = Fault {
     name: "cables: all of these and loss 1 %",
     need_bytes: QUICK_DRILL.need_bytes(),
+    // Losses of two in a hundred and all the rest, in a download of two seconds: three times as long was
+    // measured.
+    bound: Some(Bound::times(6.0)),
     inject: |directory| {
         // The scarcest of them: none may be missing.
         let least = |done: Done| {

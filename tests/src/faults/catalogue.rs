@@ -20,24 +20,28 @@ const REFUSALS: [&str; 3] = ["no image of that name", "pin does not match", "is 
 pub(super) const AT_ONCE: Fault = Fault {
     name: "catalogue: published and fetched at once",
     need_bytes: 8 * IMAGE_BYTES,
+    bound: None,
     inject: at_once,
 };
 
 pub(super) const YESTERDAYS_PIN: Fault = Fault {
     name: "catalogue: yesterday's pin, seed restarted",
     need_bytes: 12 * IMAGE_BYTES,
+    bound: None,
     inject: yesterdays_pin,
 };
 
 pub(super) const SLOW_DOWNLOAD: Fault = Fault {
     name: "catalogue: published anew in a slow download",
     need_bytes: 12 * IMAGE_BYTES,
+    bound: None,
     inject: slow_download,
 };
 
 pub(super) const COMES_LATE: Fault = Fault {
     name: "catalogue: address and source come late",
     need_bytes: 6 * IMAGE_BYTES,
+    bound: None,
     inject: comes_late,
 };
 

@@ -16,8 +16,8 @@ use crate::swarm::{Agent, Place, STOP_GRACE, Seed, programs};
 
 const DRILL: Drill = Drill {
     nodes: 3,
-    node_mbit: 20,
-    seed_mbit: 20,
+    node_mbit: Some(20),
+    seed_mbit: Some(20),
     image_bytes: 8_000_000,
 };
 const LIMIT: Duration = Duration::from_secs(120);
@@ -27,24 +27,28 @@ const NO_SUCH_IMAGE: i32 = 6;
 pub(super) const SOURCE_REPLACED: Fault = Fault {
     name: "disk: source replaced while served",
     need_bytes: DRILL.need_bytes() + DRILL.image_bytes,
+    bound: None,
     inject: source_replaced,
 };
 
 pub(super) const COPY_DAMAGED: Fault = Fault {
     name: "disk: published copies damaged",
     need_bytes: 60_000_000,
+    bound: None,
     inject: copy_damaged,
 };
 
 pub(super) const PUBLISHED_IN_A_LOOP: Fault = Fault {
     name: "disk: published in a loop",
     need_bytes: 16 * DRILL.image_bytes,
+    bound: None,
     inject: published_in_a_loop,
 };
 
 pub(super) const STATE_FULL: Fault = Fault {
     name: "disk: state full",
     need_bytes: 60_000_000,
+    bound: None,
     inject: state_full,
 };
 
@@ -196,7 +200,7 @@ fn published_in_a_loop(directory: &Path) -> Result<Outcome, Failure> {
     for number in 0..VERSIONS {
         source::write(&version(number), DRILL.image_bytes, number)?;
     }
-    let network = Network::lay_out(DRILL.nodes, DRILL.node_mbit, DRILL.seed_mbit)?;
+    let network = DRILL.lay_out()?;
     let published = [("debian", &*version(0))];
     let mut seed = Seed::start(network.seed.place(), directory, &published, &[])?;
     let url = seed.url("debian")?;

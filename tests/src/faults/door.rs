@@ -18,18 +18,21 @@ use crate::swarm::{HTTP_PORT, Place, SWARM_PORT, Seed, programs};
 pub(super) const LOCKED: Fault = Fault {
     name: "disk: state locked",
     need_bytes: 50_000_000,
+    bound: None,
     inject: locked,
 };
 
 pub(super) const HELD_JOINS: Fault = Fault {
     name: "strangers: hold joins",
     need_bytes: 50_000_000,
+    bound: None,
     inject: |directory| strangers(directory, Hold::Joins, 9),
 };
 
 pub(super) const HELD_HTTP: Fault = Fault {
     name: "strangers: hold http",
     need_bytes: 50_000_000,
+    bound: None,
     inject: |directory| strangers(directory, Hold::Http, 33),
 };
 

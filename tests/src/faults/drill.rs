@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::{Added, Failure};
+use crate::netns::NetnsError;
 use crate::network::{Network, all_finish};
 use crate::scratch::Scratch;
 use crate::source;
@@ -19,10 +20,10 @@ const QUIET_LIMIT: Duration = Duration::from_secs(120);
 pub struct Drill {
     /// How many nodes.
     pub nodes: u8,
-    /// Their links, both ways.
-    pub node_mbit: u64,
+    /// Their links, both ways; `None` is not shaped.
+    pub node_mbit: Option<u64>,
     /// The seed's.
-    pub seed_mbit: u64,
+    pub seed_mbit: Option<u64>,
     /// The image's length.
     pub image_bytes: u64,
 }
@@ -82,7 +83,7 @@ impl Drill {
     ) -> Result<Running, Failure> {
         let image = directory.join("source");
         source::write(&image, self.image_bytes, 1)?;
-        let network = Network::lay_out(self.nodes, self.node_mbit, self.seed_mbit)?;
+        let network = self.lay_out()?;
         prepare(&network)?;
         let mut seed = Seed::start(network.seed.place(), directory, &[("debian", &image)], &[])?;
         let url = seed.url("debian")?;
@@ -100,6 +101,14 @@ impl Drill {
             start,
             drill: self,
         })
+    }
+
+    /// Its seed and nodes, where no program runs yet.
+    ///
+    /// # Errors
+    /// As [`Network::lay_out`].
+    pub fn lay_out(self) -> Result<Network, NetnsError> {
+        Network::lay_out_any(self.nodes, self.node_mbit, self.seed_mbit)
     }
 
     /// How long it takes without a fault. Measured once in a process.
@@ -133,13 +142,17 @@ impl Drill {
 
 impl Running {
     /// Waits until every node has the image, each for at most `limit`, and compares the copies.
-    /// Returns the time from the nodes' start.
+    /// Returns the time from the nodes' start to the last one's end.
     ///
     /// # Errors
     /// When a node ends without it, is late, or has something else.
     pub fn finish(&mut self, limit: Duration) -> Result<Duration, Failure> {
+        for agent in &mut self.agents {
+            agent.wait_complete(limit)?;
+        }
+        let took = self.start.elapsed();
         all_finish(&mut self.agents, &self.image, limit)?;
-        Ok(self.start.elapsed())
+        Ok(took)
     }
 
     /// [`Running::finish`], held against the same download without the fault.

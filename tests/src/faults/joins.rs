@@ -10,7 +10,7 @@ use super::links::{DRILL, LIMIT, finished, sieves, total};
 use super::{Added, Failure, Fault, Outcome};
 use crate::bad_cable::{BadCable, Dice, Direction, Done, Fate};
 use crate::netns::NODE_INTERFACE;
-use crate::network::{Network, sum};
+use crate::network::sum;
 use crate::process::ProcessError;
 use crate::sieve::Sieve;
 use crate::source;
@@ -27,6 +27,7 @@ const GAP_MAX: Duration = Duration::from_secs(13);
 pub(super) const TWICE: Fault = Fault {
     name: "join: answers come twice",
     need_bytes: DRILL.need_bytes(),
+    bound: None,
     inject: |directory| {
         let twice = Fate {
             copies: 2,
@@ -45,6 +46,7 @@ pub(super) const TWICE: Fault = Fault {
 pub(super) const LATE: Fault = Fault {
     name: "join: answers 1 to 3 s late",
     need_bytes: DRILL.need_bytes(),
+    bound: None,
     inject: |directory| {
         let late = |dice: &mut Dice| Fate {
             hold: Duration::from_millis(1000 + dice.below(2000)),
@@ -58,18 +60,21 @@ pub(super) const LATE: Fault = Fault {
 pub(super) const MISSING: Fault = Fault {
     name: "join: first answers missing",
     need_bytes: DRILL.need_bytes(),
+    bound: None,
     inject: missing,
 };
 
 pub(super) const SEED_LATE: Fault = Fault {
     name: "join: seed starts 60 s late",
     need_bytes: DRILL.need_bytes(),
+    bound: None,
     inject: seed_late,
 };
 
 pub(super) const ONE_ADDRESS: Fault = Fault {
     name: "join: two nodes with one address",
     need_bytes: DRILL.need_bytes(),
+    bound: None,
     inject: one_address,
 };
 
@@ -256,7 +261,7 @@ fn seed_late(directory: &Path) -> Result<Outcome, Failure> {
 fn one_address(directory: &Path) -> Result<Outcome, Failure> {
     let image = directory.join("source");
     source::write(&image, DRILL.image_bytes, 1)?;
-    let network = Network::lay_out(DRILL.nodes, DRILL.node_mbit, DRILL.seed_mbit)?;
+    let network = DRILL.lay_out()?;
     let mut seed = Seed::start(network.seed.place(), directory, &[("debian", &image)], &[])?;
     let url = seed.url("debian")?;
     let address = network.nodes[0].link.address();

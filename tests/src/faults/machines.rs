@@ -35,32 +35,38 @@ const LARGE_IMAGE_BYTES: u64 = 320 << 20;
 pub(super) const CLOCKS: Fault = Fault {
     name: "machine: clock at 1970 and 2100",
     need_bytes: 0,
+    bound: None,
     inject: |_| Ok(clocks()?),
 };
 pub(super) const IMAGE_LARGER_THAN_RAM: Fault = Fault {
     name: "machine: image larger than RAM",
     need_bytes: 0,
+    bound: None,
     inject: |_| Ok(image_larger_than_memory()?),
 };
 pub(super) const MODULE_MISSING: Fault = Fault {
     name: "machine: module missing",
     need_bytes: 0,
+    bound: None,
     inject: |_| Ok(missing_modules()?),
 };
 pub(super) const AGENT_DIES: Fault = Fault {
     name: "machine: agent dies after handoff",
     need_bytes: 0,
+    bound: None,
     inject: |_| Ok(agent_dies()?),
 };
 pub(super) const FIRST_SEED_DESTROYED: Fault = Fault {
     name: "machine: first seed destroyed",
     need_bytes: 0,
+    bound: None,
     inject: |_| Ok(first_seed_destroyed()?),
 };
 
 pub(super) const SEED_AWAY: Fault = Fault {
     name: "machine: seed away longer than ROOTDELAY",
     need_bytes: 0,
+    bound: None,
     inject: |_| Ok(seed_away()?),
 };
 

@@ -22,6 +22,7 @@ const RESOURCE: i32 = 5;
 pub(super) const IMAGE_TOO_LARGE: Fault = Fault {
     name: "memory: image larger than RAM",
     need_bytes: 3 * IMAGE_BYTES,
+    bound: None,
     inject: image_too_large,
 };
 

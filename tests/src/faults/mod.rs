@@ -5,11 +5,13 @@
 //! and says what did. To add a row: write `pub(super) const NAME: Fault` in the file of its group and
 //! name it in [`ALL`] or, where it needs a virtual machine, in [`MACHINES`]. A row that must not only
 //! survive but be compared uses a [`Drill`]: the same download with and without the fault, in one run.
+//! How much longer it may take is the row's [`Bound`], which the command holds it to, and no test.
 //!
 //! [`boots`] is no row: many machines in a row over cables that lose packets (`cargo xtask boots`).
 
 mod bad_cables;
 pub mod boots;
+mod bound;
 mod catalogue;
 mod disk;
 mod door;
@@ -28,6 +30,7 @@ use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
 
+pub use bound::{Beyond, Bound};
 pub use drill::{Drill, Running};
 
 /// What fails a row: one line.
@@ -40,6 +43,9 @@ pub struct Fault {
     pub name: &'static str,
     /// Free space it needs in its directory, in bytes.
     pub need_bytes: u64,
+    /// How much longer the last node may take than without it, where that is a question: for
+    /// [`Fault::judge`] alone.
+    pub bound: Option<Bound>,
     /// Injects it, with an empty directory of its own.
     pub inject: fn(&Path) -> Result<Outcome, Failure>,
 }
@@ -89,6 +95,7 @@ pub const ALL: &[Fault] = &[
     links::LOSS_1,
     links::LOSS_5,
     links::MTU_9000,
+    links::MTU_9000_NOT_SHAPED,
     links::MTU_1500,
     links::MTU_1280,
     links::BLACK_HOLE,
@@ -146,6 +153,16 @@ impl Fault {
         }
         Ok(outcome)
     }
+
+    /// Whether what it cost is within its bound. For the command, on a machine with little else to do:
+    /// a test that cargo runs does not ask.
+    ///
+    /// # Errors
+    /// When it is beyond it.
+    pub fn judge(&self, outcome: &Outcome) -> Result<(), Beyond> {
+        self.bound
+            .map_or(Ok(()), |bound| bound.judge(outcome.added))
+    }
 }
 
 #[cfg(test)]
@@ -162,10 +179,51 @@ mod tests {
     }
 
     #[test]
+    fn every_row_of_links_and_cables_has_a_bound() {
+        let is_of_a_link = |name: &str| name.starts_with("links:") || name.starts_with("cables:");
+        for fault in ALL.iter().filter(|fault| is_of_a_link(fault.name)) {
+            let bound = fault.bound.expect(fault.name);
+            assert!(bound.factor >= 1.0, "{}: {bound}", fault.name);
+        }
+    }
+
+    #[test]
+    fn a_row_is_judged_by_its_own_bound() {
+        let fault = |bound| Fault {
+            name: "test",
+            need_bytes: 0,
+            bound,
+            inject: |_| Err("not injected".into()),
+        };
+        let outcome = |added| Outcome {
+            fired: 1,
+            unit: "tests",
+            outcome: String::new(),
+            added,
+        };
+        let slow = Some(Added {
+            with: Duration::from_secs(10),
+            without: Duration::from_secs(4),
+        });
+        for (bound, added, is_within) in [
+            (None, None, true),
+            (None, slow, true),
+            (Some(Bound::times(3.0)), slow, true),
+            (Some(Bound::times(2.0)), slow, false),
+            (Some(Bound::after(2, 2.0)), slow, true),
+            (Some(Bound::times(2.0)), None, false),
+        ] {
+            let judged = fault(bound).judge(&outcome(added));
+            assert_eq!(judged.is_ok(), is_within, "{bound:?}, {added:?}");
+        }
+    }
+
+    #[test]
     fn a_fault_that_did_not_fire_proves_nothing() {
         let fault = |fired| Fault {
             name: "test",
             need_bytes: 0,
+            bound: None,
             inject: match fired {
                 true => |_| {
                     Ok(Outcome {

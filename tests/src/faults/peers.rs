@@ -14,8 +14,8 @@ use crate::swarm::{Agent, Seed};
 
 const DRILL: Drill = Drill {
     nodes: 6,
-    node_mbit: 20,
-    seed_mbit: 20,
+    node_mbit: Some(20),
+    seed_mbit: Some(20),
     image_bytes: 12_000_000,
 };
 const LOST: usize = DRILL.nodes as usize / 2;
@@ -26,18 +26,21 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub(super) const VANISHED: Fault = Fault {
     name: "peers: half vanish",
     need_bytes: DRILL.need_bytes(),
+    bound: None,
     inject: vanished,
 };
 
 pub(super) const FROZEN: Fault = Fault {
     name: "peers: half freeze",
     need_bytes: DRILL.need_bytes(),
+    bound: None,
     inject: frozen,
 };
 
 pub(super) const UNPLUGGED: Fault = Fault {
     name: "peers: half lose their link",
     need_bytes: DRILL.need_bytes(),
+    bound: None,
     inject: unplugged,
 };
 
@@ -48,6 +51,7 @@ const FIRST_BIT_PER_S: u64 = 100_000_000;
 pub(super) const UNREACHABLE: Fault = Fault {
     name: "peers: one that nobody can dial",
     need_bytes: NEXT_BYTES * 6,
+    bound: None,
     inject: |directory| {
         after(directory, "packets dropped", 1.0, |network, _| {
             network.nodes[0].wall_off()?;
@@ -59,6 +63,7 @@ pub(super) const UNREACHABLE: Fault = Fault {
 pub(super) const KILLED_MIDWAY: Fault = Fault {
     name: "peers: killed midway",
     need_bytes: NEXT_BYTES * 6,
+    bound: None,
     inject: |directory| {
         after(directory, "nodes killed", 0.3, |_, first| {
             first.process.kill()?;

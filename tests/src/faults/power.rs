@@ -20,6 +20,7 @@ const PAIRS: u8 = 2;
 pub(super) const POWER_OFF: Fault = Fault {
     name: "machine: poweroff",
     need_bytes: 0,
+    bound: None,
     inject: |_| Ok(power_off()?),
 };
 

@@ -10,18 +10,21 @@ const NEED_BYTES: u64 = 200_000_000;
 pub(super) const MOVED: Fault = Fault {
     name: "reach: address changed while serving",
     need_bytes: NEED_BYTES,
+    bound: None,
     inject: |directory| moved(directory, |name| name != "a link that flaps"),
 };
 
 pub(super) const FLAPS: Fault = Fault {
     name: "reach: link flaps while serving",
     need_bytes: NEED_BYTES,
+    bound: None,
     inject: |directory| moved(directory, |name| name == "a link that flaps"),
 };
 
 pub(super) const FIREWALLS: Fault = Fault {
     name: "reach: firewall on every node",
     need_bytes: NEED_BYTES,
+    bound: None,
     inject: |directory| {
         let case = Firewalled {
             complete: 2,
@@ -45,6 +48,7 @@ pub(super) const FIREWALLS: Fault = Fault {
 pub(super) const CLOSED: Fault = Fault {
     name: "reach: a node drops everything",
     need_bytes: NEED_BYTES,
+    bound: None,
     inject: |directory| {
         Ok(Outcome {
             fired: one_that_drops_everything(directory, 4)?,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::links::{LIMIT, QUICK_DRILL, finished};
 use super::{Failure, Fault, Outcome};
-use crate::network::{Network, Site, all_finish, sum};
+use crate::network::{Site, all_finish, sum};
 use crate::process::Process;
 use crate::source;
 use crate::swarm::{Agent, STOP_GRACE, Seed, programs};
@@ -23,12 +23,14 @@ const GAVE_UP: i32 = 4;
 pub(super) const PASSING: Fault = Fault {
     name: "join: image published after the nodes asked",
     need_bytes: 2 * QUICK_DRILL.need_bytes(),
+    bound: None,
     inject: passing,
 };
 
 pub(super) const SEED_AWAY: Fault = Fault {
     name: "join: seed away longer than ROOTDELAY",
     need_bytes: QUICK_DRILL.need_bytes(),
+    bound: None,
     inject: seed_away,
 };
 
@@ -48,7 +50,7 @@ fn passing(directory: &Path) -> Result<Outcome, Failure> {
     source::write(&new, QUICK_DRILL.image_bytes, 2)?;
     let pin = blake3::hash(&std::fs::read(&new)?);
     let drill = QUICK_DRILL;
-    let network = Network::lay_out(drill.nodes, drill.node_mbit, drill.seed_mbit)?;
+    let network = drill.lay_out()?;
     let seed = Seed::start(network.seed.place(), directory, &[("debian", &old)], &[])?;
     let mut agents = Vec::new();
     for (number, site) in network.nodes.iter().enumerate() {

@@ -15,8 +15,8 @@ use crate::swarm::{Agent, Seed};
 
 const DRILL: Drill = Drill {
     nodes: 6,
-    node_mbit: 20,
-    seed_mbit: 60,
+    node_mbit: Some(20),
+    seed_mbit: Some(60),
     image_bytes: 12_000_000,
 };
 const LIMIT: Duration = Duration::from_secs(120);
@@ -27,18 +27,21 @@ const WAITING: [&str; 2] = ["no seed is connected", "neither the seed nor a peer
 pub(super) const KILLED_10: Fault = Fault {
     name: "seeds: killed at 10 %",
     need_bytes: DRILL.need_bytes(),
+    bound: None,
     inject: |directory| killed(directory, 0.1),
 };
 
 pub(super) const KILLED_50: Fault = Fault {
     name: "seeds: killed at 50 %",
     need_bytes: DRILL.need_bytes(),
+    bound: None,
     inject: |directory| killed(directory, 0.5),
 };
 
 pub(super) const KILLED_90: Fault = Fault {
     name: "seeds: killed at 90 %",
     need_bytes: DRILL.need_bytes(),
+    bound: None,
     inject: |directory| killed(directory, 0.9),
 };
 
