@@ -1,8 +1,7 @@
 //! mbuffer: each node writes what it receives and passes it on to the next, over one TCP connection. It is what
 //! dolly, Kascade and many a shell script do.
 //!
-//! Blocks are 64 KiB and buffers 8 MiB: with the default of 4 MiB a block, each node begins to pass on when it has
-//! one.
+//! Blocks are 64 KiB instead of 4 MiB, and buffers 8 MiB: a node passes on whole blocks.
 
 use std::path::Path;
 

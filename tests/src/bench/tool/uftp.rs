@@ -1,8 +1,8 @@
 //! uftp: the seed multicasts to all nodes, encrypted with AES-256-GCM, and sends again what some of them missed.
 //!
 //! It sends at a fixed rate, of which it has to be told: 94 % of the slowest link, and as fast as it can where links
-//! are not shaped. Its other way, TFMCC (RFC 4654), goes by losses and was slower in this lab. It begins when
-//! all nodes have registered; the first round trip that it assumes is that of a LAN instead of half a second.
+//! are not shaped. It begins when all nodes have registered; the first round trip that it assumes is that of a LAN
+//! instead of half a second.
 
 use std::path::Path;
 
