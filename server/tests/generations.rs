@@ -520,15 +520,19 @@ fn a_copy_that_was_mended_is_what_is_sent() {
         drop(file);
         assert_eq!(shop.publish("web", length, 7, &[]), id);
         assert_eq!(fs::read(&path).unwrap(), whole);
-        let maps = fs::read_to_string(format!("/proc/{}/maps", server.pid())).unwrap();
-        let stale: Vec<_> = maps
-            .lines()
-            .filter(|line| line.ends_with("(deleted)"))
-            .collect();
-        assert!(
-            stale.iter().all(|line| !line.contains("image")),
-            "{stale:?}"
-        );
-        assert!(maps.contains(&format!("{id}/image")), "{maps}");
+        let sent = server.request("GET", &format!("/blobs/{id}"), &[]).body;
+        assert!(sent == whole, "{chunks} chunks: what is sent over HTTP");
+        // The swarm lets go of the old copy a moment after the new one is there.
+        let begin = Instant::now();
+        loop {
+            let maps = fs::read_to_string(format!("/proc/{}/maps", server.pid())).unwrap();
+            let is_stale = |line: &&str| line.ends_with("(deleted)") && line.contains("image");
+            let stale: Vec<_> = maps.lines().filter(is_stale).collect();
+            if stale.is_empty() && maps.contains(&format!("{id}/image")) {
+                break;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(30), "{maps}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
