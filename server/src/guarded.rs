@@ -116,12 +116,17 @@ pub enum GuardError {
 impl GuardedFile {
     /// Its contents; `None` if it is not there.
     pub(crate) fn read(&self, state: &Path) -> Result<Option<Vec<u8>>, GuardError> {
+        let opened = self.open(state)?;
+        opened
+            .map(|(file, _)| self.contents(state, &file))
+            .transpose()
+    }
+
+    /// The file itself, once it is known that only those could get at it who should; `None` if it is not
+    /// there.
+    pub(crate) fn open(&self, state: &Path) -> Result<Option<(File, fs::Metadata)>, GuardError> {
         let path = state.join(self.name);
-        let failed = |source| GuardError::Io {
-            what: self.what,
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| self.cannot_read(&path, source);
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -135,6 +140,12 @@ impl GuardedFile {
         // Of the open file, not of the path: what is checked is what is read.
         let found = file.metadata().map_err(failed)?;
         self.check(state, &path, &found)?;
+        Ok(Some((file, found)))
+    }
+
+    /// The contents of what was opened.
+    pub(crate) fn contents(&self, state: &Path, file: &File) -> Result<Vec<u8>, GuardError> {
+        let failed = |source| self.cannot_read(&state.join(self.name), source);
         let mut contents = Vec::new();
         file.take(self.max_bytes + 1)
             .read_to_end(&mut contents)
@@ -142,7 +153,15 @@ impl GuardedFile {
         if contents.len() as u64 > self.max_bytes {
             return Err(failed(io::ErrorKind::FileTooLarge.into()));
         }
-        Ok(Some(contents))
+        Ok(contents)
+    }
+
+    fn cannot_read(&self, path: &Path, source: io::Error) -> GuardError {
+        GuardError::Io {
+            what: self.what,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     fn check(&self, state: &Path, path: &Path, found: &fs::Metadata) -> Result<(), GuardError> {

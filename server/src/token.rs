@@ -14,6 +14,7 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rootswarm_swarm::NodeId;
@@ -21,16 +22,15 @@ use rootswarm_swarm::NodeId;
 use crate::durable::Lock;
 use crate::exit::Exit;
 use crate::guarded::TOKENS;
-use crate::node_name::{node_hex, parse_node};
 use crate::state::{StateDir, StateError};
 
 mod mirroring;
 mod taken_back;
+mod taking;
+mod text;
 
-const HEADER: &str = "rootswarm-tokens 2";
-
-/// What an earlier release wrote.
-const HEADER_1: &str = "rootswarm-tokens 1";
+pub use text::{format, parse};
+use text::{format_record, parse_record, parse_used};
 
 /// How long the node that used a one-time token up may show it again: some attempts to join, with
 /// their timeouts and the waits between them.
@@ -47,7 +47,7 @@ const RENEW_AFTER_S: u64 = 25;
 /// files, 0.1 s on a disk that turns.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How many tokens the file may hold: it is read at each join, and 10,000 lines (1.2 MB) are read
+/// How many tokens the file may hold: it is read anew after each change, and 10,000 lines (1.2 MB) are read
 /// in about 2 ms.
 pub const MAX_TOKENS: usize = 10_000;
 
@@ -185,6 +185,8 @@ pub struct Tokens {
     state: StateDir,
     /// Whether a token that was used up is kept until it expires: a mirror has to tell its primary.
     keeps_used: bool,
+    kept: Arc<text::Kept>,
+    queue: Arc<taking::Queue>,
 }
 
 /// Seconds since 1970 by this host's clock.
@@ -198,17 +200,20 @@ pub fn now_unix_s() -> u64 {
 impl Tokens {
     /// The tokens kept in `state`.
     pub fn new(state: StateDir) -> Tokens {
-        Tokens {
-            state,
-            keeps_used: false,
-        }
+        Tokens::with(state, false)
     }
 
     /// The tokens kept in the `state` of a mirror.
     pub fn of_mirror(state: StateDir) -> Tokens {
+        Tokens::with(state, true)
+    }
+
+    fn with(state: StateDir, keeps_used: bool) -> Tokens {
         Tokens {
             state,
-            keeps_used: true,
+            keeps_used,
+            kept: Arc::default(),
+            queue: Arc::default(),
         }
     }
 
@@ -258,7 +263,7 @@ impl Tokens {
         let (id, secret) = digits.split_at(8);
         let token = format!("{id}-{secret}");
         let _lock = self.state.lock()?;
-        let mut records = self.load()?;
+        let mut records = self.load_to_change()?;
         self.prune(&mut records, now_unix_s);
         if records.len() >= MAX_TOKENS {
             // Who used one up is worth less than a token for the next machine.
@@ -284,9 +289,11 @@ impl Tokens {
 
     /// The tokens that admit whoever shows them at `now_unix_s`.
     pub fn list(&self, now_unix_s: u64) -> Result<Vec<TokenRecord>, TokenError> {
-        let mut records = self.load()?;
-        records.retain(|record| record.admits(None, now_unix_s));
-        Ok(records)
+        let records = self.load()?;
+        let good = records
+            .iter()
+            .filter(|record| record.admits(None, now_unix_s));
+        Ok(good.cloned().collect())
     }
 
     /// Whether `token` admits `bearer` now. Uses nothing up.
@@ -305,108 +312,19 @@ impl Tokens {
             .ok_or(TokenRefusal::Invalid))
     }
 
-    /// Admits `bearer`, and marks a one-time token as used by it first: of two nodes that show the
-    /// same one at the same time, one is admitted.
-    pub fn consume(
-        &self,
-        token: Option<&str>,
-        bearer: NodeId,
-        now_unix_s: u64,
-    ) -> Result<Result<Use, TokenRefusal>, TokenError> {
-        let Some(token) = token else {
-            return Ok(Err(TokenRefusal::Missing));
-        };
-        // Only what has to be written waits for other writers.
-        let records = self.load()?;
-        match find(&records, token, Some(bearer), now_unix_s).map(|index| &records[index]) {
-            None => return Ok(Err(TokenRefusal::Invalid)),
-            Some(found) if found.usage == Use::Reusable || found.used.is_some() => {
-                return Ok(Ok(found.usage));
-            }
-            Some(_) => {}
-        }
-        let _lock = self.lock_soon()?;
-        let mut records = self.load()?;
-        let Some(index) = find(&records, token, Some(bearer), now_unix_s) else {
-            return Ok(Err(TokenRefusal::Invalid));
-        };
-        let record = &mut records[index];
-        let usage = record.usage;
-        if usage == Use::OneTime && record.used.is_none() {
-            record.used = Some(Used {
-                by: bearer,
-                at_unix_s: now_unix_s,
-            });
-            self.prune(&mut records, now_unix_s);
-            self.store(&records)?;
-        }
-        Ok(Ok(usage))
-    }
-
-    /// Admits `bearer` to a download of many requests, for each of them: a one-time token is marked as used
-    /// by it first, and goes on to admit it, and nobody else, until nothing was asked with it for
-    /// [`REPEAT_FOR_S`]. The download may go on when the token would have expired meanwhile. `begins` says
-    /// whether one that is unused may be taken here.
-    pub fn hold(
-        &self,
-        token: Option<&str>,
-        bearer: NodeId,
-        begins: bool,
-        now_unix_s: u64,
-    ) -> Result<Result<Held, TokenRefusal>, TokenError> {
-        let Some(token) = token else {
-            return Ok(Err(TokenRefusal::Missing));
-        };
-        let is_fresh = |record: &TokenRecord| {
-            let used = record.used.map(|used| used.at_unix_s);
-            used.is_some_and(|at| at.saturating_add(RENEW_AFTER_S) > now_unix_s)
-        };
-        // Most requests of a download change nothing, and need no lock.
-        let records = self.load()?;
-        let Some(index) = find(&records, token, Some(bearer), now_unix_s) else {
-            return Ok(Err(TokenRefusal::Invalid));
-        };
-        if records[index].usage == Use::Reusable || is_fresh(&records[index]) {
-            return Ok(Ok(Held::Yes));
-        }
-        let _lock = self.lock_soon()?;
-        let mut records = self.load()?;
-        let Some(index) = find(&records, token, Some(bearer), now_unix_s) else {
-            return Ok(Err(TokenRefusal::Invalid));
-        };
-        let record = &mut records[index];
-        if record.used.is_none() && !begins {
-            return Ok(Ok(Held::Elsewhere));
-        }
-        if !is_fresh(record) {
-            record.used = Some(Used {
-                by: bearer,
-                at_unix_s: now_unix_s,
-            });
-            let lasts = now_unix_s.saturating_add(REPEAT_FOR_S);
-            record.expires_unix_s = record.expires_unix_s.map(|expires| expires.max(lasts));
-            self.prune(&mut records, now_unix_s);
-            self.store(&records)?;
-        }
-        Ok(Ok(Held::Yes))
-    }
-
     /// The lock, if it is free soon: a node or a mirror waits, and can ask again.
     fn lock_soon(&self) -> Result<Lock, TokenError> {
         let lock = self.state.lock_within(LOCK_PATIENCE)?;
         lock.ok_or(TokenError::Locked)
     }
 
-    fn load(&self) -> Result<Vec<TokenRecord>, TokenError> {
-        let root = self.state.root();
-        let Some(text) = TOKENS.read(root).map_err(StateError::from)? else {
-            return Ok(Vec::new());
-        };
-        parse(&String::from_utf8_lossy(&text)).map_err(|(line, reason)| TokenError::Damaged {
-            path: self.path(),
-            line,
-            reason,
-        })
+    fn load(&self) -> Result<Arc<Vec<TokenRecord>>, TokenError> {
+        self.kept.load(self.state.root())
+    }
+
+    /// What can be changed. Called with the lock held.
+    fn load_to_change(&self) -> Result<Vec<TokenRecord>, TokenError> {
+        Ok(Arc::unwrap_or_clone(self.load()?))
     }
 
     /// Called with the lock held.
@@ -416,57 +334,6 @@ impl Tokens {
             .state
             .replace(&self.path(), text.as_bytes(), TOKENS.mode)?)
     }
-}
-
-/// Reads the text of a token file.
-///
-/// # Errors
-/// The first line that is not understood, counted from 1, and what is wrong with it.
-pub fn parse(text: &str) -> Result<Vec<TokenRecord>, (usize, &'static str)> {
-    let mut lines = text.lines();
-    if !lines
-        .next()
-        .is_some_and(|header| [HEADER, HEADER_1].contains(&header))
-    {
-        return Err((1, "expected the header \"rootswarm-tokens 2\""));
-    }
-    let record = |line: &str| match line.contains(char::is_control) {
-        // None is ever written; a carriage return at the end would not come back as it was.
-        true => Err("control characters"),
-        false => parse_record(line),
-    };
-    lines
-        .enumerate()
-        .map(|(index, line)| record(line).map_err(|reason| (index + 2, reason)))
-        .collect()
-}
-
-/// The text of a token file.
-pub fn format(records: &[TokenRecord]) -> String {
-    let mut text = format!("{HEADER}\n");
-    for record in records {
-        text += &format_record(record);
-        text.push('\n');
-    }
-    text
-}
-
-/// The line of one token.
-fn format_record(record: &TokenRecord) -> String {
-    let usage = match (record.usage, record.used) {
-        (Use::Reusable, _) => "reusable".to_owned(),
-        (Use::OneTime, None) => "one-time".to_owned(),
-        (Use::OneTime, Some(used)) => {
-            format!("used:{}:{}", node_hex(&used.by), used.at_unix_s)
-        }
-    };
-    let expires = record
-        .expires_unix_s
-        .map_or("never".to_owned(), |expires| expires.to_string());
-    format!(
-        "{} {} {usage} {} {expires} {}",
-        record.id, record.hash, record.created_unix_s, record.note
-    )
 }
 
 /// The record of `token` that admits `bearer`, compared by hash in constant time (`blake3::Hash` is)
@@ -485,55 +352,6 @@ pub fn find(
         }
     }
     found
-}
-
-/// `NODE:WHEN`, as it stands behind `used:`.
-fn parse_used(text: &str) -> Option<Used> {
-    let (node, at) = text.split_once(':')?;
-    Some(Used {
-        by: parse_node(node)?,
-        at_unix_s: at.parse().ok()?,
-    })
-}
-
-fn parse_record(line: &str) -> Result<TokenRecord, &'static str> {
-    let mut fields = line.splitn(6, ' ');
-    let mut field = || {
-        fields
-            .next()
-            .ok_or("expected ID HASH USE CREATED EXPIRES NOTE")
-    };
-    let id = field()?.to_owned();
-    let hash =
-        blake3::Hash::from_hex(field()?).map_err(|_| "bad hash: expected 64 hexadecimal digits")?;
-    let (usage, used) = match field()? {
-        "one-time" => (Use::OneTime, None),
-        "reusable" => (Use::Reusable, None),
-        text => match text.strip_prefix("used:").and_then(parse_used) {
-            Some(used) => (Use::OneTime, Some(used)),
-            None => return Err("bad use: expected one-time, reusable or used:NODE:WHEN"),
-        },
-    };
-    let created_unix_s = field()?
-        .parse()
-        .map_err(|_| "bad time of creation: expected seconds since 1970")?;
-    let expires_unix_s = match field()? {
-        "never" => None,
-        text => Some(
-            text.parse()
-                .map_err(|_| "bad time of expiry: expected seconds since 1970, or never")?,
-        ),
-    };
-    let note = field()?.to_owned();
-    Ok(TokenRecord {
-        id,
-        usage,
-        created_unix_s,
-        expires_unix_s,
-        note,
-        used,
-        hash,
-    })
 }
 
 #[cfg(test)]

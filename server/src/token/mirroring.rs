@@ -19,14 +19,14 @@ impl Tokens {
     pub fn report_used(&self) -> Result<Vec<u8>, String> {
         let records = self.load().map_err(|error| error.to_string())?;
         let mut text = String::new();
-        for record in records {
+        for record in records.iter() {
             // What was taken back is the primary's to say.
             if let Some(used) = record.used.filter(|used| !used.is_taken_back()) {
                 let node = node_hex(&used.by);
                 // Writing to a String cannot fail.
                 let _ = writeln!(text, "{} {node} {}", record.hash, used.at_unix_s);
-                if is_beyond_its_time(&record) {
-                    let _ = writeln!(text, "{WHOLE}{}", format_record(&record));
+                if is_beyond_its_time(record) {
+                    let _ = writeln!(text, "{WHOLE}{}", format_record(record));
                 }
             }
         }
@@ -49,7 +49,7 @@ impl Tokens {
             .filter_map(|line| parse_record(line.strip_prefix(WHOLE)?).ok())
             .filter(|record| record.used.is_some() && !record.is_spent(now_unix_s));
         let _lock = self.lock_soon()?;
-        let mut records = self.load()?;
+        let mut records = self.load_to_change()?;
         let mut changed = false;
         for record in whole {
             let is_here = records.iter().any(|own| own.hash == record.hash);
@@ -128,7 +128,7 @@ impl Tokens {
                 && is_beyond_its_time(record)
         });
         records.extend(goes_on.cloned());
-        if own != records {
+        if *own != records {
             self.store(&records)?;
         }
         Ok(())

@@ -33,7 +33,7 @@ impl Tokens {
     pub fn revoke(&self, id: &str, now_unix_s: u64) -> Result<(), TokenError> {
         let id = id.split('-').next().unwrap_or(id);
         let _lock = self.state.lock()?;
-        let mut records = self.load()?;
+        let mut records = self.load_to_change()?;
         let named = |record: &TokenRecord| {
             record.id == id && !record.used.is_some_and(|used| used.is_taken_back())
         };
@@ -55,7 +55,7 @@ impl Tokens {
     /// Ends what was used until `until_unix_s`: no download goes on with it.
     pub fn end_used(&self, until_unix_s: u64) -> Result<(), TokenError> {
         let _lock = self.state.lock()?;
-        let mut records = self.load()?;
+        let mut records = self.load_to_change()?;
         let mut changed = false;
         for record in &mut records {
             let Some(used) = record.used else { continue };
@@ -73,8 +73,8 @@ impl Tokens {
     /// The tokens that still admit somebody: [`list`](Tokens::list), and those that go on to admit the node or
     /// the download that has used them.
     pub fn good(&self, now_unix_s: u64) -> Result<Vec<TokenRecord>, TokenError> {
-        let mut records = self.load()?;
-        records.retain(|record| !record.is_spent(now_unix_s));
-        Ok(records)
+        let records = self.load()?;
+        let good = records.iter().filter(|record| !record.is_spent(now_unix_s));
+        Ok(good.cloned().collect())
     }
 }

@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use super::text::HEADER;
 use super::*;
+use crate::node_name::node_hex;
 
 fn tokens() -> (tempfile::TempDir, Tokens) {
     let dir = tempfile::tempdir().unwrap();
@@ -32,30 +34,30 @@ fn a_one_time_token_admits_one_node_once_and_again_for_a_minute() {
         .unwrap();
     let check = |node, at| tokens.check(Some(&token), Some(node), at).unwrap();
     let consume = |node, at| tokens.consume(Some(&token), node, at).unwrap();
-    let refused = Err(TokenRefusal::Invalid);
+    let refused = TokenRefusal::Invalid;
     assert_eq!(
         check(NODE, NOW),
         Ok(Use::OneTime),
         "checking uses nothing up"
     );
     assert_eq!(check(OTHER, NOW), Ok(Use::OneTime));
-    assert_eq!(consume(NODE, NOW + 1), Ok(Use::OneTime));
+    assert_eq!(consume(NODE, NOW + 1), Ok(()));
     assert_eq!(tokens.list(NOW + 1).unwrap(), [], "it admits nobody else");
     // The answer was lost: the node asks again. Whoever saw the token has another key.
     for at in [NOW + 2, NOW + 60] {
-        assert_eq!(consume(NODE, at), Ok(Use::OneTime), "{at}");
+        assert_eq!(consume(NODE, at), Ok(()), "{at}");
         assert_eq!(check(NODE, at), Ok(Use::OneTime), "{at}");
-        assert_eq!(consume(OTHER, at), refused, "{at}");
-        assert_eq!(check(OTHER, at), refused, "{at}");
+        assert_eq!(consume(OTHER, at), Err(refused), "{at}");
+        assert_eq!(check(OTHER, at), Err(refused), "{at}");
         assert_eq!(
             tokens.check(Some(&token), None, at).unwrap(),
-            refused,
+            Err(refused),
             "over HTTP"
         );
     }
     // Asking again does not make it last longer.
-    assert_eq!(consume(NODE, NOW + 61), refused);
-    assert_eq!(check(NODE, NOW + 61), refused);
+    assert_eq!(consume(NODE, NOW + 61), Err(refused));
+    assert_eq!(check(NODE, NOW + 61), Err(refused));
 }
 
 #[test]
@@ -110,7 +112,7 @@ fn a_reusable_token_admits_until_revoked() {
     for later in [0, 1, 10_000_000_000] {
         assert_eq!(
             tokens.consume(Some(&token), NODE, NOW + later).unwrap(),
-            Ok(Use::Reusable)
+            Ok(())
         );
     }
     let id = tokens.list(NOW).unwrap()[0].id.clone();
@@ -418,7 +420,7 @@ fn what_is_taken_back_ends_at_a_mirror_too() {
         ));
         // What nobody has used is as good as before.
         let admitted = primary.consume(Some(&other), OTHER, NOW + 300).unwrap();
-        assert_eq!(admitted, Ok(Use::OneTime), "{case}");
+        assert_eq!(admitted, Ok(()), "{case}");
     }
 }
 
@@ -501,5 +503,87 @@ fn what_was_forgotten_can_be_taken_back_while_it_is_used() {
                 "{case} {lifetime}"
             );
         }
+    }
+}
+
+/// Some tokens, each shown by some nodes at the same time: one of these is admitted, and it is the one that the
+/// file names.
+#[test]
+fn many_are_written_down_at_once_and_none_is_forgotten() {
+    for (count, bearers) in [(1, 9), (7, 1), (40, 3), (13, 2)] {
+        let (dir, tokens) = tokens();
+        let make = |_| tokens.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap();
+        let made: Vec<_> = (0..count).map(make).collect();
+        let text = || fs::read_to_string(dir.path().join("tokens")).unwrap();
+        let show = |number: usize| {
+            let node = NodeId([u8::try_from(number + 1).unwrap(); 32]);
+            let token = &made[number / bearers];
+            let is_admitted = tokens.consume(Some(token), node, NOW).unwrap().is_ok();
+            // What it was told is on the disk already.
+            assert!(!is_admitted || text().contains(&node_hex(&node)));
+            is_admitted.then_some((number / bearers, node))
+        };
+        let all: Vec<_> = (0..count * bearers).collect();
+        // The server asks with some threads at a time.
+        let at_once = |group: &[usize]| -> Vec<(usize, NodeId)> {
+            std::thread::scope(|scope| {
+                let one = |number: &usize| {
+                    let (number, show) = (*number, &show);
+                    scope.spawn(move || show(number))
+                };
+                let threads: Vec<_> = group.iter().map(one).collect();
+                let answers = threads.into_iter().filter_map(|it| it.join().unwrap());
+                answers.collect()
+            })
+        };
+        let admitted: Vec<_> = all.chunks(16).flat_map(at_once).collect();
+        let mut tokens_taken: Vec<_> = admitted.iter().map(|(token, _)| *token).collect();
+        tokens_taken.sort_unstable();
+        assert_eq!(tokens_taken, (0..count).collect::<Vec<_>>());
+        for (token, node) in admitted {
+            let id = made[token].split('-').next().unwrap();
+            let text = text();
+            let line = text.lines().find(|line| line.starts_with(id)).unwrap();
+            assert!(line.contains(&node_hex(&node)), "{line}");
+        }
+    }
+}
+
+/// Whatever another process does to the file counts at once, also when it was read a moment ago.
+#[test]
+fn what_was_read_last_is_not_believed_for_longer_than_it_is_there() {
+    let (dir, tokens) = tokens();
+    let path = dir.path().join("tokens");
+    let elsewhere = Tokens::new(StateDir::open(dir.path()).unwrap());
+    let token = elsewhere.create(Use::Reusable, None, "", NOW).unwrap();
+    let admits = || tokens.check(Some(&token), None, NOW).map(|it| it.is_ok());
+    let good = fs::read_to_string(&path).unwrap();
+    let id = token.split('-').next().unwrap();
+    for round in 0..3 {
+        assert!(admits().unwrap(), "{round}");
+        // Another process takes it back.
+        elsewhere.revoke(id, NOW).unwrap();
+        assert!(!admits().unwrap(), "{round}");
+        write(dir.path(), &good);
+        assert!(admits().unwrap(), "{round}");
+        // Somebody writes into it, as many bytes.
+        let hash = blake3::hash(token.as_bytes()).to_string();
+        let bad = good.replace(&hash, &hash.chars().rev().collect::<String>());
+        std::thread::sleep(Duration::from_millis(20));
+        fs::write(&path, bad).unwrap();
+        assert!(!admits().unwrap(), "{round}");
+        fs::write(&path, "rootswarm-tokens 9\n").unwrap();
+        assert!(
+            matches!(admits(), Err(TokenError::Damaged { .. })),
+            "{round}"
+        );
+        fs::remove_file(&path).unwrap();
+        assert!(!admits().unwrap(), "{round}");
+        write(dir.path(), &good);
+        assert!(admits().unwrap(), "{round}");
+        // What others may have written to is not used, whether it was read before or not.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(admits().is_err(), "{round}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     }
 }
