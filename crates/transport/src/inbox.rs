@@ -7,9 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BufMut as _;
 use quinn::RecvStream;
+use rootswarm_image::ChunkIndex;
 use rootswarm_swarm::limits::CHUNK_SILENCE;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
+
+/// Before a chunk's bytes: its index and its length, 32 bits each, big-endian.
+const CHUNK_HEADER_BYTES: usize = 8;
 
 /// What chunks' streams of one connection have brought, all together: one that waits behind another is not
 /// silent. A seed sends one after the other, and the second may have begun.
@@ -56,6 +60,21 @@ impl Inbox<'_> {
         Some(bytes.len())
     }
 
+    /// The chunk's index and its length as the header has them; nothing if it does not come.
+    ///
+    /// It may come long after its stream: a stream is there as soon as a later one is, and what was asked for
+    /// first is sent first, whichever was opened first.
+    pub(crate) async fn header(&mut self) -> Option<(ChunkIndex, u32)> {
+        let mut header = Vec::new();
+        self.fill(&mut header, CHUNK_HEADER_BYTES).await?;
+        let (index, length) = header.split_first_chunk()?;
+        let length = length.try_into().ok()?;
+        Some((
+            ChunkIndex(u32::from_be_bytes(*index)),
+            u32::from_be_bytes(length),
+        ))
+    }
+
     fn moved(&self) -> u64 {
         let moving = self.moving.as_ref();
         moving.map_or(0, |Moving(moved)| moved.load(Ordering::Relaxed))
@@ -70,41 +89,10 @@ impl Inbox<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
     use std::time::Duration;
 
-    use quinn::{Connection, Endpoint};
-    use rootswarm_image::SwarmKey;
-    use rootswarm_swarm::Role;
-
     use super::*;
-    use crate::identity::{Identity, NodeKey, SwarmCa};
-    use crate::retries::RetryKey;
-    use crate::tls::{Dialer, Listener};
-    use crate::tuning::Tuning;
-
-    /// Two ends of a connection, and what must live as long.
-    async fn connected() -> ([Connection; 2], [Endpoint; 2]) {
-        let ca = SwarmCa::new(Arc::new(SwarmKey::generate().unwrap()));
-        let node = || {
-            let key = NodeKey::generate().unwrap();
-            let certificate = ca.issue_node(&key.public(), 1).unwrap().to_vec();
-            Identity::node(&key, certificate, &ca.public()).unwrap()
-        };
-        let (tuning, retries) = (Tuning::default(), RetryKey::random().unwrap());
-        let config = Listener::server_config(&node(), &tuning, &retries).unwrap();
-        let loopback = (Ipv4Addr::LOCALHOST, 0).into();
-        let receiver = Endpoint::server(config, loopback).unwrap();
-        let address = receiver.local_addr().unwrap();
-        let accepted = tokio::spawn({
-            let receiver = receiver.clone();
-            async move { receiver.accept().await.unwrap().await.unwrap() }
-        });
-        let sender = Endpoint::client(loopback).unwrap();
-        let dialer = Dialer::data(node(), &tuning);
-        let (sending, _) = dialer.connect(&sender, address, Role::Peer).await.unwrap();
-        ([sending, accepted.await.unwrap()], [sender, receiver])
-    }
+    use crate::connected::connected;
 
     /// A reader that is late takes what it wants, so that the sender goes on by as much and not by a window.
     #[tokio::test]
@@ -169,39 +157,42 @@ mod tests {
         }
     }
 
-    /// One chunk has begun and waits for the other, which takes longer than a silence may.
+    /// One chunk waits for the other, which takes longer than a silence may. It has begun, or only its stream is
+    /// there because the other's is: whoever asks for two gets them in that order, in whichever order their
+    /// streams were opened.
     #[tokio::test]
     async fn a_chunk_that_waits_behind_another_is_not_silent() {
         let ([sending, receiving], _ends) = connected().await;
         const STEPS: usize = 12;
         let step = CHUNK_SILENCE / 4;
-        let mut streams = Vec::new();
-        for _ in 0..2 {
-            let mut stream = sending.open_uni().await.unwrap();
-            stream.write_all(b"x").await.unwrap();
-            streams.push((stream, receiving.accept_uni().await.unwrap()));
-        }
-        let [(mut first, mut one), (mut second, mut two)] = streams.try_into().unwrap();
-        let moving = Some(Moving::default());
-        let (mut moves, mut waits) = (Vec::new(), Vec::new());
-        let mut moves_in = Inbox::new(&mut one, moving.clone());
-        let mut waits_in = Inbox::new(&mut two, moving);
-        let (moved, waited, ()) = tokio::join!(
-            moves_in.fill(&mut moves, STEPS + 1),
-            waits_in.fill(&mut waits, 2),
-            async {
-                for _ in 0..STEPS {
-                    tokio::time::sleep(step).await;
-                    first.write_all(b"x").await.unwrap();
-                }
-                second.write_all(b"x").await.unwrap();
-            }
-        );
-        assert_eq!((moved, waited), (Some(STEPS + 1), Some(2)));
+        let header = [0, 0, 0, 3, 0, 0, 1, 0];
+        for begun in [0, 5] {
+            let mut waits = sending.open_uni().await.unwrap();
+            let mut moves = sending.open_uni().await.unwrap();
+            waits.write_all(&header[..begun]).await.unwrap();
+            moves.write_all(&header).await.unwrap();
+            let mut one = receiving.accept_uni().await.unwrap();
+            let mut two = receiving.accept_uni().await.unwrap();
+            let moving = Some(Moving::default());
+            let mut waits_in = Inbox::new(&mut one, moving.clone());
+            let mut moves_in = Inbox::new(&mut two, moving);
+            let found = (ChunkIndex(3), 256);
+            assert_eq!(moves_in.header().await, Some(found), "{begun}");
+            let mut moved = Vec::new();
+            let (moved, waited, ()) =
+                tokio::join!(moves_in.fill(&mut moved, STEPS), waits_in.header(), async {
+                    for _ in 0..STEPS {
+                        tokio::time::sleep(step).await;
+                        moves.write_all(b"x").await.unwrap();
+                    }
+                    waits.write_all(&header[begun..]).await.unwrap();
+                });
+            assert_eq!((moved, waited), (Some(STEPS), Some(found)), "{begun}");
 
-        // And when nothing moves any more it is.
-        let begun = std::time::Instant::now();
-        assert_eq!(waits_in.fill(&mut Vec::new(), 1).await, None);
-        assert!(begun.elapsed() < CHUNK_SILENCE + Duration::from_secs(20));
+            // And when nothing moves any more it is.
+            let began = std::time::Instant::now();
+            assert_eq!(waits_in.fill(&mut Vec::new(), 1).await, None);
+            assert!(began.elapsed() < CHUNK_SILENCE + Duration::from_secs(20));
+        }
     }
 }

@@ -26,6 +26,8 @@ pub mod blocking;
 mod chunk_buffers;
 mod conduct;
 mod congestion;
+#[cfg(test)]
+mod connected;
 mod connection_ids;
 mod control_first;
 mod dialing;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rootswarm_image::{ChunkIndex, Verifier};
-use rootswarm_swarm::limits::{CHUNK_SILENCE, FRAME_BYTES_MAX};
+use rootswarm_swarm::limits::FRAME_BYTES_MAX;
 use rootswarm_swarm::{
     ChunkOutcome, CloseReason, ConnId, DecodeError, Hello, Message, NodeId, Role, UploadOutcome,
     Wire, decode_hello, decode_message, encode_hello, encode_message,
@@ -33,7 +33,7 @@ use crate::reading_pace::{ChunksExchanged, ReadingPace};
 use crate::socket::canonical;
 use crate::store::{ChunkSource, ChunkStore, Ended, PIECE_BYTES, StoreError, Took};
 use crate::tls;
-use crate::upload::Upload;
+use crate::upload::{Outgoing, Upload};
 
 /// The application code with which a connection is closed for a [`CloseReason`].
 pub const CLOSE_SWARM: VarInt = VarInt::from_u32(0x7377);
@@ -46,9 +46,6 @@ const CONTROL_BATCH: usize = 64;
 
 /// From a connection to its first frame.
 pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// A chunk stream begins with its chunk's index and length, both big-endian `u32`.
-const CHUNK_HEADER_BYTES: usize = 8;
 
 /// Control frames go before chunks, which have 0 and less.
 const CONTROL_PRIORITY: i32 = 1;
@@ -234,9 +231,12 @@ impl Link {
         let priority = self.priority;
         // No connection lasts for 2^31 chunks; the last ones would share what they have.
         self.priority = priority.saturating_sub(1);
+        // Here, and not in the tasks, of which a later one may begin sooner: the receiver sees all streams
+        // before one that it sees, and does not wait for ever for the first byte of each.
+        let opened = Outgoing::open_now(&connection);
         let task = self.tasks.spawn(async move {
             let upload = Upload::new(conn, &connection, &shared, index, priority);
-            let outcome = upload.run(after_control).await;
+            let outcome = upload.run(opened, after_control).await;
             if outcome == UploadOutcome::Delivered {
                 exchanged.one();
             }
@@ -257,7 +257,6 @@ impl Link {
     pub(crate) fn cancel_upload(&mut self, index: ChunkIndex) -> bool {
         match self.uploads.remove(&index) {
             Some(task) if !task.is_finished() => {
-                // Dropping the stream resets it.
                 task.abort();
                 true
             }
@@ -555,14 +554,8 @@ impl Arrival {
 
     /// The chunk's index, if the header is a legal one; otherwise the stream is stopped.
     async fn header(&self, stream: &mut RecvStream) -> Option<ChunkIndex> {
-        let mut header = [0; CHUNK_HEADER_BYTES];
-        timeout(CHUNK_SILENCE, stream.read_exact(&mut header))
-            .await
-            .ok()?
-            .ok()?;
-        let [a, b, c, d, e, f, g, h] = header;
-        let index = ChunkIndex(u32::from_be_bytes([a, b, c, d]));
-        let length = u32::from_be_bytes([e, f, g, h]);
+        let mut inbox = Inbox::new(stream, self.moving.clone());
+        let (index, length) = inbox.header().await?;
         let geometry = self.shared.verifier.manifest().geometry();
         let legal = self.shared.sink.is_some()
             && geometry.contains(index)
