@@ -1,4 +1,4 @@
-//! `cargo xtask predict`: the lab's first three cases measured and simulated, side by side.
+//! `cargo xtask predict`: some of the lab's cases measured and simulated, side by side.
 //!
 //! The measuring is `bench`'s, the simulating `rootswarm_sim`'s: here both are given the same nodes,
 //! links, image and chunk size, and the ratios are compared.
@@ -6,18 +6,23 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
-use rootswarm_sim::{Plan, Source};
-use rootswarm_tests::bench::{Case, Outcome, Report, Spread, Tool, default_cases};
+use rootswarm_sim::{Arrivals, Plan, Source};
+use rootswarm_tests::bench::{Case, Outcome, Report, Spread, Tool, Trouble};
 
 use crate::{bench, print};
 
-/// The cases that the simulator has to predict: the first so many of the bench's own.
-const CASES: usize = 3;
+/// What the simulator has to predict: the bench's case, and the simulator's plan of it.
+const CASES: &[(&str, &str)] = &[
+    ("8x100", "lab-8x100"),
+    ("24x50", "lab-24x50"),
+    ("16x50/500", "lab-16x50-500"),
+    ("24x50+over20", "spread-24x50"),
+];
 
 /// How far the simulated ratio may be from the measured one, as a share of it.
 const DEVIATION_MAX: f64 = 0.10;
 
-/// Measure the lab's first three cases, simulate them, and compare.
+/// Measure some of the lab's cases, simulate them, and compare.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Take the measured figures from what `cargo xtask bench --json` wrote, instead of measuring;
@@ -38,10 +43,14 @@ pub struct Args {
     bin_dir: Option<PathBuf>,
 }
 
-/// One case, both ways. Ratios are the last node's finish, from the start of the first, over T*.
+/// One case, both ways. Ratios are the last node's finish over T*, from the start of the first; of nodes that
+/// come one after the other, the longest that one took from its own start.
 struct Prediction {
     measured: Spread,
     simulated: Spread,
+    /// Images' worth of bytes that left the seed, for the record.
+    measured_copies: Spread,
+    simulated_copies: Spread,
 }
 
 impl Prediction {
@@ -61,27 +70,34 @@ impl Prediction {
 /// A case that was not measured, a run that failed, or a deviation of more than 10 %.
 pub fn run(args: Args) -> anyhow::Result<()> {
     ensure!(args.seeds > 0, "--seeds 0: expected at least 1");
-    let cases: Vec<Case> = default_cases().into_iter().take(CASES).collect();
+    let cases = cases()?;
     let report = if args.measured.is_empty() {
-        bench::measure_rootswarm(&cases, args.runs, args.image, args.bin_dir)?
+        bench::measure_rootswarm(
+            &cases.iter().map(|(case, _)| *case).collect::<Vec<_>>(),
+            args.runs,
+            args.image,
+            args.bin_dir,
+        )?
     } else {
         let reports = args.measured.iter().map(|path| Report::read(path));
         Report::merge(reports.collect::<Result<Vec<_>, _>>()?)?
     };
     print::line(format_args!("measured: {}", report.machine))?;
     print::line(format_args!(
-        "{:12} {:>24} {:>24} {:>10}",
-        "case", "measured last/T*", "simulated last/T*", "deviation"
+        "{:12} {:>24} {:>24} {:>10}  {:>24}",
+        "case", "measured last/T*", "simulated last/T*", "deviation", "copies, both"
     ))?;
     let mut beyond = Vec::new();
-    for case in cases {
-        let prediction = predict(&report, case, args.seeds)?;
+    for (case, plan) in cases {
+        let prediction = predict(&report, case, plan, args.seeds)?;
         print::line(format_args!(
-            "{:12} {:>24} {:>24} {:>+9.1}%  {}",
+            "{:12} {:>24} {:>24} {:>+9.1}%  {:>10.2} {:>10.2}  {}",
             case.to_string(),
             show(&prediction.measured),
             show(&prediction.simulated),
             prediction.deviation() * 100.0,
+            prediction.measured_copies.median,
+            prediction.simulated_copies.median,
             if prediction.is_within() {
                 "within 10 %"
             } else {
@@ -109,7 +125,12 @@ fn show(spread: &Spread) -> String {
     )
 }
 
-fn predict(report: &Report, case: Case, seeds: u64) -> anyhow::Result<Prediction> {
+fn cases() -> anyhow::Result<Vec<(Case, &'static str)>> {
+    let read = |(case, plan): &(&str, &'static str)| Ok((case.parse()?, *plan));
+    CASES.iter().map(read).collect()
+}
+
+fn predict(report: &Report, case: Case, plan: &str, seeds: u64) -> anyhow::Result<Prediction> {
     let runs: Vec<&Outcome> = report
         .outcomes
         .iter()
@@ -123,8 +144,9 @@ fn predict(report: &Report, case: Case, seeds: u64) -> anyhow::Result<Prediction
         runs.iter().all(|run| run.image_bytes == image_bytes),
         "the runs of {case} moved images of different lengths"
     );
-    let source = source(case, image_bytes)?;
-    let mut ratios = Vec::new();
+    let measured_copies = Spread::of(runs.iter().map(|run| run.seed_copies));
+    let source = source(plan, image_bytes)?;
+    let (mut ratios, mut copies) = (Vec::new(), Vec::new());
     for seed in 1..=seeds {
         let plan = source.plan(seed)?;
         same(case, &plan)?;
@@ -132,31 +154,42 @@ fn predict(report: &Report, case: Case, seeds: u64) -> anyhow::Result<Prediction
         if outcome.unfinished > 0 || !outcome.violations.is_empty() {
             bail!("the simulation of {case} failed: {}", source.replay(seed));
         }
-        ratios.push(outcome.last_end_s / outcome.bound_s);
+        let last_s = match case.trouble {
+            Trouble::Over(_) => outcome.quantile_s(1.0),
+            _ => outcome.last_end_s,
+        };
+        ratios.push(last_s / outcome.bound_s);
+        copies.push(outcome.seed_copies);
     }
-    let simulated = Spread::of(ratios).context("no simulated run")?;
+    let none = "no simulated run";
     Ok(Prediction {
         measured,
-        simulated,
+        simulated: Spread::of(ratios).context(none)?,
+        measured_copies: measured_copies.context("no run")?,
+        simulated_copies: Spread::of(copies).context(none)?,
     })
 }
 
 /// The plan of a case of the lab, with the image that was moved; the chunk size follows from it by
 /// the same rule.
-fn source(case: Case, image_bytes: u64) -> anyhow::Result<Source> {
-    let name = format!("lab-{}", case.to_string().replace('/', "-"));
+fn source(plan: &str, image_bytes: u64) -> anyhow::Result<Source> {
     let image = format!("image={image_bytes}B").parse()?;
-    Ok(Source::find(&name, false, vec![image])?)
+    Ok(Source::find(plan, false, vec![image])?)
 }
 
 /// The plan must be the case: a plan that somebody changed would compare apples with pears.
 fn same(case: Case, plan: &Plan) -> anyhow::Result<()> {
     let bits = |rate: f64| Some(rate as u64);
+    let within = match case.trouble {
+        Trouble::Over(seconds) => u64::from(seconds) * 1_000_000,
+        _ => Plan::TOGETHER_US,
+    };
     ensure!(
         plan.nodes as u64 == u64::from(case.nodes)
+            && plan.arrivals == (Arrivals::Within { spread_us: within })
             && bits(plan.node_link.up_bits) == case.node_bit_per_s
             && bits(plan.seed_link.up_bits) == case.seed_bit_per_s,
-        "plan {} has other nodes or links than {case} of the lab",
+        "plan {} has other nodes, arrivals or links than {case} of the lab",
         plan.name
     );
     Ok(())
@@ -168,10 +201,10 @@ mod tests {
 
     #[test]
     fn every_case_to_predict_has_its_plan() {
-        for case in default_cases().into_iter().take(CASES) {
-            let source = source(case, 96_301_056).expect("a plan with the case's name");
+        for (case, plan) in cases().expect("cases") {
+            let source = source(plan, 96_301_056).expect("the case's plan");
             let plan = source.plan(1).expect("a plan without errors");
-            same(case, &plan).expect("the same nodes and links");
+            same(case, &plan).expect("the same nodes, arrivals and links");
             assert_eq!(plan.image_bytes, 96_301_056);
         }
     }
@@ -186,6 +219,8 @@ mod tests {
         let deviates = |measured, simulated| Prediction {
             measured: spread(measured),
             simulated: spread(simulated),
+            measured_copies: spread(1.0),
+            simulated_copies: spread(1.0),
         };
         assert!((deviates(1.25, 1.0).deviation() + 0.2).abs() < 1e-9);
         assert!(!deviates(1.25, 1.0).is_within());
