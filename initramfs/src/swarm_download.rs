@@ -129,6 +129,10 @@ impl Swarm {
             }
             self.follow_seeds(&status).await;
             reporter.progress(snapshot);
+            if self.store.is_complete() {
+                // The swarm finds what it was not told of.
+                continue;
+            }
             if snapshot.bytes_have > have {
                 have = snapshot.bytes_have;
                 patience.progressed();

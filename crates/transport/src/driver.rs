@@ -6,6 +6,7 @@
 
 mod moving;
 mod publishing;
+mod untold;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
@@ -33,6 +34,7 @@ use crate::store::{ChunkSource, ChunkStore};
 use crate::tls::{self, Dialer};
 use crate::trust::Gate;
 use crate::tuning::{CONNECTION_WINDOW_BYTES, CONNECTION_WINDOW_BYTES_FIRST, peer_window_bytes};
+use untold::Untold;
 
 /// Events that wait for the driver. When it is full the links wait, and flow control with them. The
 /// largest is a `Have` of 2,048 runs, 16 KiB: 4 MiB if all of them are.
@@ -177,6 +179,7 @@ pub(crate) fn spawn(setup: Setup) -> Handle {
         tally: Tally::default(),
         progress_at: origin,
         published_at: origin,
+        untold: Untold::new(origin),
         weak_commands: commands.downgrade(),
     };
     tokio::spawn(driver.run(event_queue, command_queue));
@@ -228,6 +231,7 @@ struct Driver {
     tally: Tally,
     progress_at: Clock,
     published_at: Clock,
+    untold: Untold,
     /// Weak, so that the driver ends when nobody holds its handle any more.
     weak_commands: mpsc::WeakSender<Command>,
 }

@@ -25,11 +25,23 @@ const BATCH_BYTES: usize = 65_487;
 const BATCHES: usize = 8;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Outbox {
     /// Those in use first.
     batches: Vec<Batch>,
     in_use: usize,
+    /// How many packets quinn should hand over at once.
+    at_once: usize,
+}
+
+impl Default for Outbox {
+    fn default() -> Outbox {
+        Outbox {
+            batches: Vec::new(),
+            in_use: 0,
+            at_once: LINGERING_SEGMENTS,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -56,6 +68,8 @@ impl Outbox {
         let Some((first, rest)) = cut(transmit) else {
             return self.push_one(transmit, segments, &mut send);
         };
+        // As many as go in one call, from now on: seven and seven are two calls, ten and ten were four.
+        self.at_once = first.contents.len() / first.segment_size.unwrap_or(1);
         self.push_one(&first, segments, &mut send)?;
         // If the socket is full now the rest is lost, as packets are: the first part has left.
         match self.push_one(&rest, segments, &mut send) {
@@ -73,7 +87,8 @@ impl Outbox {
         let waiting = self.batches[..self.in_use]
             .iter()
             .position(|batch| batch.destination == transmit.destination);
-        let lingers = is_full(transmit);
+        // Where not even one more would have room it leaves as it is, uncopied.
+        let lingers = self.is_full(transmit) && transmit.contents.len() * 2 <= BATCH_BYTES;
         if let Some(at) = waiting {
             let batch = &mut self.batches[at];
             if batch.has_room_for(transmit, segments) {
@@ -91,6 +106,18 @@ impl Outbox {
             false => return send(transmit),
         }
         Ok(())
+    }
+
+    /// How many packets of one connection to hand over at a time.
+    pub(crate) fn at_once(&self) -> usize {
+        self.at_once
+    }
+
+    /// As long as quinn makes them: more is likely to follow.
+    fn is_full(&self, transmit: &Transmit<'_>) -> bool {
+        transmit
+            .segment_size
+            .is_some_and(|segment| transmit.contents.len() >= self.at_once * segment)
     }
 
     /// Whether something waits.
@@ -194,13 +221,6 @@ impl Batch {
             && bytes <= BATCH_BYTES
             && bytes.div_ceil(self.segment_bytes) <= segments
     }
-}
-
-/// As long as quinn makes them: more is likely to follow.
-fn is_full(transmit: &Transmit<'_>) -> bool {
-    transmit
-        .segment_size
-        .is_some_and(|segment| transmit.contents.len() >= LINGERING_SEGMENTS * segment)
 }
 
 #[cfg(test)]
@@ -413,5 +433,38 @@ mod tests {
             let kept = !case.outbox.is_empty();
             assert!(refused.is_err() != kept, "{bytes} in {segment}");
         }
+    }
+
+    /// Once it is known that ten are too many, fewer are asked for: each call carries what it can. What fits only
+    /// once waits for nothing.
+    #[test]
+    fn jumbo_packets_fill_each_call() {
+        for (segment, at_once) in [(6_549, 9), (7_900, 8), (8_952, 7), (8_972, 7)] {
+            let mut case = Case::new();
+            assert_eq!(case.outbox.at_once(), LINGERING_SEGMENTS);
+            case.push(1, LINGERING_SEGMENTS * segment, Some(segment))
+                .unwrap();
+            assert_eq!(case.outbox.at_once(), at_once, "{segment}");
+            case.flush().unwrap();
+            case.sent.clear();
+            for _ in 0..3 {
+                case.push(1, at_once * segment, Some(segment)).unwrap();
+            }
+            assert!(case.outbox.is_empty());
+            assert_eq!(case.calls(), [(1, at_once); 3], "{segment}");
+            // Those of Ethernet's size, on other connections, go on to wait for each other.
+            for _ in 0..2 {
+                case.push(2, at_once * SEGMENT, Some(SEGMENT)).unwrap();
+            }
+            assert_eq!(case.calls().len(), 3);
+            case.flush().unwrap();
+            assert_eq!(case.calls()[3], (2, 2 * at_once));
+        }
+        let mut case = Case::new();
+        for _ in 0..2 {
+            case.push(1, LINGERING_SEGMENTS * 3_952, Some(3_952))
+                .unwrap();
+        }
+        assert_eq!(case.calls(), [(1, LINGERING_SEGMENTS); 2]);
     }
 }

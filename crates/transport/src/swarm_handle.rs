@@ -65,8 +65,7 @@ impl SwarmHandle {
 
     /// A chunk came into the store by another way, such as HTTP: it is announced to the others.
     pub fn stored(&self, index: ChunkIndex) {
-        // The queue is full only while the driver has much to do; it then learns of the chunk when
-        // somebody sends it once more.
+        // The queue is full only while the driver has much to do; it then finds the chunk in the store.
         let _ = self.handle.commands.try_send(Command::Stored(index));
     }
 

@@ -270,7 +270,7 @@ impl AsyncUdpSocket for ModeratedSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        self.state.max_gso_segments().min(self.outbox().at_once())
     }
 
     fn max_receive_segments(&self) -> usize {

@@ -27,6 +27,7 @@ impl Driver {
     pub(super) fn publish_if_due(&mut self) {
         if self.published_at.elapsed() >= self.status_every() {
             self.look_for_moved();
+            self.learn_what_is_stored();
             self.carry_out();
             self.publish();
         }
