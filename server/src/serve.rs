@@ -17,7 +17,7 @@ use crate::catalogue::Catalogue;
 use crate::config::Settings;
 use crate::follow::Follower;
 use crate::follow_revoked;
-use crate::http::{self, OPENING, READING, Shared};
+use crate::http::{self, ADMITTING, OPENING, READING, Shared};
 use crate::limits::{
     BLOCKING_THREADS_MAX, CHECKS_AT_ONCE, PUBLISHED_AT_ONCE, THREAD_STACK_BYTES, worker_threads,
 };
@@ -49,7 +49,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 // is one of: the look at the state directory, at revocations and interfaces, a mirror's writes, names, and
 // the readers of the status.
 const _: () = assert!(
-    DECIDING + OPENING + READING + CHECKS_AT_ONCE + PUBLISHED_AT_ONCE + 16 <= BLOCKING_THREADS_MAX
+    DECIDING + OPENING + ADMITTING + READING + CHECKS_AT_ONCE + PUBLISHED_AT_ONCE + 16
+        <= BLOCKING_THREADS_MAX
 );
 
 /// Serves until SIGTERM or SIGINT. Ready lines go to standard output.

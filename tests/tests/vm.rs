@@ -445,12 +445,15 @@ fn check_memory(machine: &Machine, facts: &Facts, limit_mib: u64) {
         used_mib.saturating_sub(written_mib + udevd_mib) <= limit_mib,
         "{name}: {used_mib} MiB used, {written_mib} of them by files of its services, {udevd_mib} \
          by the udevd of the initramfs, at most {limit_mib} expected; {} MiB shared; agents: {:?}; \
-         left behind: {:?}; tmpfs, KiB: {:?}; large files: {:?}",
+         left behind: {:?}; tmpfs, KiB: {:?}; large files: {:?}; meminfo, KiB: {:?}; processes, \
+         KiB: {:?}",
         facts.memory.shared_mib,
         facts.agents,
         facts.left,
         facts.tmpfs,
-        facts.large_files
+        facts.large_files,
+        facts.meminfo,
+        facts.processes
     );
 }
 

@@ -3,6 +3,7 @@
 //! Each body has one task that makes the next piece when the connection has taken the last but one,
 //! so that a response holds a few pieces whatever the image's size, and ends with its connection.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -25,34 +26,47 @@ const MAPPED_PIECE_BYTES: usize = 256 * 1024;
 /// connection holds 48 KiB, and all that there may be 96 MiB.
 const READ_PIECE_BYTES: usize = 16 * 1024;
 
-/// The bytes from `start` up to `end` of a mapped image, no faster than `limiter` lets them; `held` is
-/// dropped when it ends.
+/// The bytes from `start` up to `end` of a mapped image, no faster than `limiter` lets them. If `ended` ends
+/// meanwhile, the connection is cut; `held` is dropped when the body ends.
 pub fn mapped(
     whole: Bytes,
     start: u64,
     end: u64,
     limiter: Arc<RateLimiter>,
+    ended: impl Future<Output: Display + Send> + Send + 'static,
     held: impl Send + 'static,
 ) -> Body {
     let (mut sender, channel) = Channel::<Bytes, io::Error>::new(PIECES);
     // Offsets are within the map, whose length is a usize.
-    let mut rest = whole.slice(start as usize..end as usize);
+    let rest = whole.slice(start as usize..end as usize);
     tokio::spawn(async move {
         let _held = held;
-        // A limited uplink wants small pieces, so that its uploads take fair turns.
-        let piece_bytes = limiter
-            .bytes_per_s()
-            .map_or(MAPPED_PIECE_BYTES, |_| limiter.quantum_bytes());
-        while !rest.is_empty() {
-            let piece = rest.split_to(rest.len().min(piece_bytes));
-            limiter.take(piece.len()).await;
-            if sender.send_data(piece).await.is_err() {
-                // The connection is gone.
-                return;
-            }
-        }
+        let cut = tokio::select! {
+            () = send_pieces(rest, &limiter, &mut sender) => return,
+            reason = ended => io::Error::other(reason.to_string()),
+        };
+        sender.abort(cut);
     });
     Body::new(channel)
+}
+
+async fn send_pieces(
+    mut rest: Bytes,
+    limiter: &RateLimiter,
+    sender: &mut Sender<Bytes, io::Error>,
+) {
+    // A limited uplink wants small pieces, so that its uploads take fair turns.
+    let piece_bytes = limiter
+        .bytes_per_s()
+        .map_or(MAPPED_PIECE_BYTES, |_| limiter.quantum_bytes());
+    while !rest.is_empty() {
+        let piece = rest.split_to(rest.len().min(piece_bytes));
+        limiter.take(piece.len()).await;
+        if sender.send_data(piece).await.is_err() {
+            // The connection is gone.
+            return;
+        }
+    }
 }
 
 /// The bytes from `start` up to `end` of a file. If it got shorter meanwhile, the connection is cut:

@@ -15,6 +15,7 @@
 //! which bytes a request means in [`range`], how bodies are sent in [`body`].
 
 pub mod body;
+mod pass;
 pub mod range;
 pub mod server;
 
@@ -27,33 +28,33 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Extension, Path, Request, State};
 use axum::http::header::{
-    ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-    RETRY_AFTER,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, RETRY_AFTER,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
 use bytes::Bytes;
 use rootswarm_image::{ImageId, ImageName, SwarmPublicKey};
-use rootswarm_swarm::NodeId;
 use rootswarm_transport::blocking::Blocking;
-use rootswarm_transport::http_proof;
 use rootswarm_transport::limiter::RateLimiter;
 use rootswarm_transport::trust::Gate;
 use tokio::sync::Semaphore;
 
 use crate::admission::{Admission, NotAdmitted};
 use crate::catalogue::{Catalogue, Copy, Found, Published};
-use crate::token::TokenRefusal;
+use pass::Pass;
 use range::Selection;
 use server::{Held, MAX_ANSWERS, Seat};
 
-/// Threads that open boot files and look at tokens, which may wait for a disk.
+/// Threads that open boot files, which may wait for a disk.
 pub const OPENING: usize = 8;
 
+/// Threads that look at tokens, which may wait for a disk, and for whoever works on the state directory.
+pub const ADMITTING: usize = 8;
+
 /// Threads that read boot files.
-pub const READING: usize = 24;
+pub const READING: usize = 16;
 
 /// How long a request waits for a disk before it is answered 503.
 const DISK_PATIENCE: Duration = Duration::from_secs(10);
@@ -78,6 +79,7 @@ struct Routes {
     /// Answers under way.
     answers: Arc<Semaphore>,
     opening: Blocking,
+    tokens: Blocking,
     reading: Arc<Semaphore>,
 }
 
@@ -95,6 +97,7 @@ pub fn router(shared: Shared) -> Router {
         shared,
         answers: Arc::new(Semaphore::new(MAX_ANSWERS)),
         opening: Blocking::new(OPENING, DISK_PATIENCE),
+        tokens: Blocking::new(ADMITTING, DISK_PATIENCE),
         reading: Arc::new(Semaphore::new(READING)),
     };
     Router::new()
@@ -177,50 +180,6 @@ async fn seated(
     response.map(|body| Body::new(Held::seated(body, seat)))
 }
 
-/// Image bytes need what joining the swarm needs, or that the swarm has let the node in. A one-time token is
-/// bound to the node that signed it with its key, and that may then join with it; where there is no node, to
-/// the secret that an agent makes for its download, or to the address of a client that has none.
-async fn admit_to_images(
-    routes: &Routes,
-    from: SocketAddr,
-    headers: &HeaderMap,
-) -> Result<(), HttpError> {
-    if !routes.admission.asks_for_tokens() {
-        return Ok(());
-    }
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let (swarm, gate) = &routes.members;
-    let member = text(MEMBER).and_then(|text| http_proof::member(text, swarm, gate));
-    if member.is_some() {
-        return Ok(());
-    }
-    let token = text(AUTHORIZATION)
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .map(|token| token.trim().to_owned());
-    let nobody = |bearer: String| {
-        NodeId(*blake3::hash(format!("rootswarm http bearer {bearer}").as_bytes()).as_bytes())
-    };
-    let bearer = match (text(SESSION), &token) {
-        (Some(session), Some(token)) => http_proof::session(session, token)
-            .unwrap_or_else(|| nobody(format!("session {session}"))),
-        _ => nobody(format!("address {}", from.ip().to_canonical())),
-    };
-    if gate.is_revoked(&bearer) {
-        return Err(HttpError::NotAdmitted(NotAdmitted::Token(
-            TokenRefusal::Invalid,
-        )));
-    }
-    let admission = routes.admission.clone();
-    // It reads a file, and may write one.
-    let held = move || admission.hold_http_token(token.as_deref(), bearer);
-    Ok(routes.opening.run(held).await.ok_or(HttpError::Busy)??)
-}
-
-/// See [`http_proof`].
-const SESSION: HeaderName = HeaderName::from_static(http_proof::SESSION);
-/// See [`http_proof`].
-const MEMBER: HeaderName = HeaderName::from_static(http_proof::MEMBER);
-
 fn named(shared: &Shared, name: &str) -> Result<Published, HttpError> {
     found(shared, name, None)
 }
@@ -268,9 +227,8 @@ async fn image(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response<Body>, HttpError> {
-    admit_to_images(&shared, from, &headers).await?;
-    let copy = named(&shared, &name)?.copy;
-    Ok(send_copy(&shared, &copy, &method, &headers, "no-cache"))
+    let find = || Ok(named(&shared, &name)?.copy);
+    send_copy(&shared, from, find, &method, &headers, "no-cache").await
 }
 
 async fn blob(
@@ -280,18 +238,27 @@ async fn blob(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response<Body>, HttpError> {
-    admit_to_images(&shared, from, &headers).await?;
-    let copy = by_id(&shared, &id)?;
-    Ok(send_copy(&shared, &copy, &method, &headers, "immutable"))
+    let find = || by_id(&shared, &id);
+    send_copy(&shared, from, find, &method, &headers, "immutable").await
 }
 
-fn send_copy(
-    shared: &Shared,
-    copy: &Arc<Copy>,
+/// Image bytes need what joining the swarm needs, or that the swarm has let the node in. Who is not admitted
+/// learns not even which names there are, and what is not there costs nobody a token.
+async fn send_copy(
+    routes: &Routes,
+    from: SocketAddr,
+    find: impl Fn() -> Result<Arc<Copy>, HttpError>,
     method: &Method,
     headers: &HeaderMap,
     cache: &'static str,
-) -> Response<Body> {
+) -> Result<Response<Body>, HttpError> {
+    let pass = Pass::shown(routes, from, headers);
+    pass.check(routes).await?;
+    let copy = find()?;
+    // Who asks how long it is has no byte of it.
+    if *method != Method::HEAD {
+        pass.hold(routes).await?;
+    }
     let etag = format!("\"{}\"", copy.id());
     let resource = Resource {
         length: copy.length(),
@@ -300,12 +267,13 @@ fn send_copy(
         cache,
     };
     let whole = copy.store().whole();
-    let limiter = shared.limiter.clone();
+    let limiter = routes.limiter.clone();
+    let ended = pass.ended(routes.clone());
     // A copy that nothing names any more stays while it is being downloaded.
     let download = copy.download();
-    resource.answer(method, headers, move |start, end| {
-        body::mapped(whole, start, end, limiter, download)
-    })
+    Ok(resource.answer(method, headers, move |start, end| {
+        body::mapped(whole, start, end, limiter, ended, download)
+    }))
 }
 
 async fn manifest(

@@ -427,11 +427,16 @@ pub fn request(token: Option<&str>) -> JoinRequest {
 
 /// Makes it two minutes since the tokens kept in `state` were used.
 pub fn age_tokens(state: &Path) {
+    age_tokens_by(state, 120);
+}
+
+/// Makes it so many seconds longer since the tokens kept in `state` were used.
+pub fn age_tokens_by(state: &Path, seconds: u64) {
     let line = |line: &str| {
         let mut fields: Vec<String> = line.split(' ').map(str::to_owned).collect();
         if let Some(used) = fields.get_mut(2).filter(|field| field.starts_with("used:")) {
             let (head, at) = used.rsplit_once(':').unwrap();
-            *used = format!("{head}:{}", at.parse::<u64>().unwrap() - 120);
+            *used = format!("{head}:{}", at.parse::<u64>().unwrap() - seconds);
         }
         fields.join(" ") + "\n"
     };
@@ -441,7 +446,12 @@ pub fn age_tokens(state: &Path) {
         .lines()
         .map(line)
         .collect();
-    std::fs::write(file, aged).unwrap();
+    // As whoever changes it does: whole, or not at all.
+    let new = state.join("tokens.aged");
+    std::fs::write(&new, aged).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&new, mode).unwrap();
+    std::fs::rename(new, file).unwrap();
 }
 
 /// Waits until `holds` does.

@@ -14,8 +14,12 @@ pub struct Facts {
     pub systemd: String,
     /// Units that failed.
     pub failed_units: Vec<String>,
-    /// `free -m`.
+    /// `free -m`, at the least of some seconds.
     pub memory: Memory,
+    /// Lines of /proc/meminfo, in KiB.
+    pub meminfo: BTreeMap<String, u64>,
+    /// Processes with more than 1 MiB of their own memory, with their KiB.
+    pub processes: Vec<(u64, String)>,
     /// KiB used in each tmpfs, by where it is mounted.
     pub tmpfs: BTreeMap<String, u64>,
     /// Files of more than 1 MiB in those that the system writes to, with their KiB.
@@ -119,6 +123,12 @@ impl Facts {
                 self.tmpfs
                     .insert((*target).to_owned(), used_kib.parse().ok()?);
             }
+            ("meminfo", [kib, name]) => {
+                self.meminfo.insert((*name).to_owned(), kib.parse().ok()?);
+            }
+            ("process", [kib, name @ ..]) if !name.is_empty() => {
+                self.processes.push((kib.parse().ok()?, name.join(" ")));
+            }
             ("file", [kib, path @ ..]) if !path.is_empty() => {
                 self.large_files.push((kib.parse().ok()?, path.join(" ")));
             }
@@ -192,6 +202,8 @@ mod tests {
         @lab systemd degraded\n\
         @lab failed logind.service\n\
         half a line@lab memory 972 238 96\n\
+        @lab meminfo 41000 AnonPages\n\
+        @lab process 4796 rootswarm-agent\n\
         @lab tmpfs 2048 /run\n\
         @lab tmpfs 91852 /run/rootswarm\n\
         @lab tmpfs 1500 /mnt/rw\n\
@@ -220,6 +232,8 @@ mod tests {
             shared_mib: 96,
         };
         assert_eq!(facts.memory, memory);
+        assert_eq!(facts.meminfo["AnonPages"], 41000);
+        assert_eq!(facts.processes, [(4796, "rootswarm-agent".to_owned())]);
         assert_eq!(facts.written_mib("/run/rootswarm"), 3);
         assert_eq!(facts.large_files, [(1400, "/mnt/rw/upper/a b".to_owned())]);
         assert_eq!(facts.fs_type("/"), "overlay");
@@ -252,6 +266,8 @@ mod tests {
             "mount /",
             "tmpfs /run 3",
             "file 7",
+            "meminfo 7",
+            "process x agent",
         ] {
             let report = format!("@lab begin\n@lab {bad}\n@lab end\n");
             assert_eq!(Facts::parse(report.lines()), Err(bad.to_owned()), "{bad}");

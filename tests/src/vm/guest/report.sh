@@ -19,7 +19,21 @@ say "systemd ${state}"
 for unit in $(systemctl list-units --failed --plain --no-legend --full | cut -d' ' -f1); do
 	say "failed ${unit}"
 done
-say "memory $(free -m | awk '/^Mem:/ { print $2, $3, $5 }')"
+# What stays: the least of ten seconds, since a timer's job or a worker may be there for one of them.
+least="$(for _ in 1 2 3 4 5 6 7 8 9 10; do
+	free -m | awk '/^Mem:/ { print $2, $3, $5 }'
+	sleep 1
+done | sort -n -k 2 | head -n 1)"
+say "memory ${least}"
+# Where it is, should it be too much.
+awk '/^(AnonPages|Shmem|Slab|SUnreclaim|KernelStack|PageTables|Percpu|VmallocUsed|MemFree|MemAvailable|Cached|Dirty|Mlocked):/ { print $1, $2 }' /proc/meminfo | while read -r name kib; do
+	say "meminfo ${kib} ${name%:}"
+done
+for process in /proc/[0-9]*; do
+	awk '/^Name:/ { name = $2 } /^RssAnon:/ { anon = $2 } END { if (anon > 1024) print anon, name }' "${process}/status" 2>/dev/null
+done | while read -r anon name; do
+	say "process ${anon} ${name}"
+done
 # What is in RAM besides: files that the system's own services wrote, and which are large.
 df -k -t tmpfs --output=used,target | tail -n +2 | while read -r used target; do
 	say "tmpfs ${used} ${target}"
