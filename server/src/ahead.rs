@@ -18,10 +18,13 @@ const NEWER: &str = "newer ";
 /// How many names are looked at in a report.
 const NAMES_MAX: usize = 64;
 
-/// The part of a mirror's report that says which of its tags are newer, a line for each.
-pub(crate) fn report(newer: &[SignedTag]) -> Vec<u8> {
+/// The part of a mirror's report that says which of its tags are newer, a line for each: [`NAMES_MAX`] from
+/// `turn` times as many on, so that each has its turn when there are more.
+pub(crate) fn report(newer: &[SignedTag], turn: usize) -> Vec<u8> {
     let mut text = String::new();
-    for tag in newer.iter().take(NAMES_MAX) {
+    let turns = newer.len().div_ceil(NAMES_MAX).max(1);
+    let first = (turn % turns) * NAMES_MAX;
+    for tag in newer.iter().skip(first).take(NAMES_MAX) {
         text.push_str(NEWER);
         for byte in tag.encode() {
             // Writing to a String cannot fail.
@@ -118,7 +121,7 @@ mod tests {
                 }
                 let mut newest = if case == "never here" { 0 } else { 5 };
                 for version in reported {
-                    let said = heed(&state, &report(&[tag("web", *version, &key)]));
+                    let said = heed(&state, &report(&[tag("web", *version, &key)], 0));
                     assert_eq!(
                         said.len(),
                         usize::from(*version > newest),
@@ -126,7 +129,7 @@ mod tests {
                     );
                     newest = newest.max(*version);
                     // The same again is no news.
-                    assert!(heed(&state, &report(&[tag("web", *version, &key)])).is_empty());
+                    assert!(heed(&state, &report(&[tag("web", *version, &key)], 0)).is_empty());
                 }
                 let _lock = state.lock().unwrap();
                 let name = "web".parse().unwrap();
@@ -149,12 +152,32 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         state.key().unwrap();
-        let foreign = report(&[tag("web", 7, &SwarmKey::generate().unwrap())]);
+        let foreign = report(&[tag("web", 7, &SwarmKey::generate().unwrap())], 0);
         let cut = &foreign[..foreign.len() - 3];
         for bytes in [&foreign[..], cut, b"newer \nnewer xy\nnewer 0", b"\xff\n"] {
             assert!(heed(&state, bytes).is_empty());
         }
         let _lock = state.lock().unwrap();
         assert_eq!(state.next_version(&"web".parse().unwrap()).unwrap(), 1);
+    }
+
+    /// Of more names than a report has, after a report for each part of them.
+    #[test]
+    fn every_name_has_its_turn() {
+        for names in [1, 63, 64, 65, 128, 200] {
+            let dir = tempfile::tempdir().unwrap();
+            let state = StateDir::open(dir.path()).unwrap();
+            let key = state.key().unwrap();
+            let newer: Vec<SignedTag> = (0..names)
+                .map(|name| tag(&format!("image-{name}"), 3, &key))
+                .collect();
+            // Whenever the first seed begins to listen.
+            for begin in [0, 1, 7] {
+                let told = (begin..begin + 4).map(|turn| heed(&state, &report(&newer, turn)).len());
+                let expected = if begin == 0 { names } else { 0 };
+                assert_eq!(told.sum::<usize>(), expected, "{names} names from {begin}");
+            }
+        }
+        assert!(report(&[], 5).is_empty());
     }
 }

@@ -151,7 +151,8 @@ fn publish(settings: &Settings, args: &PublishArgs) -> Result<(), Failure> {
 
 fn remove(settings: &Settings, args: &RemoveArgs) -> Result<(), Failure> {
     let state = own_state(settings)?;
-    state.remove(&args.name)?;
+    let key = state.key()?;
+    state.retire(&args.name, &key)?;
     Ok(waiting::until_gone(&state, &args.name)?)
 }
 
@@ -242,7 +243,7 @@ fn revoke(settings: &Settings, args: &RevokeArgs) -> Result<(), Failure> {
         let key = state.key()?;
         let epoch = list.revoke_all().map_err(RevocationError::not_done)?;
         // Nor does a download by HTTP go on with what admitted it.
-        Tokens::new(state.clone()).end_used(now_unix_s())?;
+        Tokens::new(state.clone()).end_used(now_unix_s(), now_unix_s())?;
         state.renew_tags(&key)?;
         print(&format!("epoch {epoch}"))?;
         let change = format!("epoch {epoch} has begun");
@@ -412,8 +413,9 @@ fn token(settings: &Settings, command: &TokenCommand) -> Result<(), Failure> {
             } else {
                 Use::OneTime
             };
-            for _ in 0..*count {
-                print(&tokens.create(usage, Some(*lifetime), note, now_unix_s())?)?;
+            let notes = vec![note.as_str(); *count as usize];
+            for token in tokens.create_all(usage, Some(*lifetime), &notes, now_unix_s())? {
+                print(&token)?;
             }
             Ok(())
         }

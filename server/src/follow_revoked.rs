@@ -16,7 +16,7 @@ use tokio::task::spawn_blocking;
 use crate::revocation::{Contents, RevocationList};
 use crate::state::StateDir;
 use crate::swarm_side::SwarmSide;
-use crate::token::Tokens;
+use crate::token::{Tokens, now_unix_s};
 
 /// How often the file of revocations is looked at: one `stat` call. A node that is revoked gets no
 /// byte more after this.
@@ -55,7 +55,7 @@ pub(crate) async fn follow(
         let end_used = |written: Option<(u64, i64, i64)>| {
             let (_, at_s, _) = written?;
             let (tokens, at_s) = (tokens.clone(), u64::try_from(at_s).ok()?);
-            Some(spawn_blocking(move || tokens.end_used(at_s)))
+            Some(spawn_blocking(move || tokens.end_used(at_s, now_unix_s())))
         };
         // A disk that hangs holds this up, and nothing else.
         let Ok(Some((now, loaded))) = spawn_blocking(look).await else {

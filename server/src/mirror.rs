@@ -102,12 +102,14 @@ pub struct Mirror {
     reach: Reach,
     bind: Option<IpAddr>,
     upload_limit_bytes_per_s: Option<u64>,
-    fetching: Option<(SignedTag, JoinHandle<Result<(), String>>)>,
-    /// Images that could not be fetched: when, and what was said about it.
-    failed: BTreeMap<ImageId, (Instant, String)>,
+    fetching: Option<(SignedTag, JoinHandle<Result<(), NotMirrored>>)>,
+    /// Images that could not be fetched.
+    failed: BTreeMap<ImageId, Failed>,
     said: Option<String>,
     /// What is newer here than what the primary said last.
     newer: Vec<SignedTag>,
+    /// How often the primary was asked.
+    turn: usize,
     /// What the seed of this very process goes by.
     itself: Option<NodeId>,
     /// The primary's addresses, as its name was last resolved.
@@ -139,6 +141,7 @@ impl Mirror {
             failed: BTreeMap::new(),
             said: None,
             newer: Vec::new(),
+            turn: 0,
             itself: None,
             addresses: Vec::new(),
         }
@@ -292,7 +295,7 @@ impl Mirror {
         // Tokens that cannot be read are said where they are to be taken over.
         let report = blocking(move || tokens.report_used()).await;
         let mut report = report.unwrap_or_default();
-        report.extend(ahead::report(&self.newer));
+        report.extend(ahead::report(&self.newer, self.turn));
         Ok(primary.listing(report).await?)
     }
 
@@ -355,6 +358,7 @@ impl Mirror {
         let primary = Arc::new(self.connect().await?);
         loop {
             let listing = Arc::new(self.ask(&primary).await?);
+            self.turn = self.turn.wrapping_add(1);
             let learnt = match self.learn(&listing, primary.version()).await {
                 Err(SyncError::Local(fault)) => Some(fault),
                 learnt => {
@@ -382,18 +386,18 @@ impl Mirror {
     async fn fetch(&mut self, primary: &Arc<Primary>, missing: Vec<SignedTag>) {
         if let Some((tag, task)) = self.fetching.take_if(|(_, task)| task.is_finished()) {
             let tag = tag.unverified();
-            let ended = task.await.unwrap_or_else(|error| Err(error.to_string()));
+            let ended = task.await;
+            let ended = ended.unwrap_or_else(|error| Err(NotMirrored::Failed(error.to_string())));
             match ended {
                 Ok(()) => {
                     tracing::info!("mirrored {}: image {}", tag.name, tag.id);
                     self.failed.remove(&tag.id);
                 }
                 Err(reason) => {
-                    let known = self.failed.get(&tag.id).map(|(_, said)| said);
-                    if known != Some(&reason) {
-                        tracing::error!("cannot mirror {}: {reason}", tag.name);
+                    let failed = self.failed.entry(tag.id).or_default();
+                    if let Some(line) = failed.again(reason) {
+                        tracing::error!("cannot mirror {}: {line}", tag.name);
                     }
-                    self.failed.insert(tag.id, (Instant::now(), reason));
                 }
             }
         }
@@ -410,7 +414,7 @@ impl Mirror {
         }
         let rested = |tag: &SignedTag| {
             let failed = self.failed.get(&tag.unverified().id);
-            failed.is_none_or(|(at, _)| at.elapsed() >= RETRY)
+            failed.is_none_or(Failed::is_over)
         };
         // Those that did not fail go first: one full disk does not stop what still fits.
         let tried = |tag: &SignedTag| self.failed.contains_key(&tag.unverified().id);
@@ -464,6 +468,59 @@ async fn blocking<T: Send + 'static>(
     done.map_err(SyncError::Local)
 }
 
+/// Why an image was not fetched.
+#[derive(Debug)]
+enum NotMirrored {
+    /// The primary has not begun to serve it, or does not any more.
+    NotServed(String),
+    /// Something is wrong.
+    Failed(String),
+}
+
+/// An image that could not be fetched.
+#[derive(Debug)]
+struct Failed {
+    since: Instant,
+    last: Instant,
+    wait: Duration,
+    said: Option<String>,
+}
+
+impl Default for Failed {
+    fn default() -> Failed {
+        let now = Instant::now();
+        Failed {
+            since: now,
+            last: now,
+            wait: RETRY,
+            said: None,
+        }
+    }
+}
+
+impl Failed {
+    /// Takes note of an attempt that has just failed; returns what is to be said. The primary tells what is
+    /// published a moment before it serves it: it is asked again soon, and nothing is said for some time.
+    fn again(&mut self, reason: NotMirrored) -> Option<String> {
+        self.last = Instant::now();
+        let (is_passing, reason) = match reason {
+            NotMirrored::NotServed(reason) => (self.since.elapsed() < RETRY, reason),
+            NotMirrored::Failed(reason) => (false, reason),
+        };
+        self.wait = if is_passing { POLL } else { RETRY };
+        if is_passing || self.said.as_ref() == Some(&reason) {
+            return None;
+        }
+        self.said = Some(reason.clone());
+        Some(reason)
+    }
+
+    /// Whether it is time for the next attempt.
+    fn is_over(&self) -> bool {
+        self.last.elapsed() >= self.wait
+    }
+}
+
 /// One image on its way here.
 struct Download {
     primary: Arc<Primary>,
@@ -476,10 +533,18 @@ struct Download {
 }
 
 impl Download {
-    async fn run(self) -> Result<(), String> {
+    async fn run(self) -> Result<(), NotMirrored> {
+        let manifest = self.primary.manifest(self.tag.unverified()).await;
+        let manifest = manifest.map_err(|error| match error {
+            MirrorError::Refused { .. } => NotMirrored::NotServed(error.to_string()),
+            _ => NotMirrored::Failed(error.to_string()),
+        })?;
+        self.fetch(manifest).await.map_err(NotMirrored::Failed)
+    }
+
+    async fn fetch(self, manifest: Arc<Manifest>) -> Result<(), String> {
         let tag = self.tag.unverified().clone();
         let said = |error: &dyn fmt::Display| error.to_string();
-        let manifest = self.primary.manifest(&tag).await.map_err(|e| said(&e))?;
         let node = node(self.bind, &self.key, self.upload_limit_bytes_per_s);
         let node = node.await.map_err(|e| said(&e))?;
         let joined = self

@@ -51,6 +51,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// in about 2 ms.
 pub const MAX_TOKENS: usize = 10_000;
 
+/// What is written beside a token, at most: with it 10,000 lines stay within what is read of a token file.
+pub const NOTE_BYTES_MAX: usize = 200;
+
 /// Why a token command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
@@ -72,11 +75,14 @@ pub enum TokenError {
     Locked,
     /// Too many tokens.
     #[error(
-        "there are {found} tokens already, at most {MAX_TOKENS} are kept (revoke some, or let them expire)"
+        "there are {found} tokens already, and {asked} more were asked for: at most {MAX_TOKENS} are kept \
+         (revoke some, or let them expire)"
     )]
     TooMany {
         /// How many there are.
         found: usize,
+        /// How many were to be made.
+        asked: usize,
     },
     /// No token has this number.
     #[error("no token has the number {0} (`rootswarm token list` lists them)")]
@@ -84,6 +90,12 @@ pub enum TokenError {
     /// A note with a line break in it.
     #[error("bad note: expected one line without control characters")]
     Note,
+    /// One that is too long.
+    #[error("bad note: expected at most {NOTE_BYTES_MAX} bytes, found {found}")]
+    LongNote {
+        /// Its bytes.
+        found: usize,
+    },
     /// The kernel gave no randomness.
     #[error("cannot make a token: the system's random generator failed: {0}")]
     NoRandomness(getrandom::Error),
@@ -98,7 +110,9 @@ impl TokenError {
             TokenError::TooMany { .. } | TokenError::NoRandomness(_) | TokenError::Locked => {
                 Exit::Local
             }
-            TokenError::Unknown(_) | TokenError::Note => Exit::BadInput,
+            TokenError::Unknown(_) | TokenError::Note | TokenError::LongNote { .. } => {
+                Exit::BadInput
+            }
         }
     }
 }
@@ -250,41 +264,57 @@ impl Tokens {
         note: &str,
         now_unix_s: u64,
     ) -> Result<String, TokenError> {
-        if note.chars().any(char::is_control) {
-            return Err(TokenError::Note);
+        let mut made = self.create_all(usage, lifetime, &[note], now_unix_s)?;
+        Ok(made.remove(0))
+    }
+
+    /// Makes a token for each of `notes`, all of them or none.
+    pub fn create_all(
+        &self,
+        usage: Use,
+        lifetime: Option<Duration>,
+        notes: &[&str],
+        now_unix_s: u64,
+    ) -> Result<Vec<String>, TokenError> {
+        for note in notes {
+            let found = note.trim().len();
+            if note.chars().any(char::is_control) {
+                return Err(TokenError::Note);
+            }
+            if found > NOTE_BYTES_MAX {
+                return Err(TokenError::LongNote { found });
+            }
         }
-        let mut random = [0u8; 20];
-        getrandom::fill(&mut random).map_err(TokenError::NoRandomness)?;
-        let digits = random.iter().fold(String::new(), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        });
-        let (id, secret) = digits.split_at(8);
-        let token = format!("{id}-{secret}");
         let _lock = self.state.lock()?;
         let mut records = self.load_to_change()?;
         self.prune(&mut records, now_unix_s);
-        if records.len() >= MAX_TOKENS {
+        let is_full = |records: &[TokenRecord]| records.len() + notes.len() > MAX_TOKENS;
+        if is_full(&records) {
             // Who used one up is worth less than a token for the next machine.
             records.retain(|record| !record.is_spent(now_unix_s));
         }
-        if records.len() >= MAX_TOKENS {
+        if is_full(&records) {
             return Err(TokenError::TooMany {
                 found: records.len(),
+                asked: notes.len(),
             });
         }
-        records.push(TokenRecord {
-            id: id.to_owned(),
-            usage,
-            created_unix_s: now_unix_s,
-            expires_unix_s: lifetime.map(|lifetime| now_unix_s + lifetime.as_secs()),
-            note: note.trim().to_owned(),
-            used: None,
-            hash: blake3::hash(token.as_bytes()),
-        });
+        let mut made = Vec::new();
+        for note in notes {
+            let (id, token) = new_token()?;
+            records.push(TokenRecord {
+                id,
+                usage,
+                created_unix_s: now_unix_s,
+                expires_unix_s: lifetime.map(|lifetime| now_unix_s + lifetime.as_secs()),
+                note: note.trim().to_owned(),
+                used: None,
+                hash: blake3::hash(token.as_bytes()),
+            });
+            made.push(token);
+        }
         self.store(&records)?;
-        Ok(token)
+        Ok(made)
     }
 
     /// The tokens that admit whoever shows them at `now_unix_s`.
@@ -334,6 +364,19 @@ impl Tokens {
             .state
             .replace(&self.path(), text.as_bytes(), TOKENS.mode)?)
     }
+}
+
+/// A public number, and the token that begins with it.
+fn new_token() -> Result<(String, String), TokenError> {
+    let mut random = [0u8; 20];
+    getrandom::fill(&mut random).map_err(TokenError::NoRandomness)?;
+    let digits = random.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    });
+    let (id, secret) = digits.split_at(8);
+    Ok((id.to_owned(), format!("{id}-{secret}")))
 }
 
 /// The record of `token` that admits `bearer`, compared by hash in constant time (`blake3::Hash` is)

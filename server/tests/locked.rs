@@ -224,6 +224,8 @@ fn tokens_on_a_disk_that_hangs_hold_up_nobody_else() {
     let asked: Vec<_> = (0..20).map(|_| get(server.http, "/images/web")).collect();
     std::thread::sleep(Duration::from_millis(300));
     goes_on(&server, state.path(), "the tokens");
+    let kernel = get(server.http, "/boot/vmlinuz").join().unwrap();
+    assert!(kernel.ends_with("kernel"), "{kernel}");
     for asked in asked.into_iter().take(3) {
         let answer = asked.join().unwrap();
         assert!(

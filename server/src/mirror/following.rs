@@ -1,7 +1,9 @@
 //! Follows what the first seed says, as far as that needs no download: tags, what names meant before,
 //! steps back, removed names, tokens and revocations.
 
-use rootswarm_image::{SignedTag, SwarmKey};
+use std::collections::HashSet;
+
+use rootswarm_image::{ImageName, SignedTag, SwarmKey};
 use rootswarm_transport::seed::Listing;
 
 use crate::revocation::RevocationList;
@@ -57,6 +59,24 @@ pub(super) fn apply(
             }
         }
     }
+    match unknown_there(listing, state) {
+        Ok(unknown) if unknown.is_empty() => {}
+        Ok(unknown) => {
+            let named = |tag: &SignedTag| tag.unverified().name.to_string();
+            let first: Vec<String> = unknown.iter().take(NAMED).map(named).collect();
+            let more = match unknown.len().saturating_sub(NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            applied.doubts.push(format!(
+                "the primary knows nothing of {}{more}, which stays here (if a backup was put in place there: \
+                 publish it there, and remove it if it is to go)",
+                first.join(", ")
+            ));
+            applied.newer.extend(unknown);
+        }
+        Err(error) => applied.faults.push(error.to_string()),
+    }
     for bytes in &listing.older {
         match follow_older(bytes, state, key) {
             Ok(None) => {}
@@ -65,6 +85,21 @@ pub(super) fn apply(
         }
     }
     applied
+}
+
+/// How many names a line names.
+const NAMED: usize = 3;
+
+/// The tags of names here that the primary neither has nor says to have removed.
+fn unknown_there(listing: &Listing, state: &StateDir) -> Result<Vec<SignedTag>, StateError> {
+    let decoded = listing.tags.iter().chain(&listing.retired);
+    let decoded = decoded.filter_map(|bytes| SignedTag::decode(bytes).ok());
+    let known: HashSet<ImageName> = decoded.map(|tag| tag.unverified().name.clone()).collect();
+    let own = state.read_tags()?.into_iter();
+    let own = own.filter_map(|(_, tag)| tag.ok());
+    Ok(own
+        .filter(|tag| !known.contains(&tag.unverified().name))
+        .collect())
 }
 
 fn verified(bytes: &[u8], key: &SwarmKey) -> Result<SignedTag, String> {
@@ -91,10 +126,19 @@ pub(super) fn follow(
     // back the operator signs a new, higher version that names the old image.
     let (name, (version, epoch)) = (&tag.name, state.newest(&tag.name));
     if version > tag.version || epoch > tag.epoch {
+        let advice = match version > tag.version {
+            true => format!(
+                "if a backup was put in place there: `rootswarm publish {name}` there, until its version is \
+                 above {version}"
+            ),
+            // Only `revoke --all` begins one.
+            false => "if a backup was put in place there: put this seed's file `revoked` in place there while \
+                      its server is stopped"
+                .to_owned(),
+        };
         return Err(format!(
             "the primary has version {} of {name} in epoch {}, which is version {version} in epoch {epoch} \
-             here and stays (if a backup was put in place there: `rootswarm publish {name}` there, until its \
-             version is above {version})",
+             here and stays ({advice})",
             tag.version, tag.epoch
         ));
     }
@@ -158,8 +202,12 @@ fn is_here(state: &StateDir, signed: &SignedTag) -> bool {
 fn retire(bytes: &[u8], state: &StateDir, key: &SwarmKey) -> Result<(), String> {
     let signed = verified(bytes, key)?;
     let tag = signed.unverified();
-    let own = state.read_tag(&tag.name).ok().flatten();
-    if own.is_some_and(|own| own.unverified().version <= tag.version) {
+    let own = match state.read_tag(&tag.name) {
+        Ok(own) => own.map(|own| own.unverified().version),
+        // Damaged: what it was is noted.
+        Err(_) => Some(state.noted_version(&tag.name)),
+    };
+    if own.is_some_and(|version| version <= tag.version) {
         match state.remove(&tag.name) {
             Ok(()) | Err(StateError::UnknownImage(_)) => {}
             Err(error) => return Err(error.to_string()),

@@ -187,3 +187,138 @@ fn what_is_wrong_is_said_in_one_line() {
         assert_eq!(in_one_line(wrong(count)).as_deref(), expected);
     }
 }
+
+/// A first seed asks for a moment what it does not serve yet; where it goes on to refuse, that is said once.
+#[test]
+fn what_is_not_served_yet_is_asked_for_again_soon() {
+    let refused = || NotMirrored::NotServed("no".to_owned());
+    let mut failed = Failed::default();
+    for _ in 0..3 {
+        assert_eq!(failed.again(refused()), None);
+        assert_eq!(failed.wait, POLL);
+    }
+    assert!(!failed.is_over());
+    failed.since = Instant::now().checked_sub(RETRY).unwrap();
+    assert_eq!(failed.again(refused()), Some("no".to_owned()));
+    assert_eq!(failed.wait, RETRY);
+    assert_eq!(failed.again(refused()), None);
+    // Anything else is said at once, and tried again later.
+    let mut failed = Failed::default();
+    let full = || NotMirrored::Failed("full".to_owned());
+    assert_eq!(failed.again(full()), Some("full".to_owned()));
+    assert_eq!(failed.again(full()), None);
+    assert_eq!(failed.wait, RETRY);
+}
+
+/// A first seed that was put back from a backup removes a name, of which its mirror has what is newer. Its own
+/// tag may be damaged by then, and so may the mirror's.
+#[test]
+fn a_name_that_is_removed_there_is_gone_here_whatever_is_newer() {
+    for (there, here) in [(3, 3), (3, 5), (3, 9), (5, 4), (3, 0)] {
+        for damaged in ["", "there", "here", "both"] {
+            let case = format!("{there} {here} {damaged:?}");
+            let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+            let [first, mirror] =
+                [&dirs[0], &dirs[1]].map(|dir| StateDir::open(dir.path()).unwrap());
+            let key = first.key().unwrap();
+            let name: ImageName = "web".parse().unwrap();
+            let tag = |version| {
+                let tag = Tag {
+                    name: name.clone(),
+                    id: ImageId::from_bytes([version as u8; 32]),
+                    length: 1,
+                    chunk_size: ChunkSize::from_bytes(1 << 16).unwrap(),
+                    version,
+                    epoch: 1,
+                };
+                tag.sign(&key)
+            };
+            for (state, version) in [(&first, there), (&mirror, here)] {
+                if version > 0 {
+                    let _lock = state.lock().unwrap();
+                    state.write_tag(&tag(version)).unwrap();
+                }
+            }
+            // What the mirror has told.
+            let told = ahead::report(&[tag(here.max(1))], 0);
+            assert_eq!(
+                ahead::heed(&first, &told).len(),
+                usize::from(here > there),
+                "{case}"
+            );
+            for (state, what) in [(&first, "there"), (&mirror, "here")] {
+                let is_there = state.read_tag(&name).unwrap().is_some();
+                if is_there && (damaged == what || damaged == "both") {
+                    std::fs::write(state.root().join("tags/web"), "nothing").unwrap();
+                }
+            }
+            first.retire(&name, &key).unwrap();
+            assert_eq!(first.read_tag(&name).unwrap(), None, "{case}");
+            let left = first.read_retired();
+            assert_eq!(left.len(), 1, "{case}");
+            left[0].verify(&key.public(), &name).unwrap();
+            let (tokens, revoked) = (
+                Tokens::of_mirror(mirror.clone()),
+                RevocationList::new(mirror.clone()),
+            );
+            let listing = listing(&[], &[], &[&left[0]]);
+            apply(&listing, &mirror, &key, &tokens, &revoked);
+            assert_eq!(mirror.read_tag(&name).unwrap(), None, "{case}");
+            // What is published next is followed, as it is newer than all that.
+            let _lock = first.lock().unwrap();
+            let next = first.next_version(&name).unwrap();
+            assert!(next > there.max(here), "{case}: {next}");
+            assert!(next > mirror.newest(&name).0, "{case}: {next}");
+        }
+    }
+}
+
+/// What the first seed lost with a backup is said, told it, and stays.
+#[test]
+fn names_that_the_first_seed_does_not_know_are_said_and_told() {
+    for names in [1, 3, 4, 70] {
+        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [first, mirror] = [&dirs[0], &dirs[1]].map(|dir| StateDir::open(dir.path()).unwrap());
+        let key = first.key().unwrap();
+        let tag = |name: usize, version| {
+            let tag = Tag {
+                name: format!("image-{name}").parse().unwrap(),
+                id: ImageId::from_bytes([name as u8; 32]),
+                length: 1,
+                chunk_size: ChunkSize::from_bytes(1 << 16).unwrap(),
+                version,
+                epoch: 1,
+            };
+            tag.sign(&key)
+        };
+        {
+            let _lock = mirror.lock().unwrap();
+            for name in 0..=names {
+                mirror.write_tag(&tag(name, 4)).unwrap();
+            }
+        }
+        // One of them is known.
+        let known = tag(names, 4);
+        let (tokens, revoked) = (
+            Tokens::of_mirror(mirror.clone()),
+            RevocationList::new(mirror.clone()),
+        );
+        let listed = listing(&[&known], &[], &[]);
+        let applied = apply(&listed, &mirror, &key, &tokens, &revoked);
+        assert_eq!(applied.newer.len(), names);
+        let [doubt] = &applied.doubts[..] else {
+            panic!("{:?}", applied.doubts);
+        };
+        assert!(doubt.contains("image-0"), "{doubt}");
+        assert_eq!(
+            doubt.contains(&format!("and {} more", names.saturating_sub(3))),
+            names > 3,
+            "{doubt}"
+        );
+        let told =
+            (0..2).map(|turn| ahead::heed(&first, &ahead::report(&applied.newer, turn)).len());
+        assert_eq!(told.sum::<usize>(), names);
+        let _lock = first.lock().unwrap();
+        assert_eq!(first.next_version(&"image-0".parse().unwrap()).unwrap(), 5);
+    }
+}

@@ -80,17 +80,14 @@ pub fn tokens(
     let mut machines = machines.to_vec();
     machines.sort();
     machines.dedup();
-    let known = tokens.list(now_unix_s)?;
-    let mut made = Vec::new();
-    for machine in machines {
-        let note = format!("pxe {machine}");
-        for old in known.iter().filter(|record| record.note == note) {
-            tokens.revoke(&old.id, now_unix_s)?;
-        }
-        let token = tokens.create(Use::OneTime, Some(lifetime), &note, now_unix_s)?;
-        made.push((machine, token));
-    }
-    Ok(made)
+    let notes: Vec<String> = machines.iter().map(|mac| format!("pxe {mac}")).collect();
+    let notes: Vec<&str> = notes.iter().map(String::as_str).collect();
+    let known = tokens.list(now_unix_s)?.into_iter();
+    let old = known.filter(|record| notes.contains(&&*record.note));
+    let old: Vec<String> = old.map(|record| record.id).collect();
+    tokens.revoke_each(&old, now_unix_s)?;
+    let made = tokens.create_all(Use::OneTime, Some(lifetime), &notes, now_unix_s)?;
+    Ok(machines.into_iter().zip(made).collect())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use rootswarm_image::{ImageName, SignedTag, SwarmKey, Tag, TagError};
+use rootswarm_image::{ChunkSize, ImageId, ImageName, SignedTag, SwarmKey, Tag, TagError};
 
 use super::{StateDir, StateError};
 use crate::durable;
@@ -106,8 +106,8 @@ impl StateDir {
     /// was removed is remembered.
     pub fn newest(&self, name: &ImageName) -> (u64, u32) {
         let current = self.read_tag(name).ok().flatten();
-        let retired = self.root.join("retired").join(name.as_str());
-        let retired = read_tag_file(&retired, name.as_str()).ok().flatten();
+        let retired = read_tag_file(&self.retired_file(name), name.as_str());
+        let retired = retired.ok().flatten();
         let both = || current.iter().chain(&retired).map(SignedTag::unverified);
         let version = both().map(|tag| tag.version);
         let epoch = both().map(|tag| tag.epoch).max();
@@ -143,7 +143,7 @@ impl StateDir {
     }
 
     /// The highest version that `name` ever had here; 0 where that was not noted, or is damaged.
-    fn noted_version(&self, name: &ImageName) -> u64 {
+    pub(crate) fn noted_version(&self, name: &ImageName) -> u64 {
         let noted = fs::read_to_string(self.version_note(name)).unwrap_or_default();
         noted.trim_end().parse().unwrap_or(0)
     }
@@ -186,18 +186,66 @@ impl StateDir {
         self.trim_generations(image_name)
     }
 
-    /// Takes a name out of the catalogue, and its copies with it unless another name has the same.
-    pub fn remove(&self, name: &ImageName) -> Result<(), StateError> {
+    /// Takes a name out of the catalogue, and its copies with it unless another name has the same. It is gone
+    /// at every mirror: where one has, or ever had, something newer than what is removed, or where that is
+    /// damaged, the tag that is left behind is signed anew as that version.
+    pub fn retire(&self, name: &ImageName, key: &SwarmKey) -> Result<(), StateError> {
         let _lock = self.lock()?;
+        let current = match self.read_tag(name) {
+            Ok(Some(tag)) => Some(tag.unverified().clone()),
+            Ok(None) => return Err(StateError::UnknownImage(name.clone())),
+            Err(_) => None,
+        };
+        let newest = self.version_to_beat(name);
+        let last = match current {
+            Some(tag) if tag.version == newest => return self.remove_locked(name),
+            Some(tag) => tag,
+            // What it meant is not known any more, and of a name that means nothing only the version counts.
+            None => Tag {
+                name: name.clone(),
+                id: ImageId::from_bytes([0; 32]),
+                length: 1,
+                chunk_size: ChunkSize::for_length(1),
+                version: newest,
+                epoch: 0,
+            },
+        };
+        let epoch = self.epoch()?.max(last.epoch);
+        let last = Tag {
+            version: newest,
+            epoch,
+            ..last
+        };
         let path = self.tags_directory().join(name.as_str());
-        let retired = self.root.join("retired").join(name.as_str());
-        match fs::rename(&path, &retired) {
-            Ok(()) => {}
+        // First: a name that is gone here, and not at its mirrors, could not be removed again.
+        self.replace(&self.retired_file(name), &last.sign(key).encode(), 0o644)?;
+        fs::remove_file(&path).map_err(StateError::io("remove", &path))?;
+        self.is_removed(name)
+    }
+
+    /// Takes a name out of the catalogue as another seed has done.
+    pub(crate) fn remove(&self, name: &ImageName) -> Result<(), StateError> {
+        let _lock = self.lock()?;
+        self.remove_locked(name)
+    }
+
+    fn retired_file(&self, name: &ImageName) -> PathBuf {
+        self.root.join("retired").join(name.as_str())
+    }
+
+    fn remove_locked(&self, name: &ImageName) -> Result<(), StateError> {
+        let path = self.tags_directory().join(name.as_str());
+        match fs::rename(&path, self.retired_file(name)) {
+            Ok(()) => self.is_removed(name),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(StateError::UnknownImage(name.clone()));
+                Err(StateError::UnknownImage(name.clone()))
             }
-            Err(e) => return Err(StateError::io("remove", &path)(e)),
+            Err(e) => Err(StateError::io("remove", &path)(e)),
         }
+    }
+
+    /// Lets go of what a name had that has just gone. Called with the lock held.
+    fn is_removed(&self, name: &ImageName) -> Result<(), StateError> {
         for directory in [self.tags_directory(), self.root.join("retired")] {
             durable::sync_directory(&directory).map_err(StateError::io("sync", &directory))?;
         }
@@ -211,7 +259,7 @@ impl StateDir {
     /// here: what came before stays away, and the next version follows it.
     pub(crate) fn remember_retired(&self, tag: &SignedTag) -> Result<(), StateError> {
         let removed = tag.unverified();
-        let retired = self.root.join("retired").join(removed.name.as_str());
+        let retired = self.retired_file(&removed.name);
         let is_known = || {
             let known = read_tag_file(&retired, removed.name.as_str())
                 .ok()

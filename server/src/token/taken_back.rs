@@ -32,19 +32,28 @@ impl Tokens {
     /// Takes a token out by its number. The whole token is taken too: that is what the admin has.
     pub fn revoke(&self, id: &str, now_unix_s: u64) -> Result<(), TokenError> {
         let id = id.split('-').next().unwrap_or(id);
+        match self.revoke_each(&[id.to_owned()], now_unix_s)? {
+            0 => Err(TokenError::Unknown(id.to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes out those with these numbers, and returns how many there were.
+    pub(crate) fn revoke_each(&self, ids: &[String], now_unix_s: u64) -> Result<usize, TokenError> {
         let _lock = self.state.lock()?;
         let mut records = self.load_to_change()?;
         let named = |record: &TokenRecord| {
-            record.id == id && !record.used.is_some_and(|used| used.is_taken_back())
+            ids.contains(&record.id) && !record.used.is_some_and(|used| used.is_taken_back())
         };
-        if !records.iter().any(named) {
-            return Err(TokenError::Unknown(id.to_owned()));
+        let found = records.iter().filter(|record| named(record)).count();
+        if found > 0 {
+            records.retain(|record| !named(record) || record.used.is_some());
+            for record in records.iter_mut().filter(|record| named(record)) {
+                take_back(record, now_unix_s);
+            }
+            self.store(&records)?;
         }
-        records.retain(|record| !named(record) || record.used.is_some());
-        for record in records.iter_mut().filter(|record| named(record)) {
-            take_back(record, now_unix_s);
-        }
-        self.store(&records)
+        Ok(found)
     }
 
     /// Whether they are kept for a first seed.
@@ -52,14 +61,16 @@ impl Tokens {
         self.keeps_used
     }
 
-    /// Ends what was used until `until_unix_s`: no download goes on with it.
-    pub fn end_used(&self, until_unix_s: u64) -> Result<(), TokenError> {
+    /// Ends what was used until `until_unix_s`: no download goes on with it. What was used in the future of
+    /// `now_unix_s` was used while a clock was ahead, so before.
+    pub fn end_used(&self, until_unix_s: u64, now_unix_s: u64) -> Result<(), TokenError> {
         let _lock = self.state.lock()?;
         let mut records = self.load_to_change()?;
         let mut changed = false;
         for record in &mut records {
             let Some(used) = record.used else { continue };
-            if !used.is_taken_back() && used.at_unix_s <= until_unix_s {
+            let was_before = used.at_unix_s <= until_unix_s || used.at_unix_s > now_unix_s;
+            if !used.is_taken_back() && was_before {
                 take_back(record, until_unix_s);
                 changed = true;
             }

@@ -225,6 +225,83 @@ fn a_note_stays_on_its_line() {
         tokens.create(Use::OneTime, None, "a\nb", NOW),
         Err(TokenError::Note)
     ));
+    for (length, is_taken) in [
+        (0, true),
+        (199, true),
+        (200, true),
+        (201, false),
+        (1 << 20, false),
+    ] {
+        let note = format!(" {} ", "n".repeat(length));
+        let made = tokens.create(Use::OneTime, None, &note, NOW);
+        match (made, is_taken) {
+            (Ok(_), true) => {}
+            (Err(TokenError::LongNote { found }), false) => assert_eq!(found, length),
+            (made, _) => panic!("{length}: {made:?}"),
+        }
+    }
+}
+
+/// As many as there may be, in one file that is read again.
+#[test]
+fn many_are_made_at_once_or_none() {
+    let (dir, tokens) = tokens();
+    let note = "n".repeat(NOTE_BYTES_MAX);
+    let notes = vec![note.as_str(); MAX_TOKENS];
+    let made = tokens
+        .create_all(Use::OneTime, None, &notes[1..], NOW)
+        .unwrap();
+    assert_eq!(made.len(), MAX_TOKENS - 1);
+    let file = std::fs::read(dir.path().join("tokens")).unwrap();
+    assert!(file.len() < 4 << 20, "{}", file.len());
+    match tokens.create_all(Use::OneTime, None, &notes[..2], NOW) {
+        Err(TokenError::TooMany { found, asked: 2 }) => assert_eq!(found, MAX_TOKENS - 1),
+        made => panic!("{made:?}"),
+    }
+    assert_eq!(std::fs::read(dir.path().join("tokens")).unwrap(), file);
+    tokens
+        .create_all(Use::OneTime, None, &notes[..1], NOW)
+        .unwrap();
+    for token in [&made[0], &made[MAX_TOKENS - 2]] {
+        let found = tokens.check(Some(token), None, NOW).unwrap();
+        assert_eq!(found, Ok(Use::OneTime));
+    }
+    assert_eq!(
+        tokens.create_all(Use::OneTime, None, &[], NOW).unwrap(),
+        Vec::<String>::new()
+    );
+}
+
+/// Everything that was used is over, also what was used while the clock was ahead; what was not used is not.
+#[test]
+fn the_end_of_what_was_used_is_the_end_of_what_was_used_in_the_future() {
+    for (used_at, until, is_over) in [
+        (NOW, NOW, true),
+        (NOW - 1, NOW, true),
+        (NOW + 3_600, NOW, true),
+        (NOW + 365 * 86_400, NOW, true),
+        // At a mirror, which looks a moment later.
+        (NOW, NOW - 1, false),
+        (NOW + 1, NOW - 1, true),
+    ] {
+        let (_dir, tokens) = tokens();
+        let token = tokens.create(Use::OneTime, None, "", NOW - 60).unwrap();
+        let unused = tokens.create(Use::OneTime, None, "", NOW - 60).unwrap();
+        let node = NodeId([7; 32]);
+        tokens
+            .consume(Some(&token), node, used_at)
+            .unwrap()
+            .unwrap();
+        tokens.end_used(until, NOW).unwrap();
+        let found = tokens.check(Some(&token), Some(node), NOW).unwrap();
+        assert_eq!(found.is_err(), is_over, "{used_at} {until}");
+        assert!(
+            tokens
+                .check(Some(&unused), Some(node), NOW)
+                .unwrap()
+                .is_ok()
+        );
+    }
 }
 
 /// A machine is let in by a mirror after its report and before the answer to that: the token stays used,
@@ -398,7 +475,7 @@ fn what_is_taken_back_ends_at_a_mirror_too() {
         assert_eq!((used(&primary), used(&mirror)), (1, 1), "{case}");
         match case {
             "a number" => primary.revoke(&token, NOW + 201).unwrap(),
-            _ => primary.end_used(NOW + 201).unwrap(),
+            _ => primary.end_used(NOW + 201, NOW + 201).unwrap(),
         }
         // Also where it is heard of later, or asked for once more in between.
         assert_eq!(hold(&mirror, NOW + 220), Ok(Held::Yes), "{case}");
@@ -437,7 +514,7 @@ fn what_was_taken_back_leaves_room() {
         tokens.create(Use::OneTime, None, "", NOW),
         Err(TokenError::TooMany { .. })
     ));
-    tokens.end_used(NOW).unwrap();
+    tokens.end_used(NOW, NOW).unwrap();
     tokens.create(Use::OneTime, None, "", NOW).unwrap();
 }
 
@@ -488,7 +565,7 @@ fn what_was_forgotten_can_be_taken_back_while_it_is_used() {
             assert_eq!(other, Err(TokenRefusal::Invalid));
             match by_number {
                 true => primary.revoke(&good[0].id, NOW + 702).unwrap(),
-                false => primary.end_used(NOW + 702).unwrap(),
+                false => primary.end_used(NOW + 702, NOW + 702).unwrap(),
             }
             exchange(NOW + 703);
             assert_eq!(
