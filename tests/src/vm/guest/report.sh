@@ -26,8 +26,11 @@ least="$(for _ in 1 2 3 4 5 6 7 8 9 10; do
 done | sort -n -k 2 | head -n 1)"
 say "memory ${least}"
 # Where it is, should it be too much.
-awk '/^(AnonPages|Shmem|Slab|SUnreclaim|KernelStack|PageTables|Percpu|VmallocUsed|MemFree|MemAvailable|Cached|Dirty|Mlocked):/ { print $1, $2 }' /proc/meminfo | while read -r name kib; do
+awk '/^(AnonPages|Shmem|Slab|SUnreclaim|KernelStack|PageTables|Percpu|VmallocUsed|MemFree|MemAvailable|Cached|Buffers|Mapped|Unevictable|Mlocked|KReclaimable|Dirty):/ { print $1, $2 }' /proc/meminfo | while read -r name kib; do
 	say "meminfo ${kib} ${name%:}"
+done
+awk '/^(TCP|UDP):/ { print $1, $NF * 4 }' /proc/net/sockstat | while read -r name kib; do
+	say "meminfo ${kib} ${name%:}-sockets"
 done
 for process in /proc/[0-9]*; do
 	awk '/^Name:/ { name = $2 } /^RssAnon:/ { anon = $2 } END { if (anon > 1024) print anon, name }' "${process}/status" 2>/dev/null
