@@ -362,6 +362,23 @@ impl Admission {
         }
     }
 
+    /// Whether `token` goes on to admit `bearer` to an answer that is under way, to which it admitted at
+    /// `last_unix_s`. That a reusable one expires meanwhile ends no answer: `until_unix_s` is when it does.
+    pub fn goes_on(
+        &self,
+        token: Option<&str>,
+        bearer: NodeId,
+        last_unix_s: u64,
+        until_unix_s: Option<u64>,
+    ) -> Result<(), NotAdmitted> {
+        let now_unix_s = now_unix_s();
+        if !self.needs_token()? || until_unix_s.is_some_and(|until| until <= now_unix_s) {
+            return Ok(());
+        }
+        let went_on = self.tokens.go_on(token, bearer, last_unix_s, now_unix_s);
+        self.decide(went_on).map(drop)
+    }
+
     fn decide<T>(
         &self,
         answer: Result<Result<T, TokenRefusal>, TokenError>,

@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Routes;
 use crate::admission::NotAdmitted;
-use crate::token::TokenRefusal;
+use crate::token::{TokenRefusal, now_unix_s};
 
 /// See [`http_proof`].
 const SESSION: HeaderName = HeaderName::from_static(http_proof::SESSION);
@@ -114,21 +114,56 @@ impl Pass {
         }
     }
 
-    /// Ends when the answer that began with it must. That nobody can tell at the moment ends nothing.
+    /// Ends when the answer that has just begun with it must. That nobody can tell at the moment ends nothing.
     pub(super) async fn ended(self, routes: Routes) -> NotAdmitted {
         if matches!(self, Pass::Anybody) {
             return std::future::pending().await;
         }
+        let mut last_unix_s = now_unix_s();
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         look.tick().await;
+        // Most answers have ended by now.
+        look.tick().await;
+        let until_unix_s = self.reusable_until(&routes).await;
         loop {
-            look.tick().await;
-            match self.hold(&routes).await {
-                Err(reason) if !reason.may_pass() => return reason,
-                _ => {}
+            let looked_unix_s = now_unix_s();
+            let goes_on = self.goes_on(&routes, last_unix_s, until_unix_s);
+            match goes_on.await {
+                Ok(()) => last_unix_s = looked_unix_s,
+                Err(reason) if reason.may_pass() => {}
+                Err(reason) => return reason,
             }
+            look.tick().await;
         }
+    }
+
+    async fn reusable_until(&self, routes: &Routes) -> Option<u64> {
+        let Pass::Token { token, .. } = self else {
+            return None;
+        };
+        let (admission, token) = (routes.admission.clone(), token.clone());
+        let until = move || {
+            let tokens = admission.tokens();
+            tokens.reusable_until(token.as_deref(), now_unix_s()).ok()
+        };
+        routes.tokens.run(until).await.flatten().flatten()
+    }
+
+    async fn goes_on(
+        &self,
+        routes: &Routes,
+        last_unix_s: u64,
+        until_unix_s: Option<u64>,
+    ) -> Result<(), NotAdmitted> {
+        let Pass::Token { token, bearer } = self else {
+            return self.check_member(routes);
+        };
+        not_revoked(routes, bearer)?;
+        let (admission, token, bearer) = (routes.admission.clone(), token.clone(), *bearer);
+        let goes_on =
+            move || admission.goes_on(token.as_deref(), bearer, last_unix_s, until_unix_s);
+        routes.tokens.run(goes_on).await.ok_or(NotAdmitted::Busy)?
     }
 }
 

@@ -32,6 +32,8 @@ struct Asked {
     bearer: NodeId,
     /// Of a download by HTTP: whether it may begin here.
     download: Option<bool>,
+    /// As of when the token must be good.
+    as_of_unix_s: u64,
     now_unix_s: u64,
     answer: Mutex<Option<Answer>>,
 }
@@ -44,7 +46,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Asked {
     /// What becomes of it; and whether `records` had to be changed for it.
     fn mark(&self, records: &mut [TokenRecord]) -> (Result<Held, TokenRefusal>, bool) {
-        let Some(index) = find(records, &self.token, Some(self.bearer), self.now_unix_s) else {
+        let Some(index) = find(records, &self.token, Some(self.bearer), self.as_of_unix_s) else {
             return (Err(TokenRefusal::Invalid), false);
         };
         let record = &mut records[index];
@@ -85,7 +87,8 @@ impl Tokens {
         bearer: NodeId,
         now_unix_s: u64,
     ) -> Result<Result<(), TokenRefusal>, TokenError> {
-        Ok(self.take(token, bearer, None, now_unix_s)?.map(drop))
+        let now = now_unix_s;
+        Ok(self.take(token, bearer, None, now, now)?.map(drop))
     }
 
     /// Admits `bearer` to a download of many requests, for each of them: a one-time token is marked as used
@@ -99,7 +102,36 @@ impl Tokens {
         begins: bool,
         now_unix_s: u64,
     ) -> Result<Result<Held, TokenRefusal>, TokenError> {
-        self.take(token, bearer, Some(begins), now_unix_s)
+        self.take(token, bearer, Some(begins), now_unix_s, now_unix_s)
+    }
+
+    /// The same for an answer that is under way, to which the token admitted at `last_unix_s`: a host that
+    /// was asleep since, or whose clock was moved on, has seen nothing that ends it. What was taken back
+    /// meanwhile does.
+    pub fn go_on(
+        &self,
+        token: Option<&str>,
+        bearer: NodeId,
+        last_unix_s: u64,
+        now_unix_s: u64,
+    ) -> Result<Result<Held, TokenRefusal>, TokenError> {
+        let as_of = last_unix_s.min(now_unix_s);
+        self.take(token, bearer, Some(false), as_of, now_unix_s)
+    }
+
+    /// When a token that admits any number of times ends to; `None` if it does not admit, or has no end, or
+    /// admits once.
+    pub fn reusable_until(
+        &self,
+        token: Option<&str>,
+        now_unix_s: u64,
+    ) -> Result<Option<u64>, TokenError> {
+        let records = self.load()?;
+        let found = token.and_then(|token| find(&records, token, None, now_unix_s));
+        Ok(found.and_then(|index| match records[index].usage {
+            Use::Reusable => records[index].expires_unix_s,
+            Use::OneTime => None,
+        }))
     }
 
     fn take(
@@ -107,6 +139,7 @@ impl Tokens {
         token: Option<&str>,
         bearer: NodeId,
         download: Option<bool>,
+        as_of_unix_s: u64,
         now_unix_s: u64,
     ) -> Answer {
         let Some(token) = token else {
@@ -116,12 +149,13 @@ impl Tokens {
             token: token.to_owned(),
             bearer,
             download,
+            as_of_unix_s,
             now_unix_s,
             answer: Mutex::default(),
         };
         // Most requests of a download change nothing, and wait for nobody.
         let records = self.load()?;
-        match find(&records, token, Some(bearer), now_unix_s) {
+        match find(&records, token, Some(bearer), as_of_unix_s) {
             None => return Ok(Err(TokenRefusal::Invalid)),
             Some(index) if asked.is_done(&records[index]) => return Ok(Ok(Held::Yes)),
             Some(_) => {}
