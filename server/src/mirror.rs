@@ -24,6 +24,7 @@
 //! **Doubt.** Only what the primary says it removed is removed, and no tag is replaced by an older one:
 //! a primary that lost its state does not take the mirror's with it.
 
+mod download;
 mod following;
 mod reach;
 
@@ -33,16 +34,16 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rootswarm_image::{HostPort, ImageId, Manifest, SWARM_PORT, SignedTag, SwarmKey};
+use rootswarm_image::{HostPort, ImageId, SWARM_PORT, SignedTag, SwarmKey};
 use rootswarm_transport::mirror::{MirrorError, MirrorVersion, Primary};
 use rootswarm_transport::node::{Node, NodeConfig, SeedTrust, StartError};
 use rootswarm_transport::seed::{Listing, NodeId};
-use rootswarm_transport::store::{ChunkStore, StoreError};
 use rootswarm_transport::tuning::Tuning;
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use self::download::{Download, Failed, NotMirrored};
 use self::following::apply;
 pub use self::reach::Reach;
 use self::reach::{SyncError, verdict};
@@ -50,22 +51,12 @@ use crate::address_race::{first_that_answers, interleave};
 use crate::admission::Admission;
 use crate::ahead;
 use crate::policy::{Allow, Remembered};
-use crate::publish::Workspace;
 use crate::revocation::RevocationList;
 use crate::state::StateDir;
 use crate::token::{self, Tokens};
 
 /// How often the primary is asked.
 const POLL: Duration = Duration::from_secs(1);
-
-/// A download without a new chunk for so long is ended, and gone on with after [`RETRY`].
-const STALLED: Duration = Duration::from_secs(60);
-
-/// An image that could not be fetched is left alone for so long.
-const RETRY: Duration = Duration::from_secs(20);
-
-/// How long the mirror goes on serving, as a node, what it has just fetched; then it is its seed.
-const LEAVE: Duration = Duration::from_secs(2);
 
 /// The seed that is mirrored: `swarm://HOST[:PORT]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -468,118 +459,6 @@ async fn blocking<T: Send + 'static>(
     done.map_err(SyncError::Local)
 }
 
-/// Why an image was not fetched.
-#[derive(Debug)]
-enum NotMirrored {
-    /// The primary has not begun to serve it, or does not any more.
-    NotServed(String),
-    /// Something is wrong.
-    Failed(String),
-}
-
-/// An image that could not be fetched.
-#[derive(Debug)]
-struct Failed {
-    since: Instant,
-    last: Instant,
-    wait: Duration,
-    said: Option<String>,
-}
-
-impl Default for Failed {
-    fn default() -> Failed {
-        let now = Instant::now();
-        Failed {
-            since: now,
-            last: now,
-            wait: RETRY,
-            said: None,
-        }
-    }
-}
-
-impl Failed {
-    /// Takes note of an attempt that has just failed; returns what is to be said. The primary tells what is
-    /// published a moment before it serves it: it is asked again soon, and nothing is said for some time.
-    fn again(&mut self, reason: NotMirrored) -> Option<String> {
-        self.last = Instant::now();
-        let (is_passing, reason) = match reason {
-            NotMirrored::NotServed(reason) => (self.since.elapsed() < RETRY, reason),
-            NotMirrored::Failed(reason) => (false, reason),
-        };
-        self.wait = if is_passing { POLL } else { RETRY };
-        if is_passing || self.said.as_ref() == Some(&reason) {
-            return None;
-        }
-        self.said = Some(reason.clone());
-        Some(reason)
-    }
-
-    /// Whether it is time for the next attempt.
-    fn is_over(&self) -> bool {
-        self.last.elapsed() >= self.wait
-    }
-}
-
-/// One image on its way here.
-struct Download {
-    primary: Arc<Primary>,
-    state: StateDir,
-    key: Arc<SwarmKey>,
-    tag: SignedTag,
-    epoch: u32,
-    bind: Option<IpAddr>,
-    upload_limit_bytes_per_s: Option<u64>,
-}
-
-impl Download {
-    async fn run(self) -> Result<(), NotMirrored> {
-        let manifest = self.primary.manifest(self.tag.unverified()).await;
-        let manifest = manifest.map_err(|error| match error {
-            MirrorError::Refused { .. } => NotMirrored::NotServed(error.to_string()),
-            _ => NotMirrored::Failed(error.to_string()),
-        })?;
-        self.fetch(manifest).await.map_err(NotMirrored::Failed)
-    }
-
-    async fn fetch(self, manifest: Arc<Manifest>) -> Result<(), String> {
-        let tag = self.tag.unverified().clone();
-        let said = |error: &dyn fmt::Display| error.to_string();
-        let node = node(self.bind, &self.key, self.upload_limit_bytes_per_s);
-        let node = node.await.map_err(|e| said(&e))?;
-        let joined = self
-            .primary
-            .admit(&node, self.epoch, &tag, manifest.clone())
-            .map_err(|e| said(&e))?;
-        let opened = {
-            let (state, manifest) = (self.state.clone(), manifest.clone());
-            spawn_blocking(move || open(&state, manifest)).await
-        };
-        let (workspace, store) = opened.map_err(|e| said(&e))??;
-        let swarm = node.start(joined, store.clone()).map_err(|e| said(&e))?;
-        loop {
-            match tokio::time::timeout(POLL, swarm.completed()).await {
-                Ok(completed) => break completed.map_err(|e| said(&e))?,
-                Err(_) if Duration::from_millis(swarm.status().idle_ms) > STALLED => {
-                    return Err(format!("nothing came for {} s", STALLED.as_secs()));
-                }
-                Err(_) => {}
-            }
-        }
-        swarm.shutdown(LEAVE).await;
-        let (state, signed) = (self.state, self.tag);
-        let publish = move || {
-            store.ensure_complete().map_err(|e| e.to_string())?;
-            store.sync().map_err(|e| e.to_string())?;
-            drop(store);
-            workspace
-                .adopt(&state, &manifest, &signed)
-                .map_err(|e| e.to_string())
-        };
-        spawn_blocking(publish).await.map_err(|e| said(&e))?
-    }
-}
-
 /// How many of several things that are wrong are said; the rest is counted.
 const SAID: usize = 3;
 
@@ -591,21 +470,6 @@ fn in_one_line(wrong: Vec<String>) -> Option<String> {
     };
     let said = &wrong[..wrong.len().min(SAID)];
     (!said.is_empty()).then(|| format!("{}{more}", said.join("; ")))
-}
-
-/// Room for the whole image, taken now; with what an earlier attempt got of it, verified again.
-fn open(state: &StateDir, manifest: Arc<Manifest>) -> Result<(Workspace, ChunkStore), String> {
-    let workspace = Workspace::resume(state, manifest.id()).map_err(|error| error.to_string())?;
-    let path = workspace.path().join("image");
-    let store = match path.exists() {
-        true => match ChunkStore::resume(&path, manifest.clone()) {
-            // Cut off while room was taken for it.
-            Err(StoreError::WrongLength { .. }) => ChunkStore::create(&path, manifest),
-            resumed => resumed,
-        },
-        false => ChunkStore::create(&path, manifest),
-    };
-    Ok((workspace, store.map_err(|error| error.to_string())?))
 }
 
 #[cfg(test)]

@@ -2,6 +2,9 @@
 
 use rootswarm_image::{ChunkSize, ImageName, Tag};
 
+use std::time::Instant;
+
+use super::download::RETRY;
 use super::following::follow;
 use super::*;
 

@@ -89,3 +89,50 @@ impl Tokens {
         Ok(good.cloned().collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::StateDir;
+    use crate::token::Use;
+
+    const NOW: u64 = 1_000_000;
+
+    fn tokens() -> (tempfile::TempDir, Tokens) {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        (dir, Tokens::new(state))
+    }
+
+    /// Everything that was used is over, also what was used while the clock was ahead; what was not used is not.
+    #[test]
+    fn the_end_of_what_was_used_is_the_end_of_what_was_used_in_the_future() {
+        for (used_at, until, is_over) in [
+            (NOW, NOW, true),
+            (NOW - 1, NOW, true),
+            (NOW + 3_600, NOW, true),
+            (NOW + 365 * 86_400, NOW, true),
+            // At a mirror, which looks a moment later.
+            (NOW, NOW - 1, false),
+            (NOW + 1, NOW - 1, true),
+        ] {
+            let (_dir, tokens) = tokens();
+            let token = tokens.create(Use::OneTime, None, "", NOW - 60).unwrap();
+            let unused = tokens.create(Use::OneTime, None, "", NOW - 60).unwrap();
+            let node = NodeId([7; 32]);
+            tokens
+                .consume(Some(&token), node, used_at)
+                .unwrap()
+                .unwrap();
+            tokens.end_used(until, NOW).unwrap();
+            let found = tokens.check(Some(&token), Some(node), NOW).unwrap();
+            assert_eq!(found.is_err(), is_over, "{used_at} {until}");
+            assert!(
+                tokens
+                    .check(Some(&unused), Some(node), NOW)
+                    .unwrap()
+                    .is_ok()
+            );
+        }
+    }
+}

@@ -207,3 +207,71 @@ impl Tokens {
         Ok(answers)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::state::StateDir;
+
+    const NOW: u64 = 1_000_000;
+    const NODE: NodeId = NodeId([7; 32]);
+    const TEN_MINUTES: Option<Duration> = Some(Duration::from_secs(600));
+
+    fn tokens() -> (tempfile::TempDir, Tokens) {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        (dir, Tokens::new(state))
+    }
+
+    /// The answer was let in, and then the host slept, or its clock was moved on, or back.
+    #[test]
+    fn an_answer_goes_on_whatever_the_clock_does_until_its_token_is_taken_back() {
+        for (slept, usage) in [
+            (1, Use::OneTime),
+            (59, Use::OneTime),
+            (61, Use::OneTime),
+            (3_000, Use::OneTime),
+            (86_400, Use::OneTime),
+            (-30, Use::OneTime),
+            (-86_400, Use::OneTime),
+            (500, Use::Reusable),
+        ] {
+            let (_dir, tokens) = tokens();
+            let token = tokens.create(usage, TEN_MINUTES, "", NOW).unwrap();
+            let held = |at| tokens.hold(Some(&token), NODE, true, at).unwrap();
+            let goes_on = |last, now| tokens.go_on(Some(&token), NODE, last, now).unwrap();
+            assert_eq!(held(NOW), Ok(Held::Yes));
+            let now = NOW.checked_add_signed(slept).unwrap();
+            assert_eq!(goes_on(NOW, now), Ok(Held::Yes), "{slept}");
+            // And from there on as ever: also for the next request.
+            assert_eq!(held(now + 1), Ok(Held::Yes), "{slept}");
+            assert_eq!(goes_on(now, now + 30), Ok(Held::Yes), "{slept}");
+            let other = tokens.go_on(Some(&token), NodeId([9; 32]), NOW, now);
+            assert_eq!(other.unwrap().is_ok(), usage == Use::Reusable, "{slept}");
+            let id = token.split('-').next().unwrap();
+            tokens.revoke(id, now + 31).unwrap();
+            assert_eq!(goes_on(now + 30, now + 31), Err(TokenRefusal::Invalid));
+            assert_eq!(goes_on(NOW, now + 31), Err(TokenRefusal::Invalid));
+        }
+    }
+
+    #[test]
+    fn only_a_token_that_admits_often_has_an_end_of_its_own() {
+        let (_dir, tokens) = tokens();
+        let once = tokens.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap();
+        let often = tokens.create(Use::Reusable, TEN_MINUTES, "", NOW).unwrap();
+        let ever = tokens.create(Use::Reusable, None, "", NOW).unwrap();
+        for (token, at, until) in [
+            (Some(&*once), NOW, None),
+            (Some(&*often), NOW, Some(NOW + 600)),
+            (Some(&*often), NOW + 600, None),
+            (Some(&*ever), NOW, None),
+            (Some("x"), NOW, None),
+            (None, NOW, None),
+        ] {
+            assert_eq!(tokens.reusable_until(token, at).unwrap(), until);
+        }
+    }
+}

@@ -272,38 +272,6 @@ fn many_are_made_at_once_or_none() {
     );
 }
 
-/// Everything that was used is over, also what was used while the clock was ahead; what was not used is not.
-#[test]
-fn the_end_of_what_was_used_is_the_end_of_what_was_used_in_the_future() {
-    for (used_at, until, is_over) in [
-        (NOW, NOW, true),
-        (NOW - 1, NOW, true),
-        (NOW + 3_600, NOW, true),
-        (NOW + 365 * 86_400, NOW, true),
-        // At a mirror, which looks a moment later.
-        (NOW, NOW - 1, false),
-        (NOW + 1, NOW - 1, true),
-    ] {
-        let (_dir, tokens) = tokens();
-        let token = tokens.create(Use::OneTime, None, "", NOW - 60).unwrap();
-        let unused = tokens.create(Use::OneTime, None, "", NOW - 60).unwrap();
-        let node = NodeId([7; 32]);
-        tokens
-            .consume(Some(&token), node, used_at)
-            .unwrap()
-            .unwrap();
-        tokens.end_used(until, NOW).unwrap();
-        let found = tokens.check(Some(&token), Some(node), NOW).unwrap();
-        assert_eq!(found.is_err(), is_over, "{used_at} {until}");
-        assert!(
-            tokens
-                .check(Some(&unused), Some(node), NOW)
-                .unwrap()
-                .is_ok()
-        );
-    }
-}
-
 /// A machine is let in by a mirror after its report and before the answer to that: the token stays used,
 /// is reported the next time, and admits nobody else at either seed.
 #[test]
@@ -662,55 +630,5 @@ fn what_was_read_last_is_not_believed_for_longer_than_it_is_there() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(admits().is_err(), "{round}");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    }
-}
-
-/// The answer was let in, and then the host slept, or its clock was moved on, or back.
-#[test]
-fn an_answer_goes_on_whatever_the_clock_does_until_its_token_is_taken_back() {
-    for (slept, usage) in [
-        (1, Use::OneTime),
-        (59, Use::OneTime),
-        (61, Use::OneTime),
-        (3_000, Use::OneTime),
-        (86_400, Use::OneTime),
-        (-30, Use::OneTime),
-        (-86_400, Use::OneTime),
-        (500, Use::Reusable),
-    ] {
-        let (_dir, tokens) = tokens();
-        let token = tokens.create(usage, TEN_MINUTES, "", NOW).unwrap();
-        let held = |at| tokens.hold(Some(&token), NODE, true, at).unwrap();
-        let goes_on = |last, now| tokens.go_on(Some(&token), NODE, last, now).unwrap();
-        assert_eq!(held(NOW), Ok(Held::Yes));
-        let now = NOW.checked_add_signed(slept).unwrap();
-        assert_eq!(goes_on(NOW, now), Ok(Held::Yes), "{slept}");
-        // And from there on as ever: also for the next request.
-        assert_eq!(held(now + 1), Ok(Held::Yes), "{slept}");
-        assert_eq!(goes_on(now, now + 30), Ok(Held::Yes), "{slept}");
-        let other = tokens.go_on(Some(&token), NodeId([9; 32]), NOW, now);
-        assert_eq!(other.unwrap().is_ok(), usage == Use::Reusable, "{slept}");
-        let id = token.split('-').next().unwrap();
-        tokens.revoke(id, now + 31).unwrap();
-        assert_eq!(goes_on(now + 30, now + 31), Err(TokenRefusal::Invalid));
-        assert_eq!(goes_on(NOW, now + 31), Err(TokenRefusal::Invalid));
-    }
-}
-
-#[test]
-fn only_a_token_that_admits_often_has_an_end_of_its_own() {
-    let (_dir, tokens) = tokens();
-    let once = tokens.create(Use::OneTime, TEN_MINUTES, "", NOW).unwrap();
-    let often = tokens.create(Use::Reusable, TEN_MINUTES, "", NOW).unwrap();
-    let ever = tokens.create(Use::Reusable, None, "", NOW).unwrap();
-    for (token, at, until) in [
-        (Some(&*once), NOW, None),
-        (Some(&*often), NOW, Some(NOW + 600)),
-        (Some(&*often), NOW + 600, None),
-        (Some(&*ever), NOW, None),
-        (Some("x"), NOW, None),
-        (None, NOW, None),
-    ] {
-        assert_eq!(tokens.reusable_until(token, at).unwrap(), until);
     }
 }
