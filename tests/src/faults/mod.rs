@@ -94,6 +94,7 @@ pub const MACHINES: &[Fault] = &[
 pub const ALL: &[Fault] = &[
     links::LOSS_1,
     links::LOSS_5,
+    links::LOSS_3_NOT_SHAPED,
     links::MTU_9000,
     links::MTU_9000_NOT_SHAPED,
     links::MTU_1500,

@@ -42,6 +42,8 @@ pub(super) struct Wire {
     pub(super) delay: Duration,
     /// Without the packet that is being sent.
     pub(super) queue_bytes: usize,
+    /// The share of packets that a cable loses, whatever stands before it.
+    pub(super) noise: f64,
 }
 
 /// Who is at both ends of a link.
@@ -88,6 +90,8 @@ struct Direction {
     waiting_bytes: usize,
     under_way: VecDeque<Packet>,
     passed: Passed,
+    /// The state of the dice that say what the cable loses.
+    dice: u64,
 }
 
 impl Direction {
@@ -99,7 +103,16 @@ impl Direction {
             waiting_bytes: 0,
             under_way: VecDeque::new(),
             passed: Passed::default(),
+            dice: 1,
         }
+    }
+
+    /// Whether the cable loses the next packet (xorshift64: Marsaglia, "Xorshift RNGs", 2003).
+    fn loses(&mut self) -> bool {
+        self.dice ^= self.dice << 13;
+        self.dice ^= self.dice >> 7;
+        self.dice ^= self.dice << 17;
+        (self.dice >> 11) as f64 / ((1_u64 << 53) as f64) < self.wire.noise
     }
 
     fn push(&mut self, now: Instant, contents: &[u8], ecn: Option<EcnCodepoint>) {
@@ -122,6 +135,9 @@ impl Direction {
         }
         let nanos = bytes as u64 * 8 * 1_000_000_000 / self.wire.bits_per_second;
         self.free = begins + Duration::from_nanos(nanos);
+        if self.loses() {
+            return;
+        }
         self.under_way.push_back(Packet {
             arrives: self.free + self.wire.delay,
             waited: begins - now,
