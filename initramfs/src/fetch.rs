@@ -270,8 +270,8 @@ pub fn run(args: &FetchArgs) -> Result<(), Failure> {
             reporter.phase(Phase::Done);
             return Ok(());
         };
+        reporter.phase(Phase::Serving);
         if args.stay {
-            reporter.phase(Phase::Serving);
             tokio::select! {
                 () = serving.serve(&mut reporter) => {}
                 () = stop.asked() => {}
