@@ -350,14 +350,13 @@ pub fn loops_of(part: &str) -> Vec<String> {
     found
 }
 
-/// Waits until `condition` holds; the kernel clears loop devices a moment after the unmount. It only tells what
-/// happens from what never will: a machine that runs other suites beside this one has stood still for 20 s.
+/// Waits until `condition` holds; the kernel clears loop devices a moment after the unmount.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(
             Instant::now() < deadline,
-            "{what} did not happen within 60 s"
+            "{what} did not happen within 10 s"
         );
         std::thread::sleep(Duration::from_millis(20));
     }
