@@ -81,3 +81,26 @@ fn what_only_reads_needs_nothing_written() {
     );
     assert_eq!(said, "");
 }
+
+/// A damaged tag is signed anew when its name is removed, which needs room as anything else: there is some once
+/// the name has gone.
+#[test]
+fn a_damaged_name_is_removed_where_there_is_no_room() {
+    let place = Place::new();
+    let said = on_a_disk(
+        &place,
+        r#"
+        echo nothing > "$MOUNT/state/tags/web"
+        rm "$MOUNT/state/retired/web" 2> /dev/null || true
+        cat /dev/zero > "$MOUNT/fill" 2> /dev/null || true
+        rootswarm remove web
+        test ! -e "$MOUNT/state/tags/web"
+        rm "$MOUNT/fill"
+        rootswarm key --minimum | grep '^version web'
+        rootswarm publish -q web "$FILE" > /dev/null
+        rootswarm key --minimum | grep '^version web'
+        "#,
+    );
+    // Twice published before.
+    assert_eq!(said, "version web 2\nversion web 3\n");
+}

@@ -216,9 +216,19 @@ impl StateDir {
             epoch,
             ..last
         };
+        let last = last.sign(key).encode();
+        let retired = self.retired_file(name);
         let path = self.tags_directory().join(name.as_str());
         // First: a name that is gone here, and not at its mirrors, could not be removed again.
-        self.replace(&self.retired_file(name), &last.sign(key).encode(), 0o644)?;
+        match self.replace(&retired, &last, 0o644) {
+            Ok(()) => {}
+            // A removal is what makes room.
+            Err(StateError::Full { .. }) => {
+                self.remove_locked(name)?;
+                return self.replace(&retired, &last, 0o644);
+            }
+            Err(error) => return Err(error),
+        }
         fs::remove_file(&path).map_err(StateError::io("remove", &path))?;
         self.is_removed(name)
     }
