@@ -15,7 +15,7 @@ use rootswarm_transport::http_proof;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Routes;
-use crate::admission::NotAdmitted;
+use crate::admission::{Admission, NotAdmitted};
 use crate::token::{TokenRefusal, now_unix_s};
 
 /// See [`http_proof`].
@@ -80,27 +80,32 @@ impl Pass {
 
     /// Whether it lets anybody in. Uses nothing up.
     pub(super) async fn check(&self, routes: &Routes) -> Result<(), NotAdmitted> {
-        let Pass::Token { token, bearer } = self else {
-            return self.check_member(routes);
-        };
-        not_revoked(routes, bearer)?;
-        let (admission, token, bearer) = (routes.admission.clone(), token.clone(), *bearer);
-        // It reads a file.
-        let checked = move || admission.check_token(token.as_deref(), bearer);
-        let checked = routes.tokens.run(checked).await;
-        checked.ok_or(NotAdmitted::Busy)?
+        self.ask(routes, Admission::check_token).await
     }
 
     /// Lets it in: a one-time token is used up by the first answer, and goes on to admit the same bearer.
     pub(super) async fn hold(&self, routes: &Routes) -> Result<(), NotAdmitted> {
+        self.ask(routes, Admission::hold_http_token).await
+    }
+
+    /// What admission says of the token and its bearer, which may take a look at a disk.
+    async fn ask(
+        &self,
+        routes: &Routes,
+        question: impl FnOnce(&Admission, Option<&str>, NodeId) -> Result<(), NotAdmitted>
+        + Send
+        + 'static,
+    ) -> Result<(), NotAdmitted> {
         let Pass::Token { token, bearer } = self else {
             return self.check_member(routes);
         };
-        not_revoked(routes, bearer)?;
+        let (_, gate) = &routes.members;
+        if gate.is_revoked(bearer) {
+            return Err(NotAdmitted::Token(TokenRefusal::Invalid));
+        }
         let (admission, token, bearer) = (routes.admission.clone(), token.clone(), *bearer);
-        // It reads a file, and may write one.
-        let held = move || admission.hold_http_token(token.as_deref(), bearer);
-        routes.tokens.run(held).await.ok_or(NotAdmitted::Busy)?
+        let asked = move || question(&admission, token.as_deref(), bearer);
+        routes.tokens.run(asked).await.ok_or(NotAdmitted::Busy)?
     }
 
     fn check_member(&self, routes: &Routes) -> Result<(), NotAdmitted> {
@@ -128,8 +133,10 @@ impl Pass {
         let until_unix_s = self.reusable_until(&routes).await;
         loop {
             let looked_unix_s = now_unix_s();
-            let goes_on = self.goes_on(&routes, last_unix_s, until_unix_s);
-            match goes_on.await {
+            let goes_on = move |admission: &Admission, token: Option<&str>, bearer| {
+                admission.goes_on(token, bearer, last_unix_s, until_unix_s)
+            };
+            match self.ask(&routes, goes_on).await {
                 Ok(()) => last_unix_s = looked_unix_s,
                 Err(reason) if reason.may_pass() => {}
                 Err(reason) => return reason,
@@ -148,29 +155,5 @@ impl Pass {
             tokens.reusable_until(token.as_deref(), now_unix_s()).ok()
         };
         routes.tokens.run(until).await.flatten().flatten()
-    }
-
-    async fn goes_on(
-        &self,
-        routes: &Routes,
-        last_unix_s: u64,
-        until_unix_s: Option<u64>,
-    ) -> Result<(), NotAdmitted> {
-        let Pass::Token { token, bearer } = self else {
-            return self.check_member(routes);
-        };
-        not_revoked(routes, bearer)?;
-        let (admission, token, bearer) = (routes.admission.clone(), token.clone(), *bearer);
-        let goes_on =
-            move || admission.goes_on(token.as_deref(), bearer, last_unix_s, until_unix_s);
-        routes.tokens.run(goes_on).await.ok_or(NotAdmitted::Busy)?
-    }
-}
-
-fn not_revoked(routes: &Routes, bearer: &NodeId) -> Result<(), NotAdmitted> {
-    let (_, gate) = &routes.members;
-    match gate.is_revoked(bearer) {
-        true => Err(NotAdmitted::Token(TokenRefusal::Invalid)),
-        false => Ok(()),
     }
 }
