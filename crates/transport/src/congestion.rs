@@ -64,8 +64,8 @@ const FLOOR_PACKETS: u64 = 2;
 
 /// A loss with no more of a queue than this standing is not a queue's, but a cable's or an interface's. Of a
 /// gigabit link it is 62 kB, and few ports hold less. Where longer queues have stood it is a third of those.
-/// With losses obeyed to the floor, one packet in a hundred lost left a node a quarter of 100 Mbit/s, and
-/// one in twenty a thirtieth, where TCP has 0.9 (TUNING.md).
+/// With losses obeyed to the floor, one batch of packets in a hundred lost left a node a quarter of 100 Mbit/s,
+/// and one in twenty a thirtieth, where TCP has 0.9 (TUNING.md).
 const NO_QUEUE: Duration = Duration::from_micros(500);
 
 /// …unless so much is lost: a queue that is shorter than that loses a large part of each burst.

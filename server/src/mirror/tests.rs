@@ -1,12 +1,24 @@
 //! What a mirror does not follow.
 
-use rootswarm_image::{ChunkSize, ImageName, Tag};
-
 use std::time::Instant;
+
+use rootswarm_image::{ChunkSize, ImageName, Tag};
 
 use super::download::RETRY;
 use super::following::follow;
 use super::*;
+
+fn signed(name: &ImageName, version: u64, epoch: u32, id: u8, key: &SwarmKey) -> SignedTag {
+    let tag = Tag {
+        name: name.clone(),
+        id: ImageId::from_bytes([id; 32]),
+        length: 1,
+        chunk_size: ChunkSize::from_bytes(1 << 16).unwrap(),
+        version,
+        epoch,
+    };
+    tag.sign(key)
+}
 
 /// A primary that was put back, or somebody in its place, offers what was newest once.
 #[test]
@@ -14,17 +26,8 @@ fn an_old_tag_does_not_come_back() {
     let dir = tempfile::tempdir().unwrap();
     let state = StateDir::open(dir.path()).unwrap();
     let key = state.key().unwrap();
-    let tag = |version, epoch, id| {
-        let tag = Tag {
-            name: "web".parse().unwrap(),
-            id: ImageId::from_bytes([id; 32]),
-            length: 1,
-            chunk_size: ChunkSize::from_bytes(1 << 16).unwrap(),
-            version,
-            epoch,
-        };
-        tag.sign(&key)
-    };
+    let name = "web".parse().unwrap();
+    let tag = |version, epoch, id| signed(&name, version, epoch, id, &key);
     let current = tag(7, 3, 1);
     {
         let _lock = state.lock().unwrap();
@@ -142,17 +145,7 @@ fn what_a_name_meant_before_its_removal_goes_whenever_that_is_told() {
     let state = StateDir::open(dir.path()).unwrap();
     let key = state.key().unwrap();
     let name: ImageName = "web".parse().unwrap();
-    let tag = |version: u64| {
-        let tag = Tag {
-            name: name.clone(),
-            id: ImageId::from_bytes([version as u8; 32]),
-            length: 1,
-            chunk_size: ChunkSize::from_bytes(1 << 16).unwrap(),
-            version,
-            epoch: 3,
-        };
-        tag.sign(&key)
-    };
+    let tag = |version: u64| signed(&name, version, 3, version as u8, &key);
     let (tokens, revoked) = (
         Tokens::of_mirror(state.clone()),
         RevocationList::new(state.clone()),
@@ -225,17 +218,7 @@ fn a_name_that_is_removed_there_is_gone_here_whatever_is_newer() {
                 [&dirs[0], &dirs[1]].map(|dir| StateDir::open(dir.path()).unwrap());
             let key = first.key().unwrap();
             let name: ImageName = "web".parse().unwrap();
-            let tag = |version| {
-                let tag = Tag {
-                    name: name.clone(),
-                    id: ImageId::from_bytes([version as u8; 32]),
-                    length: 1,
-                    chunk_size: ChunkSize::from_bytes(1 << 16).unwrap(),
-                    version,
-                    epoch: 1,
-                };
-                tag.sign(&key)
-            };
+            let tag = |version: u64| signed(&name, version, 1, version as u8, &key);
             for (state, version) in [(&first, there), (&mirror, here)] {
                 if version > 0 {
                     let _lock = state.lock().unwrap();
@@ -283,16 +266,9 @@ fn names_that_the_first_seed_does_not_know_are_said_and_told() {
         let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let [first, mirror] = [&dirs[0], &dirs[1]].map(|dir| StateDir::open(dir.path()).unwrap());
         let key = first.key().unwrap();
-        let tag = |name: usize, version| {
-            let tag = Tag {
-                name: format!("image-{name}").parse().unwrap(),
-                id: ImageId::from_bytes([name as u8; 32]),
-                length: 1,
-                chunk_size: ChunkSize::from_bytes(1 << 16).unwrap(),
-                version,
-                epoch: 1,
-            };
-            tag.sign(&key)
+        let tag = |number: usize, version| {
+            let name = format!("image-{number}").parse().unwrap();
+            signed(&name, version, 1, number as u8, &key)
         };
         {
             let _lock = mirror.lock().unwrap();
